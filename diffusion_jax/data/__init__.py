@@ -1,0 +1,1 @@
+"""Sources of examples: deterministic, random access; and how they become batches."""

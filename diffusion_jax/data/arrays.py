@@ -1,0 +1,258 @@
+"""Data sets in one file: a table of columns, of which some are images.
+
+The rows are the images of an .npz array, or the members of a .zip sorted by name. The columns are, by name,
+
+    the arrays of the .npz          or, for a .zip,   'folder' (the name of the folder that a member lies in) and
+                                                      'prefix' (its file name up to the first '_'; integers if all of them are)
+    the lists of each `meta` file   {'label': [...], 'caption': [...], ...}, [{'label': ..., 'caption': ...}, ...],
+                                    or a bare list, whose column is called like the file
+    'names' in a `meta` file        the class names
+
+and the fields of `Arrays` say which column is what. `Tiles` reads class sheets, images cut into small ones.
+"""
+from __future__ import annotations
+
+import functools
+import json
+import zipfile
+import zlib
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.data.image import opaque, read
+from diffusion_jax.data.source import Record, class_indices, existing, inside
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class _Members:
+    """The images of a zip file, in the order of their names."""
+
+    def __init__(self, path: Path):
+        with _readable(path):
+            self.archive = zipfile.ZipFile(path)
+        names = [inside(name, path) for name in self.archive.namelist()]
+        self.names = sorted(n for n in names if n.lower().endswith(SUFFIXES) and not PurePosixPath(n).name.startswith("."))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        name = f"{self.archive.filename}/{self.names[i]}"
+        with _readable(name):
+            data = self.archive.read(self.names[i])
+        return read(data, name)
+
+    def columns(self) -> dict[str, list]:
+        paths = [PurePosixPath(name) for name in self.names]
+        prefixes = [path.stem.split("_")[0] for path in paths]
+        numbered = all(prefix.isdecimal() for prefix in prefixes)
+        return {"folder": [path.parent.name for path in paths], "prefix": [int(p) for p in prefixes] if numbered else prefixes}
+
+
+_Images = np.ndarray | _Members
+
+
+class _Table(NamedTuple):
+    images: _Images
+    rows: np.ndarray
+    labels: np.ndarray | None
+    captions: Sequence[str] | None
+    names: tuple[str, ...] | None
+
+
+@contextmanager
+def _readable(name: str | Path) -> Iterator[None]:
+    """Turns whatever a damaged archive raises into one line."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{name}: cannot read it ({error}); fetch or write it again") from error
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The images of an .npz or .zip file with labels and captions from it or from JSON files beside it.
+
+    A column that is None is looked for under the usual names: 'image', 'images', 'rgba', 'arr_0' or 'x_<split>'; 'label',
+    'labels', 'arr_1' or 'y_<split>'; 'caption' or 'captions'. So ADM's sample files and mnist.npz need none of them.
+
+    Attributes:
+      path: the .npz (images uint8 [N, H, W] or [N, H, W, C], alpha goes onto white) or the .zip.
+      image: the column of the images (.npz only).
+      label: the column of the labels: integers, or strings, which are then numbered in the order of the class names, or of the
+        alphabet where there are none.
+      caption: the column of the captions.
+      split: which rows: those whose `split_key` column has this value; None is all of them.
+      split_key: the column of the splits.
+      meta: JSON files, relative to the folder of `path`.
+
+    Raises:
+      ConfigError: at first use: a file or column is missing or damaged, or columns differ in length.
+
+    Example:
+      >>> Arrays('flowers102/images128.zip', split='train', split_key='random_split', meta=('labels.json',)).names[:2]
+      ('pink primrose', 'hard-leaved pocket orchid')
+    """
+
+    path: str
+    image: str | None = None
+    label: str | None = None
+    caption: str | None = None
+    split: str | None = None
+    split_key: str = "split"
+    meta: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if isinstance(self.meta, str):
+            raise ConfigError(f"meta={self.meta!r}: give a tuple of file names, ({self.meta!r},)")
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The class names: 'names' of a meta file, or the sorted set of string labels."""
+        return self._table.names
+
+    def __len__(self) -> int:
+        return len(self._table.rows)
+
+    def __getitem__(self, i: int) -> Record:
+        table = self._table
+        row = int(table.rows[i])
+        image = table.images[row]
+        record: Record = {"image": opaque(image if image.ndim == 3 else image[..., None])}
+        if table.labels is not None:
+            record["label"] = int(table.labels[row])
+        if table.captions is not None:
+            record["caption"] = str(table.captions[row])
+        return record
+
+    @functools.cached_property
+    def _table(self) -> _Table:
+        path = existing(self.path)
+        meta, names = _read_meta(path.parent / name for name in self.meta)
+        if path.suffix == ".zip":
+            members = _Members(path)
+            return self._select(members, ChainMap(meta, members.columns()), names)
+        if path.suffix != ".npz":
+            raise ConfigError(f"{path}: must end in .npz or .zip; a folder of images is a diffusion_jax.data.folder:Folder")
+        with _readable(path), np.load(path) as arrays:
+            columns = ChainMap(meta, arrays)  # .npz arrays are read when asked for
+            images = self._column(columns, self.image, ("image", "images", "rgba", "arr_0", f"x_{self.split}"))
+            if images is None:
+                raise ConfigError(f"{path}: which array holds the images? set 'image' or 'split' to fit one of {sorted(columns)}")
+            if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and not 1 <= images.shape[3] <= 4):
+                raise ConfigError(f"{path}: images are {images.dtype} {images.shape}; want uint8 [N, H, W] or [N, H, W, C]")
+            return self._select(images, columns, names)
+
+    def _select(self, images: _Images, columns: Mapping[str, Any], names: tuple[str, ...] | None) -> _Table:
+        labels = self._column(columns, self.label, ("label", "labels", "arr_1", f"y_{self.split}"), len(images))
+        captions = self._column(columns, self.caption, ("caption", "captions"), len(images))
+        if labels is not None:
+            labels, names = class_indices(labels, names, self.path)
+        if captions is not None and not all(isinstance(caption, str) for caption in captions):
+            raise ConfigError(f"{self.path}: captions must be one string each; choose another caption column")
+        rows = np.arange(len(images))
+        if self.split is not None and f"x_{self.split}" not in columns:
+            of_row = np.asarray(self._column(columns, self.split_key, (), len(images)))
+            rows = np.flatnonzero(of_row == self.split)
+            if not len(rows):
+                raise unknown(f"split of {self.path}", self.split, set(map(str, of_row)))
+        return _Table(images, rows, labels, captions, names)
+
+    def _column(self, columns: Mapping[str, Any], given: str | None, usual: tuple[str, ...], length: int | None = None) -> Any:
+        """The column called `given`, or else the first of the usual ones that is there, or else None."""
+        name = given or next((name for name in usual if name in columns), None)
+        if name is None:
+            return None
+        if name not in columns:
+            raise unknown(f"column of {self.path}", name, columns)
+        column = columns[name]
+        if length is not None and len(column) != length:
+            raise ConfigError(f"{self.path}: {length} images but {len(column)} values of {name!r}; give its own meta file")
+        return column
+
+
+def _read_meta(paths: Iterator[Path]) -> tuple[dict[str, list], tuple[str, ...] | None]:
+    """The columns of JSON files, and the class names that one of them may hold."""
+    columns: dict[str, list] = {}
+    names = None
+    for path in paths:
+        try:
+            content = json.loads(existing(path).read_text())
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{path}: is not JSON ({error})") from None
+        if isinstance(content, dict):
+            columns |= {key: value for key, value in content.items() if isinstance(value, list)}
+            names = tuple(content["names"]) if "names" in content else names
+        elif content and all(isinstance(row, dict) for row in content):
+            columns |= {key: [row.get(key) for row in content] for key in content[0]}
+        else:
+            columns[path.stem] = content
+    return columns, names
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Class sheets: files <split>_<class>.<png, jpg, ...> whose square tiles, row by row, are the images of the class.
+
+    Attributes:
+      path: the folder.
+      split: the first part of the file names.
+      tile: the side of a tile in pixels.
+
+    Raises:
+      ConfigError: at first use: no such sheets, a damaged one, or one that does not divide into tiles.
+
+    Example:
+      >>> Tiles('cifar10', split='test').names[3]
+      'cat'
+    """
+
+    path: str
+    split: str = "train"
+    tile: int = 32
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes of the file names, sorted."""
+        return tuple(sorted(self._sheets))
+
+    def __len__(self) -> int:
+        return len(self._data[1])
+
+    def __getitem__(self, i: int) -> Record:
+        images, labels = self._data
+        return {"image": images[i], "label": int(labels[i])}
+
+    @functools.cached_property
+    def _sheets(self) -> dict[str, Path]:
+        files = [file for file in existing(self.path).iterdir() if file.suffix.lower() in SUFFIXES]
+        sheets = {file.stem.removeprefix(f"{self.split}_"): file for file in files if file.stem.startswith(f"{self.split}_")}
+        if not sheets:
+            raise unknown(f"split of {self.path}", self.split, {file.stem.split("_")[0] for file in files})
+        return sheets
+
+    @functools.cached_property
+    def _data(self) -> tuple[np.ndarray, np.ndarray]:
+        per_class = [self._cut(self._sheets[name]) for name in self.names]
+        labels = np.repeat(np.arange(len(per_class)), [len(tiles) for tiles in per_class])
+        return np.concatenate(per_class), labels
+
+    def _cut(self, sheet: Path) -> np.ndarray:
+        image = read(sheet)
+        height, width, channels = image.shape
+        if height % self.tile or width % self.tile:
+            raise ConfigError(f"{sheet}: {width}x{height} pixels do not divide into tiles of {self.tile}; set 'tile'")
+        rows = image.reshape(height // self.tile, self.tile, width // self.tile, self.tile, channels)
+        return rows.swapaxes(1, 2).reshape(-1, self.tile, self.tile, channels)

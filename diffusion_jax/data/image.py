@@ -1,0 +1,239 @@
+"""Images at the edge of the program: uint8 [h, w, c] outside, float32 in [-1, 1] inside.
+
+    to_unit(u)  = (2 u - 255) / 255                                                   (1)
+    to_uint8(x) = round(clip(127.5 (x + 1), 0, 255))                                  (2)
+
+(1) is u / 127.5 - 1 with one rounding instead of two, so NumPy and XLA agree on each bit and 255 becomes exactly 1.
+Down-scaling averages over the area that a pixel covers, so it never aliases. The crops are those of ADM (Dhariwal & Nichol,
+arXiv:2105.05233, appendix; used by DiT as well): box-halve while the shorter side is at least twice the aim, bicubic to
+the aim, crop.
+"""
+from __future__ import annotations
+
+import io
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.data.source import Record
+
+Resampling = Image.Resampling
+
+
+def to_unit(image: Any) -> Any:
+    """uint8 -> float32 in [-1, 1] by (1); a NumPy or JAX array, which stays one."""
+    return (2.0 * image.astype(np.float32) - 255.0) * np.float32(1 / 255)
+
+
+def to_uint8(x: Any) -> Any:
+    """[-1, 1] -> uint8 by (2), values outside clipped; a NumPy or JAX array of any float type, which stays one."""
+    return ((x.astype(np.float32) + 1.0) * 127.5).clip(0, 255).round().astype(np.uint8)
+
+
+def opaque(image: np.ndarray) -> np.ndarray:
+    """uint8 [..., 2 or 4] with alpha last -> [..., 1 or 3] on white; without alpha as it is."""
+    if image.shape[-1] in (1, 3):
+        return image
+    colour, alpha = image[..., :-1].astype(np.uint32), image[..., -1:].astype(np.uint32)
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [h, w, 1 to 4] -> [h, w, channels]: grey is repeated, colour becomes luma (ITU-R 601), alpha goes onto white."""
+    image = opaque(image)
+    if image.shape[-1] == channels:
+        return image
+    return np.repeat(image, 3, axis=-1) if channels == 3 else _array(_picture(image).convert("L"))
+
+
+def read(data: bytes | str | Path, name: str | None = None) -> np.ndarray:
+    """Reads an image file of any kind that Pillow knows, upright (EXIF), on white where it is transparent.
+
+    Args:
+      data: the bytes of the file, or its path.
+      name: what error messages call it; the path by default.
+
+    Returns:
+      uint8 [h, w, 1] for grey images (16-bit ones rounded to 8), [h, w, 3] for all others.
+
+    Raises:
+      ConfigError: it cannot be read, is cut short, has 32-bit pixels, or is too large to be an honest image.
+    """
+    name = str(name or (data if not isinstance(data, bytes) else "image"))
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and math.prod(picture.size) > limit:
+                raise ConfigError(f"{name}: {picture.width}x{picture.height} pixels are more than {limit}; shrink or remove it")
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _eight_bit(picture, name)
+    except ConfigError:
+        raise
+    except Exception as error:  # decoders raise anything at all on corrupt bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{name}: cannot read this image ({reason}); mend or remove it") from error
+
+
+def _eight_bit(picture: Image.Image, name: str) -> np.ndarray:
+    """Any Pillow mode -> uint8 [h, w, 1 or 3]."""
+    if picture.mode.startswith("I"):
+        deep = np.asarray(picture).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ConfigError(f"{name}: has 32-bit pixels; convert it to 8 or 16 bits")
+        return ((deep * 255 + 32767) // 65535).astype(np.uint8)[..., None]
+    if picture.mode == "F":
+        raise ConfigError(f"{name}: has 32-bit pixels; convert it to 8 or 16 bits")
+    grey = picture.mode in ("1", "L", "LA", "La")
+    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+        return opaque(_array(picture.convert("LA" if grey else "RGBA")))
+    return _array(picture.convert("L" if grey else "RGB"))
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+    """uint8 [h, w, c] -> Pillow image."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def _array(picture: Image.Image) -> np.ndarray:
+    """Pillow image -> uint8 [h, w, c]."""
+    array = np.asarray(picture)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 [h, w, 1 or 3] -> [height, width, c] without aliasing; the aspect ratio is not kept.
+
+    The mean over boxes where both factors are whole, else Lanczos when a side shrinks and bicubic when none does (Lanczos rings).
+    """
+    h, w = image.shape[:2]
+    if (h, w) == (height, width):
+        return image
+    if h % height == 0 and w % width == 0:
+        area = (h // height) * (w // width)
+        total = image.reshape(height, h // height, width, w // width, -1).sum((1, 3), dtype=np.uint32)
+        return ((total + area // 2) // area).astype(np.uint8)
+    filter_ = Resampling.LANCZOS if height < h or width < w else Resampling.BICUBIC
+    return _array(_picture(image).resize((width, height), filter_))
+
+
+def _shorter_side(image: np.ndarray, side: int) -> np.ndarray:
+    """ADM's resize: halved by boxes while that leaves the shorter side >= `side`, then bicubic until it is `side`."""
+    picture = _picture(image)
+    while min(picture.size) >= 2 * side:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Resampling.BOX)
+    scale = side / min(picture.size)
+    return _array(picture.resize((round(picture.width * scale), round(picture.height * scale)), Resampling.BICUBIC))
+
+
+def center_crop_adm(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [h, w, 1 or 3] -> [size, size, c]: the central square, scaled as ADM does it."""
+    image = _shorter_side(image, size)
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top:top + size, left:left + size]
+
+
+def random_crop(image: np.ndarray, size: int, rng: np.random.Generator, least: float = 0.8) -> np.ndarray:
+    """uint8 [h, w, 1 or 3] -> [size, size, c]: a random square of ADM.
+
+    The shorter side is scaled to a whole number drawn evenly from size .. ceil(size / least), so the square spans `least` to
+    all of it; its place is drawn evenly.
+    """
+    image = _shorter_side(image, int(rng.integers(size, math.ceil(size / least) + 1)))
+    top, left = (int(rng.integers(side - size + 1)) for side in image.shape[:2])
+    return image[top:top + size, left:left + size]
+
+
+def flip(image: np.ndarray) -> np.ndarray:
+    """[h, w, c] mirrored left to right."""
+    return image[:, ::-1]
+
+
+def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """uint8 [N, H, W, C] -> one uint8 image, row by row, with white lines of `gap` pixels between; about square by default."""
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = -(-count // columns)
+    cells = np.full((rows * columns, height + gap, width + gap, channels), 255, np.uint8)
+    cells[:count, :height, :width] = images
+    sheet = cells.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * (height + gap), columns * (width + gap), channels)
+    return sheet[:sheet.shape[0] - gap, :sheet.shape[1] - gap]
+
+
+def save_png(path: str | Path, image: np.ndarray) -> None:
+    """Writes uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] as PNG, whole or not at all; makes the folder if there is none."""
+    if image.dtype != np.uint8:
+        raise TypeError(f"save_png wants uint8, got {image.dtype}; use to_uint8")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        _picture(image if image.ndim == 3 else image[..., None]).save(unfinished, format="PNG")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _needed(rng: np.random.Generator | None) -> np.random.Generator:
+    if rng is None:
+        raise TypeError("Decode with a random crop or flips needs a generator")
+    return rng
+
+
+@dataclass(frozen=True)
+class Decode:
+    """From a record to arrays of a fixed shape: a pure function of the record and the generator.
+
+    Attributes:
+      size: height and width of the result.
+      crop: 'center' (`center_crop_adm`), 'random' (`random_crop`) or 'none' (the whole image, resized to the square).
+      flip: mirror every other image, at random.
+      channels: 1 or 3.
+
+    Example:
+      >>> Decode(32)({'image': np.zeros((40, 50, 1), np.uint8), 'label': 3})['image'].shape
+      (32, 32, 3)
+    """
+
+    size: int
+    crop: str = "center"
+    flip: bool = False
+    channels: int = 3
+
+    def __post_init__(self):
+        if self.crop not in ("center", "random", "none"):
+            raise unknown("crop", self.crop, ("center", "random", "none"))
+        if self.channels not in (1, 3) or self.size < 1:
+            raise ConfigError(f"Decode(size={self.size}, channels={self.channels}): size must be positive, channels 1 or 3")
+
+    @property
+    def random(self) -> bool:
+        """Whether the generator is used at all."""
+        return self.flip or self.crop == "random"
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        """'image' uint8 [size, size, channels], 'label' int32 if the record has one, and its caption as it is.
+
+        Args:
+          record: what a source holds.
+          rng: needed only where `random` is true.
+        """
+        image = to_channels(record["image"], self.channels)
+        if self.crop == "random":
+            image = random_crop(image, self.size, _needed(rng))
+        elif image.shape[:2] != (self.size, self.size):
+            image = center_crop_adm(image, self.size) if self.crop == "center" else resize(image, self.size, self.size)
+        if self.flip and _needed(rng).random() < 0.5:
+            image = flip(image)
+        example: Record = {"image": image}
+        if "label" in record:
+            example["label"] = np.int32(record["label"])
+        if "caption" in record:
+            example["caption"] = record["caption"]
+        return example

@@ -1,0 +1,157 @@
+"""Batches as a pure function of the step, and a stream of them onto the devices.
+
+Training example number p (counted from 0 over the whole run) is
+
+    epoch, offset = divmod(p, N),      record = order(seed, epoch)[offset]                    (1)
+    augmented with a generator that starts at (seed, p),                                      (2)
+
+and batch k holds the examples k B .. (k + 1) B - 1, of which process i of n takes the i-th contiguous n-th. So a restart needs
+nothing but the step, and the global batch does not depend on how many processes share it.
+
+Both (1) and (2) use the counter-based Philox generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
+the key is (seed, purpose), the highest word of the counter the epoch or p, so the streams never meet. An order sorts raw
+Philox words, because NumPy promises those never to change, and `Generator.permutation` not.
+"""
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data.image import Decode, to_unit
+from diffusion_jax.data.source import Source
+
+ORDER, AUGMENT = 0, 1
+ENDLESS = 2**62
+AHEAD = 2  # batches on the devices before they are asked for: one transfer hides behind a step, one more evens out jitter
+
+_to_unit = jax.jit(to_unit)
+
+
+def _philox(seed: int, purpose: int, number: int) -> np.random.Philox:
+    key = np.array([seed % 2**64, purpose], np.uint64)
+    return np.random.Philox(key=key, counter=np.array([0, 0, 0, number], np.uint64))
+
+
+@functools.lru_cache(maxsize=8)  # two epochs of a few sources
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of an epoch, int64 [size]."""
+    order = np.argsort(_philox(seed, ORDER, epoch).random_raw(size), kind="stable")
+    order.flags.writeable = False
+    return order
+
+
+def _generators(seed: int) -> Callable[[int], np.random.Generator]:
+    """(2): position -> its generator. One object that is moved along, which costs a seventh of a new one each time."""
+    bits = _philox(seed, AUGMENT, 0)
+    generator, state = np.random.Generator(bits), bits.state
+
+    def at(position: int) -> np.random.Generator:
+        state["state"]["counter"][3] = position
+        bits.state = state
+        return generator
+
+    return at
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Endless batches by step: `batches[step]` is this process's part of the global batch of that step.
+
+    Attributes:
+      source: where the records come from.
+      decode: what makes arrays of them.
+      batch: the size of the global batch.
+      seed: of order and augmentation.
+      process_index: which part of the batch is ours.
+      process_count: how many parts there are.
+      shuffle: False takes the records in their order, again and again: for evaluation.
+
+    Raises:
+      ConfigError: the batch does not divide among the processes, or the source is empty.
+
+    Example:
+      >>> Batches(Digits('test'), Decode(8, channels=1), batch=4, seed=0)[100]['image'].shape
+      (4, 8, 8, 1)
+    """
+
+    source: Source
+    decode: Decode
+    batch: int
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+    shuffle: bool = True
+
+    def __post_init__(self):
+        if self.batch < 1 or self.batch % self.process_count:
+            raise ConfigError(f"batch {self.batch} does not divide among {self.process_count} processes; choose a multiple")
+        if not 0 <= self.process_index < self.process_count:
+            raise ConfigError(f"process {self.process_index} of {self.process_count} does not exist; count from 0")
+        if len(self.source) == 0:
+            raise ConfigError(f"{self.source} holds no records; check its path and split")
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        """Arrays [batch // process_count, ...] and, where there are captions, a list of str."""
+        local = self.batch // self.process_count
+        first = step * self.batch + self.process_index * local
+        generator = _generators(self.seed) if self.decode.random else lambda position: None
+        examples = [self.decode(self.source[self._index(p)], generator(p)) for p in range(first, first + local)]
+        return {key: _stack([example[key] for example in examples]) for key in examples[0]}
+
+    def _index(self, position: int) -> int:
+        """(1): the record at a position."""
+        epoch, offset = divmod(position, len(self.source))
+        return int(_order(len(self.source), self.seed, epoch)[offset]) if self.shuffle else offset
+
+
+def _stack(values: list[Any]) -> np.ndarray | list[str]:
+    return values if isinstance(values[0], str) else np.stack(values)
+
+
+def stream(
+    batches: Batches, start: int, sharding: jax.sharding.Sharding, threads: int = 2, buffer: int = 4
+) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    """Endless (step, batch) from step `start` on, read ahead in threads and put on the devices ahead of use.
+
+    'image' arrives as float32 in [-1, 1], converted on the device, where a byte per pixel has been sent; captions stay behind.
+    To stop, drop the iterator or close() it. What a reading thread raises is raised here.
+
+    Args:
+      batches: what to read; its parts must lie in the order of the processes' devices.
+      start: the first step.
+      sharding: of the leading axis of every array, for example NamedSharding(mesh, PartitionSpec('data')).
+      threads: how many read at a time.
+      buffer: how many batches they may be ahead.
+    """
+    import grain
+
+    read_ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    steps = grain.MapDataset.range(start, ENDLESS).map(lambda step: (int(step), batches[int(step)]))
+    host = iter(steps.to_iter_dataset(read_ahead))
+    ready: deque[tuple[int, dict[str, jax.Array]]] = deque()
+    try:
+        for step, batch in host:
+            # In the caller's thread: with several processes all must launch their programs in the same order.
+            ready.append((step, _put(batch, batches.batch, sharding)))
+            if len(ready) > AHEAD:
+                yield ready.popleft()
+    finally:
+        host.close()
+
+
+def _put(batch: dict[str, Any], size: int, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:
+    """The local part of a batch -> global arrays."""
+    arrays = {
+        key: jax.make_array_from_process_local_data(sharding, value, (size, *value.shape[1:]))
+        for key, value in batch.items() if isinstance(value, np.ndarray)
+    }
+    if arrays["image"].dtype == np.uint8:
+        arrays["image"] = _to_unit(arrays["image"])
+    return arrays

@@ -1,0 +1,1 @@
+"""The mathematics: processes, scales, times, guidance, samplers, losses. No networks here."""

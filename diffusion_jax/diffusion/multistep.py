@@ -1,0 +1,138 @@
+"""Samplers that remember: linear multistep methods in eps or in half log-SNR.
+
+    PLMS            DDIM with an Adams-Bashforth combination of the last four eps                 (1)  2202.09778
+    DPM-Solver++    x_s = (sigma_s / sigma_t) x + alpha_s (1 - e^-h) D0 + c1 D1 + c2 D2           (2)  2211.01095
+
+with h = ln(alpha_s / sigma_s) - ln(alpha_t / sigma_t) and D0, D1, D2 the value, slope and curvature of the past x0 against it.
+The form of DPM-Solver (2206.00927) is (2) with eps for x0, alpha and sigma exchanged and h negated.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.diffusion.process import ratio
+from diffusion_jax.diffusion.samplers import refuse_pure_noise, resolve
+from diffusion_jax.types import Array, Noise, Process, Sampler, State
+
+
+def plms(process: Process) -> Sampler:
+    """Pseudo linear multistep, (1): four past eps; its first step asks the network twice. Needs at least two steps."""
+    refuse_pure_noise(process, "plms", "dpmpp_2m")
+    table = jnp.array([[24, 0, 0, 0], [36, -12, 0, 0], [46, -32, 10, 0], [55, -59, 37, -9]]) / 24
+
+    def init(x: Array, steps: int) -> State:
+        if steps < 2:
+            raise ConfigError("plms needs at least 2 steps")
+        return jnp.zeros((3, *x.shape), x.dtype), jnp.zeros((), jnp.int32)
+
+    def step(denoise, x, state, t, s, key):
+        past, count = state
+        _, eps = resolve(process, denoise(x, t, key), x, t)
+        history = jnp.concatenate([eps[None], past])                            # [4, B, ...], newest first
+
+        def move(eps):
+            return process.alpha(s) * (x - process.sigma(t) * eps) / process.alpha(t) + process.sigma(s) * eps
+
+        def improved_euler():
+            ahead = move(eps)
+            return (eps + resolve(process, denoise(ahead, s, key), ahead, s)[1]) / 2
+
+        combined = jax.lax.cond(count == 0, improved_euler, lambda: jnp.tensordot(table[jnp.minimum(count, 3)], history, 1))
+        return move(combined), (history[:3], count + 1)
+
+    return Sampler(init, step)
+
+
+class _Multistep(NamedTuple):
+    """The last two model values and half log-SNR steps, the number of steps done and of all."""
+
+    m1: Array
+    m2: Array
+    h1: Array
+    h2: Array
+    done: Array
+    steps: Array
+
+
+def dpm_solver(
+    process: Process, order: int = 2, form: str = "x0", sde: bool = False, corrector: str = "midpoint",
+    noise: Noise = jax.random.normal,
+) -> Sampler:
+    """DPM-Solver's multistep family, (2).
+
+    Runs of fewer than 15 steps end with lower orders, and so does every step to a clean s, as the authors advise.
+
+    Args:
+      process: the process.
+      order: 1, 2 or 3.
+      form: 'x0' (DPM-Solver++, 2211.01095) or 'eps' (DPM-Solver, 2206.00927).
+      sde: the stochastic form (2211.01095 app.).
+      corrector: 'midpoint' or 'heun', the second-order formula.
+      noise: the source of noise of the stochastic form.
+    """
+    for kind, got, known in (("form", form, ("x0", "eps")), ("corrector", corrector, ("midpoint", "heun"))):
+        if got not in known:
+            raise unknown(kind, got, known)
+    if form == "eps":
+        refuse_pure_noise(process, "the eps form of dpm_solver", "form x0")
+
+    def init(x: Array, steps: int) -> _Multistep:
+        zero, one = jnp.zeros_like(x), jnp.ones((), jnp.float32)
+        return _Multistep(zero, zero, one, one, jnp.zeros((), jnp.int32), jnp.int32(steps))
+
+    def step(denoise, x, past: _Multistep, t, s, key):
+        k_denoise, k_noise = jax.random.split(key)
+        x0, eps = resolve(process, denoise(x, t, k_denoise), x, t)
+        m0 = x0 if form == "x0" else eps
+        q = ratio(process, t, s)
+        h = -jnp.log(q)
+        allowed = jnp.minimum(order, past.done + 1)
+        allowed = jnp.where(past.steps < 15, jnp.minimum(allowed, past.steps - past.done), allowed)
+        allowed = jnp.where(process.sigma(s) == 0, 1, allowed)
+        keep, c0, c1, c2 = _coefficients(process, form, sde, corrector, t, s, q, h, allowed)
+        d10 = jnp.where(allowed > 1, h / past.h1, 0) * (m0 - past.m1)
+        d11 = jnp.where(allowed > 2, h / past.h2, 0) * (past.m1 - past.m2)
+        third = allowed > 2
+        d1 = d10 + jnp.where(third, past.h1 / (past.h1 + past.h2), 0) * (d10 - d11)
+        d2 = jnp.where(third, h / (past.h1 + past.h2), 0) * (d10 - d11)
+        x = keep * x + c0 * m0 + c1 * d1 + c2 * d2
+        if sde:
+            level = process.sigma(s) if form == "x0" else process.alpha(s) / process.alpha(t) * process.sigma(t)
+            spread = level * jnp.sqrt(1 - q**2)
+            x = x + spread * noise(k_noise, x.shape, x.dtype)
+        return x, _Multistep(m0, past.m1, h, past.h1, past.done + 1, past.steps)
+
+    return Sampler(init, step)
+
+
+def _coefficients(process, form, sde, corrector, t, s, q, h, allowed):
+    """Factors of x, D0, D1, D2 in (2). The eps form is the x0 form with alpha and sigma exchanged and h negated."""
+    a_s, s_s = process.alpha(s), process.sigma(s)
+    if form == "x0":
+        w, k, twice = a_s, (2 * h if sde else h), 1
+        wq = a_s * (q**2 if sde else q)                                        # w exp(-k)
+        keep = s_s / process.sigma(t) * (q if sde else 1)
+    else:
+        w, k, twice = s_s, -h, (2 if sde else 1)
+        wq = a_s * process.sigma(t) / process.alpha(t)
+        keep = a_s / process.alpha(t)
+    c0 = w - wq
+    c1_exact = (wq - w) / k + w
+    c1_second = c0 / 2 if corrector == "midpoint" else c1_exact
+    c1 = jnp.where(allowed > 2, c1_exact, jnp.where(allowed > 1, c1_second, 0))
+    c2 = jnp.where(allowed > 2, w / 2 - (wq - w + w * k) / k**2, 0)
+    return keep, twice * c0, twice * c1, twice * c2
+
+
+def dpmpp_2m(process: Process) -> Sampler:
+    """DPM-Solver++ (2M): second order, one network call a step."""
+    return dpm_solver(process)
+
+
+def dpmpp_2m_sde(process: Process, noise: Noise = jax.random.normal) -> Sampler:
+    """The stochastic form of DPM-Solver++ (2M)."""
+    return dpm_solver(process, sde=True, noise=noise)

@@ -1,0 +1,306 @@
+"""Samplers: pairs of pure functions under one `lax.scan`.
+
+Every step t -> s starts from x0 and eps = (x - alpha_t x0) / sigma_t. With q = (sigma_s / alpha_s) / (sigma_t / alpha_t):
+
+    DDPM             x_s ~ the posterior of process.py (5), variance fixed or learned               (1)  2006.11239, 2102.09672
+    DDIM(eta)        x_s = alpha_s x0 + sqrt(sigma_s^2 - d^2) eps + d n,  d^2 = eta^2 sigma_s^2 (1 - q^2)      (2)  2010.02502
+    Heun             z = x / (alpha + sigma), u = sigma / (alpha + sigma):  dz/du = eps - x0        (3)
+    EDM              y = x / alpha, r = sigma / alpha:  dy/dr = eps, with churn                     (4)  2206.00364 alg. 2
+
+An Euler step of the ODE in any of these coordinates is DDIM with eta = 0, and k-diffusion's Euler ancestral is DDIM with its
+eta: both are (2). (3) is regular at alpha = 0, where (4) is not. multistep.py holds the methods with a memory.
+
+`sample` takes times of any direction: descending samples, ascending inverts.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.diffusion.process import bcast, noised, posterior, ratio, starts_from_pure_noise
+from diffusion_jax.types import Array, Cond, Denoiser, Key, Noise, Prediction, Process, Sampler, State
+
+CHURN_LIMIT = 2**0.5 - 1        # 2206.00364 alg. 2: never add more noise than there is
+
+
+def sample(denoise: Denoiser, sampler: Sampler, x: Array, times: Array, cond: Cond, key: Key, keep: bool = False) -> Array:
+    """Runs a sampler over a grid of times: the only scan of the package's diffusion.
+
+    Args:
+      denoise: a denoiser, guided or not.
+      sampler: one of this file's.
+      x: the start at times[0], [B, ...]: `start(process, times, key, shape)` when sampling, an image when inverting.
+      times: [N + 1] consecutive times, or [N, 2] pairs (t, s) where a step's end need not be the next step's begin.
+      cond: what the network sees, embedded.
+      key: randomness of the sampler and of guidance that draws.
+      keep: return every state [N, B, ...] instead of the last.
+    """
+    times = jnp.asarray(times)
+    pairs = times if times.ndim == 2 else jnp.stack([times[:-1], times[1:]], axis=1)     # [N, 2]
+
+    def bound(x: Array, t: Array, key: Key) -> Prediction:
+        return denoise(x, t, cond, key)
+
+    def body(carry, step):
+        (t, s), key = step
+        x, state = sampler.step(bound, *carry, t, s, key)
+        return (x, state), x if keep else None
+
+    state = sampler.init(x, len(pairs))
+    (x, _), path = jax.lax.scan(body, (x, state), (pairs, jax.random.split(key, len(pairs))))
+    return path if keep else x
+
+
+def start(process: Process, times: Array, key: Key, shape: tuple[int, ...], noise: Noise = jax.random.normal) -> Array:
+    """x at times[0] of data that is negligible beside the noise there: N(0, alpha^2 + sigma^2) for unit-variance x."""
+    t = jnp.asarray(times).reshape(-1)[0]
+    level = jnp.where(process.alpha(t) < 1, jnp.hypot(process.alpha(t), process.sigma(t)), process.sigma(t))
+    return level * noise(key, shape, jnp.float32)
+
+
+def resolve(process: Process, p: Prediction, x: Array, t: Array) -> tuple[Array, Array]:
+    """(x0, eps) of a prediction at x_t, a pending gradient folded into the score: eps - sigma grad (2105.05233 alg. 2)."""
+    a, s = bcast(process.alpha(t), x), bcast(process.sigma(t), x)
+    eps = (x - a * p.x0) / s if p.eps is None else p.eps
+    if p.grad is None:
+        return p.x0, eps
+    eps = eps - s * p.grad
+    return (x - s * eps) / a, eps
+
+
+def _stateless(x: Array, steps: int) -> State:
+    return ()
+
+
+class _Before(NamedTuple):
+    """The time before t, for the clipped log-variance of the last step."""
+
+    t: Array
+    first: Array
+
+
+def log_variance(process: Process, kind: str, t: Array, s: Array, above: Array, raw: Array | None) -> Array:
+    """The log-variance of p(x_s | x_t), a scalar or shaped like t, or like `raw` where it is learned.
+
+    At a clean s the posterior variance is 0; like the published code it is replaced there by that of the step before, above -> t.
+
+    Args:
+      process: the process.
+      kind: 'fixed_small' (posterior), 'fixed_large' (beta), 'learned_range' (interpolated by raw in [-1, 1], 2102.09672
+        eq. 15) or 'learned' (raw itself).
+      t, s: from and to.
+      above: the time before t on the grid.
+      raw: `Prediction.logvar`.
+    """
+    if kind not in VARIANCES:
+        raise unknown("variance", kind, VARIANCES)
+    if kind.startswith("learned") and raw is None:
+        raise ConfigError(f"variance {kind!r} needs a network that learned it (twice the channels out); use 'fixed_small'")
+    if kind == "learned":
+        return raw
+    here, before = posterior(process, t, s), posterior(process, above, t)
+    clean = process.sigma(s) == 0
+    small = jnp.log(jnp.maximum(jnp.where(clean, before.small, here.small), 1e-20))
+    if kind == "fixed_small":
+        return small
+    if kind == "fixed_large":
+        return jnp.where(clean, small, jnp.log(here.large))
+    low, high = bcast(small, raw), bcast(jnp.log(here.large), raw)
+    return low + (raw + 1) / 2 * (high - low)
+
+
+VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned")
+
+
+def ancestral(process: Process, variance: str = "fixed_small", noise: Noise = jax.random.normal) -> Sampler:
+    """DDPM's sampler, (1), for any pair of times; a classifier's gradient shifts the mean (2105.05233 alg. 1).
+
+    Args:
+      process: the process.
+      variance: see `log_variance`.
+      noise: the source of noise.
+    """
+    if variance not in VARIANCES:
+        raise unknown("variance", variance, VARIANCES)
+
+    def init(x: Array, steps: int) -> _Before:
+        return _Before(jnp.zeros((), jnp.float32), jnp.ones((), bool))
+
+    def step(denoise, x, state, t, s, key):
+        k_denoise, k_noise = jax.random.split(key)
+        p = denoise(x, t, k_denoise)
+        c = posterior(process, t, s)
+        mean = c.x0 * p.x0 + c.xt * x
+        above = jnp.where(state.first, t, state.t.astype(t.dtype))
+        logvar = log_variance(process, variance, t, s, above, p.logvar)
+        if p.grad is not None:
+            mean = mean + jnp.exp(logvar) * p.grad
+        spread = jnp.where(process.sigma(s) > 0, jnp.exp(logvar / 2), 0)
+        x = mean + spread * noise(k_noise, x.shape, x.dtype)
+        return x, _Before(t.astype(jnp.float32), jnp.zeros((), bool))
+
+    return Sampler(init, step)
+
+
+def ddim(process: Process, eta: float = 0.0, noise: Noise = jax.random.normal) -> Sampler:
+    """DDIM, (2): deterministic at eta = 0, DDPM's posterior at eta = 1; over ascending times with eta = 0 it inverts.
+
+    Args:
+      process: the process.
+      eta: 0 ... 1, the share of fresh noise.
+      noise: the source of noise, asked only if eta is not 0.
+    """
+
+    def step(denoise, x, state, t, s, key):
+        k_denoise, k_noise = jax.random.split(key)
+        x0, eps = resolve(process, denoise(x, t, k_denoise), x, t)
+        fresh = eta**2 * (1 - ratio(process, t, s) ** 2)
+        x = process.alpha(s) * x0 + process.sigma(s) * jnp.sqrt(1 - fresh) * eps
+        if eta:
+            x = x + process.sigma(s) * jnp.sqrt(fresh) * noise(k_noise, x.shape, x.dtype)
+        return x, state
+
+    return Sampler(_stateless, step)
+
+
+def ddim_inversion(process: Process) -> Sampler:
+    """The form of DDIM inversion that asks the network at the time stepped to, with the x of the time stepped from.
+
+    eps(x_t, s) then stands for eps(x_s, s), which the way back will use (2211.09794's starting point, and diffusers'). `ddim`
+    over ascending times asks at t instead, as ADM does. For eps-predicting networks; use with ascending times.
+    """
+
+    def step(denoise, x, state, t, s, key):
+        _, eps = resolve(process, denoise(x, s, key), x, s)
+        x0 = (x - process.sigma(t) * eps) / process.alpha(t)
+        return process.alpha(s) * x0 + process.sigma(s) * eps, state
+
+    return Sampler(_stateless, step)
+
+
+def euler_ancestral(process: Process, eta: float = 1.0, noise: Noise = jax.random.normal) -> Sampler:
+    """k-diffusion's Euler ancestral: the same step as `ddim(process, eta)`, under the name that its users know."""
+    return ddim(process, eta, noise)
+
+
+def heun(process: Process) -> Sampler:
+    """Heun's second-order method in the coordinates (3), for every process; a step to a clean s is an Euler step."""
+
+    def velocity(denoise, x, t, key):
+        x0, eps = resolve(process, denoise(x, t, key), x, t)
+        return eps - x0
+
+    def step(denoise, x, state, t, s, key):
+        first, second = jax.random.split(key)
+        wide_t, wide_s = process.alpha(t) + process.sigma(t), process.alpha(s) + process.sigma(s)
+        du = process.sigma(s) / wide_s - process.sigma(t) / wide_t
+        d = velocity(denoise, x, t, first)
+        ahead = wide_s * (x / wide_t + du * d)
+        d = jax.lax.cond(process.sigma(s) > 0, lambda: (d + velocity(denoise, ahead, s, second)) / 2, lambda: d)
+        return wide_s * (x / wide_t + du * d), state
+
+    return Sampler(_stateless, step)
+
+
+class Churn(NamedTuple):
+    """Karras' stochasticity (2206.00364 alg. 2): before a step at noise level r in [low, high] raise it to (1 + gamma) r,
+    gamma = min(churn / steps, sqrt(2) - 1), with noise of standard deviation `noise`."""
+
+    churn: float = 0.0
+    low: float = 0.0
+    high: float = float("inf")
+    noise: float = 1.0
+
+
+def _karras(process: Process, churn: Churn, correct: bool, stale: bool, noise: Noise) -> Sampler:
+    """(4) with (correct) or without Heun's second evaluation."""
+
+    def init(x: Array, steps: int) -> State:
+        return jnp.float32(min(churn.churn / steps, CHURN_LIMIT))
+
+    def step(denoise, x, gamma, t, s, key):
+        k_noise, first, second = jax.random.split(key, 3)
+        r, r_s = process.sigma(t) / process.alpha(t), process.sigma(s) / process.alpha(s)
+        y, t_hat, r_hat, x_hat = x / process.alpha(t), t, r, x
+        if churn.churn:
+            r_hat = jnp.where((churn.low <= r) & (r <= churn.high), 1 + gamma, 1) * r
+            if not stale:                       # a table of noise levels ends: no level above its last
+                t_hat = process.time(r_hat)
+                r_hat = process.sigma(t_hat) / process.alpha(t_hat)
+            y = y + churn.noise * jnp.sqrt(jnp.maximum(r_hat**2 - r**2, 0)) * noise(k_noise, x.shape, x.dtype)
+            x_hat = process.alpha(t_hat) * y
+        seen, at = (x, t) if stale else (x_hat, t_hat)
+        _, eps = resolve(process, denoise(seen, at, first), seen, at)
+        ahead = process.alpha(s) * (y + (r_s - r_hat) * eps)
+        if not correct:
+            return ahead, gamma
+
+        def corrected():
+            eps_s = resolve(process, denoise(ahead, s, second), ahead, s)[1]
+            return process.alpha(s) * (y + (r_s - r_hat) * (eps + eps_s) / 2)
+
+        return jax.lax.cond(r_s > 0, corrected, lambda: ahead), gamma
+
+    return Sampler(init, step)
+
+
+def edm(
+    process: Process, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = float("inf"), s_noise: float = 1.0,
+    noise: Noise = jax.random.normal,
+) -> Sampler:
+    """Heun's method in the noise level, with churn, (4); the sampler of EDM and EDM2. alpha must be positive.
+
+    Args:
+      process: the process.
+      s_churn: noise to add over the whole run (S_churn); 0: deterministic.
+      s_min, s_max: churn only where sigma / alpha lies between them.
+      s_noise: standard deviation of the added noise.
+      noise: the source of noise, asked only if s_churn is not 0.
+    """
+    refuse_pure_noise(process, "edm", "heun")
+    return _karras(process, Churn(s_churn, s_min, s_max, s_noise), True, False, noise)
+
+
+def euler(
+    process: Process, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = float("inf"), s_noise: float = 1.0,
+    stale: bool = False, noise: Noise = jax.random.normal,
+) -> Sampler:
+    """Euler's method, with churn as in `edm`; without it this is `ddim(process)`, which is regular at alpha = 0 too.
+
+    Args:
+      process: the process.
+      s_churn, s_min, s_max, s_noise, noise: as in `edm`.
+      stale: take eps at the state before the churn, as diffusers does, instead of after it.
+    """
+    if not s_churn:
+        return ddim(process)
+    refuse_pure_noise(process, "euler with churn", "euler")
+    return _karras(process, Churn(s_churn, s_min, s_max, s_noise), False, stale, noise)
+
+
+def refuse_pure_noise(process: Process, what: str, instead: str) -> None:
+    """Raises ConfigError where a method that divides by alpha meets a process with alpha(t_max) = 0."""
+    if starts_from_pure_noise(process):
+        raise ConfigError(f"{what} divides by alpha, which is 0 at t_max of {process}: use {instead}")
+
+
+def with_known(sampler: Sampler, process: Process, known: Array, mask: Array, noise: Noise = jax.random.normal) -> Sampler:
+    """Inpainting by replacing the known region of x_t, before every step, with `known` noised to t (2112.10752, 2201.09865).
+
+    Args:
+      sampler: the sampler to wrap.
+      process: the process.
+      known: the image [B, H, W, C].
+      mask: 1 where the image is known, [B, H, W, 1].
+      noise: the source of noise.
+    """
+
+    def step(denoise, x, state, t, s, key):
+        k_noise, k_step = jax.random.split(key)
+        x = mask * noised(process, known, t, noise(k_noise, x.shape, x.dtype)) + (1 - mask) * x
+        return sampler.step(denoise, x, state, t, s, k_step)
+
+    return Sampler(sampler.init, step)

@@ -1,0 +1,195 @@
+"""Grids of times for sampling, and draws of times for training.
+
+A grid function takes (process, steps) and returns [steps + 1] times from the noisiest to the clean one: int32 where the
+process counts its times, float32 elsewhere. Integers are computed as integers; the published roundings are part of the methods:
+
+    respace     sections of equal integer strides                                     (1)  2102.09672, official respacing
+    leading     0, k, 2k, ...                      with k = T // steps                (2)  2305.08891 table 2
+    trailing    T - 1, T - 1 - k, ...              with k = T / steps, rounded        (3)
+    linspace    0 ... T - 1 in equal parts, rounded                                   (4)
+    karras      sigma_i = (max^(1/rho) + i / (N-1) (min^(1/rho) - max^(1/rho)))^rho   (5)  2206.00364 eq. 5
+    log_snr     equal steps of log(sigma / alpha)                                     (6)  2206.00927
+    uniform     equal steps of t                                                      (7)
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.diffusion.process import DDPM
+from diffusion_jax.types import Array, Key, Process
+
+
+def _table(process: Process, what: str) -> int:
+    """The length of a process that counts its times."""
+    if not isinstance(process, DDPM):
+        raise ConfigError(f"{what} times need a DDPM process, this one is continuous ({process}): use uniform, karras or log_snr")
+    return process.steps
+
+
+def space(spec: str | Sequence[int], steps: int) -> np.ndarray:
+    """The times that a respacing string keeps of 0 ... steps - 1, ascending int32, (1).
+
+    Args:
+      spec: '250' (that many), '10,15,20' (that many of each of three equal parts), 'ddim50' (the integer stride that gives
+        exactly 50), 'fast27' (GLIDE's upsampler schedule), '' (all), or a sequence of section counts.
+      steps: length of the process.
+
+    Raises:
+      ConfigError: no such respacing.
+    """
+    if spec == "fast27":
+        return np.append(space("10,10,3,2,2", steps)[:-1], np.int32(steps - 3))     # the noisiest time makes artefacts
+    if isinstance(spec, str) and spec.startswith("ddim"):
+        return _stride(_count(spec[4:], spec), steps)
+    counts = [_count(part, spec) for part in spec.split(",") if part] if isinstance(spec, str) else list(spec)
+    return _sections(counts or [steps], steps)
+
+
+def _count(text: str, spec: str) -> int:
+    if not text.strip().isdigit() or int(text) < 1:
+        raise ConfigError(f"{spec!r} is no respacing: write '250', '10,15,20', 'ddim50' or 'fast27'")
+    return int(text)
+
+
+def _stride(count: int, steps: int) -> np.ndarray:
+    for stride in range(1, steps + 1):
+        if len(range(0, steps, stride)) == count:
+            return np.arange(0, steps, stride, dtype=np.int32)
+    raise ConfigError(f"no integer stride takes exactly {count} of {steps} times: try {max(steps // (steps // count or 1), 1)}")
+
+
+def _sections(counts: Sequence[int], steps: int) -> np.ndarray:
+    sizes = [steps // len(counts) + (i < steps % len(counts)) for i in range(len(counts))]
+    kept, first = [], 0
+    for size, count in zip(sizes, counts, strict=True):
+        if count > size:
+            raise ConfigError(f"cannot take {count} of a section of {size} times")
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        at = 0.0                                             # summed, not multiplied: the published rounding depends on it
+        for _ in range(count):
+            kept.append(first + round(at))
+            at += stride
+        first += size
+    return np.array(sorted(set(kept)), np.int32)
+
+
+def _closed(process: Process, descending: np.ndarray) -> np.ndarray:
+    """The grid with its clean end."""
+    return np.append(descending, np.asarray(process.t_clean, descending.dtype))
+
+
+def respace(process: Process, steps: int | str) -> np.ndarray:
+    """(1): `steps` is a number or any respacing string of `space`."""
+    return _closed(process, space(str(steps), _table(process, "respaced"))[::-1])
+
+
+def leading(process: Process, steps: int, offset: int = 0) -> np.ndarray:
+    """(2); `offset` is 1 for Stable Diffusion. Never reaches T - 1."""
+    total = _table(process, "leading")
+    _at_most(steps, total)
+    return _closed(process, (np.arange(steps, dtype=np.int32) * (total // steps) + offset)[::-1])
+
+
+def trailing(process: Process, steps: int) -> np.ndarray:
+    """(3): starts at T - 1; the spacing for few steps and for zero terminal SNR."""
+    total = _table(process, "trailing")
+    _at_most(steps, total)
+    return _closed(process, np.round(np.arange(total, 0, -total / steps)).astype(np.int32) - 1)
+
+
+def linspace(process: Process, steps: int) -> np.ndarray:
+    """(4): both ends of the table."""
+    total = _table(process, "linspace")
+    _at_most(steps, total)
+    return _closed(process, np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int32))
+
+
+def _at_most(steps: int, total: int) -> None:
+    if not 1 <= steps <= total:
+        raise ConfigError(f"steps must lie in 1 ... {total}, got {steps}")
+
+
+def _noise_ends(process: Process, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
+    """sigma / alpha at both ends of the training range, unless given. A DDPM process ends at its first and last table entry."""
+    clean = 0 if isinstance(process, DDPM) else 1e-3 * process.t_max
+    with jax.ensure_compile_time_eval():
+        t = jnp.asarray([clean, process.t_max])
+        low, high = (float(v) for v in process.sigma(t) / jnp.maximum(process.alpha(t), 1e-6))
+    return sigma_min or getattr(process, "sigma_min", low), sigma_max or high
+
+
+def _at_levels(process: Process, levels: np.ndarray) -> np.ndarray:
+    with jax.ensure_compile_time_eval():
+        return _closed(process, np.asarray(process.time(jnp.asarray(levels, jnp.float32)), np.float32))
+
+
+def karras(
+    process: Process, steps: int, sigma_min: float | None = None, sigma_max: float | None = None, rho: float = 7.0
+) -> np.ndarray:
+    """(5): dense at low noise. Float times; the ends default to the process's own noise levels sigma / alpha."""
+    low, high = (v ** (1 / rho) for v in _noise_ends(process, sigma_min, sigma_max))
+    return _at_levels(process, (high + np.linspace(0, 1, steps) * (low - high)) ** rho)
+
+
+def log_snr(process: Process, steps: int, sigma_min: float | None = None, sigma_max: float | None = None) -> np.ndarray:
+    """(6): equal steps of log(sigma / alpha), DPM-Solver's own spacing. Float times."""
+    low, high = _noise_ends(process, sigma_min, sigma_max)
+    return _at_levels(process, np.exp(np.linspace(np.log(high), np.log(low), steps)))
+
+
+def uniform(process: Process, steps: int) -> np.ndarray:
+    """(7) for continuous processes; (1) for a table, whose equal steps are the official respacing."""
+    if isinstance(process, DDPM):
+        return respace(process, steps)
+    return np.linspace(process.t_max, process.t_clean, steps + 1, dtype=np.float32)
+
+
+GRIDS = ("respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform")
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Training times spread evenly over `Process.unit`: integers where the process counts."""
+
+    def __call__(self, process: Process, key: Key, n: int) -> Array:
+        """t [n]."""
+        return process.at(jax.random.uniform(key, (n,)))
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """As `Uniform`, one draw in each of n equal strata: less variance of the loss (2107.00630 app. I.1)."""
+
+    def __call__(self, process: Process, key: Key, n: int) -> Array:
+        """t [n]."""
+        return process.at((jnp.arange(n) + jax.random.uniform(key, (n,))) / n)
+
+
+@dataclass(frozen=True)
+class LogNormal:
+    """ln(sigma / alpha) ~ N(mean, std^2) (2206.00364 table 1: -1.2, 1.2; EDM2: -0.4, 1.0)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __call__(self, process: Process, key: Key, n: int) -> Array:
+        """t [n]."""
+        return process.time(jnp.exp(self.mean + self.std * jax.random.normal(key, (n,))))
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """logit(unit t) ~ N(mean, std^2): more of the middle (2403.03206 eq. 19)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, process: Process, key: Key, n: int) -> Array:
+        """t [n]."""
+        return process.at(jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (n,))))

@@ -1,0 +1,82 @@
+"""The command line: `python -m diffusion_jax.main --config configs/digits.py --workdir runs/digits --mode train`."""
+from __future__ import annotations
+
+import importlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from diffusion_jax.build import ConfigError
+
+MODES = ("train", "sample", "evaluate")
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A page of configs/; train needs it, the others read the checkpoint's.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics, samples, report.", required=True)
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize() first: on each host of a cluster.")
+
+OPTIONS = [
+    flags.DEFINE_integer("num", None, "Images to make.", lower_bound=1),
+    flags.DEFINE_integer("label", None, "Class to sample; without it the classes in turn.", lower_bound=0),
+    flags.DEFINE_string("sampler", None, "ddim, ancestral, plms, heun, edm, dpmpp_2m ...; options follow: 'ddim,eta=0.5'."),
+    flags.DEFINE_string("steps", None, "Steps, or a respacing ('ddim50', '10,15,20', 'fast27') with --times respace."),
+    flags.DEFINE_string("times", None, "uniform, trailing, leading, linspace, karras, log_snr, respace."),
+    flags.DEFINE_float("guidance", None, "Classifier-free guidance scale; 1 is none."),
+    flags.DEFINE_string("schedule", None, "Of the scale: constant, dynamic_cfg, 'power_cosine,power=4'."),
+    flags.DEFINE_float("phi", None, "Rescaled phi of guidance."),
+    flags.DEFINE_string("interval", None, "Noise levels to guide in: 'low,high' in sigma / alpha."),
+    flags.DEFINE_integer("channels", None, "Guide only the first so many channels."),
+    flags.DEFINE_string("cads", None, "CADS options: 's=0.1,tau1=0.6,tau2=0.9,psi=1'."),
+    flags.DEFINE_float("clip", None, "Clip x0 to [-clip, clip]; 0 is not."),
+    flags.DEFINE_float("threshold", None, "Quantile of dynamic thresholding; 0 is none."),
+    flags.DEFINE_integer("seed", None, "Of sampling."),
+    flags.DEFINE_integer("batch", None, "Images at a time.", lower_bound=1),
+    flags.DEFINE_string("out", None, "grid.png, x.npz or folder/."),
+    flags.DEFINE_string("which", None, "Weights to use: an EMA's name, or params."),
+    flags.DEFINE_integer("step", None, "Checkpoint to use; the newest by default."),
+]
+
+
+def main(argv: list[str]) -> None:
+    """Runs one mode; what the user can mend becomes one line on stderr and exit code 2."""
+    if len(argv) > 1:
+        raise ConfigError(f"unexpected argument {argv[1]!r}: flags begin with --")
+    if MODE.value == "train" and CONFIG.value is None:
+        raise ConfigError("mode train needs --config configs/<page>.py")
+    if DISTRIBUTED.value:
+        import jax
+
+        jax.distributed.initialize()
+    options = {flag.name: flag.value for flag in OPTIONS if flag.value is not None}
+    importlib.import_module(f"diffusion_jax.modes.{MODE.value}").run(CONFIG.value, WORKDIR.value, options)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Flags, with the errors of a config file or of an override as one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
+        refuse(error)
+
+
+def refuse(error: Exception) -> None:
+    """Says in one line what is wrong, and ends the program."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def run() -> None:
+    """The program."""
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except ConfigError as error:
+            refuse(error)
+
+    logging.set_verbosity(logging.WARNING)               # orbax narrates every save at INFO
+    app.run(guarded, flags_parser=parse)
+
+
+if __name__ == "__main__":
+    run()

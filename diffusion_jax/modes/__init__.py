@@ -1,0 +1,1 @@
+"""What the command line can do; each mode is `run(config, workdir, ...)`."""

@@ -1,0 +1,70 @@
+"""Mode `train`: config -> checkpoints, metrics, sample grids, and a report at the end.
+
+The same command resumes: everything is in the working folder.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.build import build
+from diffusion_jax.data import image
+from diffusion_jax.data.loader import stream
+from diffusion_jax.modes import config as page
+from diffusion_jax.modes import evaluate
+from diffusion_jax.pipelines.diffusion import conditions, generate
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.train import loop, shard
+from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.log import Writer
+from diffusion_jax.train.state import plain, task_of
+from diffusion_jax.types import TrainState
+
+
+def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
+    """Trains to config.steps, sampling on the way, then evaluates.
+
+    Args:
+      config: a whole run's config.
+      workdir: the run's folder.
+      options: none are taken.
+    """
+    config = plain(config)
+    page.check(config)
+    task = task_of(config)
+    recipe = page.recipe_of(config, {})
+    emas = {name: build(spec) for name, spec in config["ema"].items()}
+    batches = page.batches_of(config, jax.process_index(), jax.process_count())
+    saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
+    with saved as checkpoints, Writer(workdir) as writer:
+        steps = loop.steps(
+            task=task, optimizer=build(config["optim"]), emas=emas, batches=functools.partial(stream, batches),
+            checkpoints=checkpoints, writer=writer, total=config["steps"], mesh=shard.make_mesh(**config["mesh"]),
+            rules=tuple(map(tuple, config["sharding"])), seed=config["seed"], accumulate=config["accumulate"],
+            log_every=config["log_every"],
+        )
+        for step, state in steps:
+            if step % config["sample"]["every"] == 0 or step == config["steps"]:
+                show(task, state, next(iter(emas), "params"), recipe, config, Path(workdir), step, writer)
+    if config["evaluate"]["num"]:
+        evaluate.run(config, workdir, {})
+
+
+def show(
+    task: Any, state: TrainState, which: str, recipe: Recipe, config: Mapping[str, Any], workdir: Path, step: int, writer: Writer
+) -> None:
+    """Writes a grid of samples to samples/<step>.png and to TensorBoard."""
+    if jax.process_count() > 1:
+        return                          # the parameters of one process are not all of them; sample from the checkpoint
+    num = config["sample"]["num"]
+    params = state.params if which == "params" else state.ema[which]
+    images = np.concatenate(list(generate(task, params, recipe, conditions(task, num), num, config["seed"], num)))
+    path = workdir / "samples" / f"{step:08d}.png"
+    image.save_png(path, image.grid(image.to_uint8(images)))
+    writer.images(step, {"samples": images})
+    print(f"samples of step {step}: {path}")

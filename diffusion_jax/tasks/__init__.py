@@ -1,0 +1,1 @@
+"""What can be trained: a task ties modules to a loss."""

@@ -1,0 +1,144 @@
+"""The diffusion task: one loss for every network, process, parametrisation and conditioning.
+
+    t ~ times,  eps ~ N(0, 1),  x_t = alpha x0 + sigma eps                                        (1)
+    mse     w(t) |F(in x_t, noise, cond) - F*|^2,   F* = (x0 - skip x_t) / out                    (2)
+    hybrid  (2) + bound_weight * bound, the bound's gradient reaching the variance only           (3)  2102.09672 eq. 16
+    kl      bound_weight * bound                                                                  (4)  2006.11239 eq. 5
+
+each averaged over pixels, channels and batch; the bound is in bits/dim. A condition is dropped key by key: with its own rate each
+sample's raw value is replaced by that of the null condition, which makes the network its own unconditional one (2207.12598).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.core import FrozenDict
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.diffusion import losses, scales
+from diffusion_jax.diffusion.losses import Simple
+from diffusion_jax.diffusion.process import DDPM, bcast, noised
+from diffusion_jax.diffusion.samplers import VARIANCES
+from diffusion_jax.diffusion.times import Uniform
+from diffusion_jax.types import Array, Cond, Denoiser, Key, Metrics, Params, Prediction, Process, Raw
+
+OBJECTIVES = ("mse", "hybrid", "kl")
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """Trains and applies a denoising network; the parameters are {'model': ..., 'cond': ...}.
+
+    Attributes:
+      model: the network, (x, noise, cond) -> output.
+      cond: the conditioner, raw -> cond (models/cond.py).
+      process: the forward process.
+      scale: what the network predicts (diffusion/scales.py).
+      shape: (H, W, C) of one image.
+      times: how training times are drawn.
+      weight: w(t) of (2), from diffusion/losses.py.
+      drop: raw key -> probability of dropping it in training.
+      variance: that of the ancestral sampler; 'learned_range' and 'learned' mean that the network has twice the channels.
+      objective: 'mse' (2), 'hybrid' (3) or 'kl' (4).
+      bound_weight: of (3) and (4); ADM's rescaled losses use steps / 1000 and steps.
+
+    Raises:
+      ConfigError: an unknown option, or a combination that has no meaning.
+    """
+
+    model: nn.Module
+    cond: nn.Module
+    process: Process
+    scale: scales.Scale
+    shape: tuple[int, int, int]
+    times: Uniform = Uniform()
+    weight: Simple = Simple()
+    drop: Mapping[str, float] = FrozenDict()
+    variance: str = "fixed_small"
+    objective: str = "mse"
+    bound_weight: float = 1.0
+
+    def __post_init__(self):
+        if self.variance not in VARIANCES:
+            raise unknown("variance", self.variance, VARIANCES)
+        if self.objective not in OBJECTIVES:
+            raise unknown("objective", self.objective, OBJECTIVES)
+        if self.objective != "mse" and not isinstance(self.process, DDPM):
+            raise ConfigError(f"objective {self.objective!r} sums over a DDPM process's steps; use 'mse' with {self.process}")
+        if self.learned_variance and self.objective == "mse":
+            raise ConfigError(f"variance {self.variance!r} is trained by objective 'hybrid' or 'kl' only")
+        for key in self.drop:
+            if key not in self.cond.keys:
+                raise unknown("condition to drop", key, self.cond.keys)
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network puts out the variance beside its prediction."""
+        return self.variance.startswith("learned")
+
+    def init(self, key: Key, batch: Raw) -> Params:
+        """Fresh parameters; of the batch only shapes matter."""
+        k_model, k_cond = jax.random.split(key)
+        cond_vars = self.cond.init(k_cond, batch)
+        cond = self.cond.apply(cond_vars, batch)
+        x = jnp.zeros_like(batch["image"])
+        model_vars = self.model.init(k_model, x, jnp.zeros(len(x)), cond)
+        return {"model": model_vars["params"], "cond": cond_vars.get("params", {})}
+
+    def embed(self, params: Params, raw: Raw) -> Cond:
+        """What the network sees of a raw condition."""
+        return self.cond.apply({"params": params["cond"]}, raw)
+
+    def denoiser(self, params: Params) -> Denoiser:
+        """The trained denoiser, without guidance."""
+
+        def network(x: Array, noise: Array, cond: Cond) -> Array:
+            return self.model.apply({"params": params["model"]}, x, noise, cond)
+
+        return scales.denoiser(network, self.process, self.scale, self.learned_variance)
+
+    def project(self, params: Params) -> Params:
+        """The identity."""
+        return params
+
+    def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
+        """(2), (3) or (4) at drawn times, noise and drops; conditions are dropped in training only."""
+        k_t, k_eps, k_drop, k_net = jax.random.split(key, 4)
+        x0 = batch["image"]
+        t = self.times(self.process, k_t, len(x0))
+        eps = jax.random.normal(k_eps, x0.shape)
+        if train:
+            draws = jax.random.uniform(k_drop, (len(self.drop), len(x0)))
+            batch = self.dropped(batch, dict(zip(self.drop, draws, strict=True)))
+        terms = self.terms(params, batch, t, eps, k_net)
+        terms = {name: jnp.mean(value) for name, value in terms.items()}
+        return terms["loss"], terms
+
+    def dropped(self, raw: Raw, draws: Mapping[str, Array]) -> Raw:
+        """`raw` with each key's null value where its draw, uniform [B], lies below its drop rate."""
+        null = self.cond.null(raw) if self.drop else raw
+        changed = {key: jnp.where(bcast(draws[key] < rate, raw[key]), null[key], raw[key]) for key, rate in self.drop.items()}
+        return {**raw, **changed}
+
+    def terms(self, params: Params, batch: Raw, t: Array, eps: Array, key: Key) -> Metrics:
+        """The loss of every sample and its parts, each [B], at given t [B] and eps [B, H, W, C].
+
+        'mse' is the unweighted |F - F*|^2, 'bound' in bits/dim where the variance is learned or the objective asks for it.
+        """
+        x0 = batch["image"]
+        xt = noised(self.process, x0, t, eps)
+        p = self.denoiser(params)(xt, t, self.embed(params, batch), key)
+        c = self.scale(self.process, t)
+        mse = losses.mean_flat((p.x0 - x0) ** 2) / c.out**2
+        terms = {"mse": mse, "loss": self.weight(self.process, t, c) * mse}
+        if self.objective == "mse":
+            return terms
+        if self.objective == "hybrid":
+            p = Prediction(jax.lax.stop_gradient(p.x0), logvar=p.logvar)
+        bound = losses.BITS * losses.bound(self.process, p, x0, xt, t, t - 1, t + 1, self.variance)
+        rest = terms["loss"] if self.objective == "hybrid" else 0
+        return terms | {"bound": bound, "loss": rest + self.bound_weight * bound}

@@ -1,0 +1,43 @@
+"""Packaging of diffusion_jax."""
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+readme = here / "README.md"
+
+setup(
+    name="diffusion_jax",
+    version=re.search(r'__version__ = "(.+)"', (here / "diffusion_jax/__init__.py").read_text())[1],
+    description="Train, restore, sample, edit and measure every step of the text-to-image lineage, in JAX.",
+    long_description=readme.read_text() if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["diffusion_jax", "diffusion_jax.*"]),
+    install_requires=[
+        "jax>=0.10.0",
+        "flax>=0.12.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "tensorflow-datasets>=4.9.9",
+        "clu>=0.0.12",
+        "ml_collections>=1.1.0",
+        "grain>=0.2.12",
+        "numpy>=2.0",
+        "pillow>=11",
+        "scikit-learn>=1.5",
+        "tqdm",
+        "matplotlib",
+        "absl-py",
+        "safetensors",
+        "tensorboardX",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "ruff", "pyright"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "torch": ["torch>=2.6"],
+    },
+)
