@@ -1,24 +1,24 @@
-"""Handwritten digits, 8x8: the quick start.
+"""Handwritten digits, 8x8, class-conditional: the quick start. Nothing is downloaded.
 
     python -m diffusion_jax.main --config configs/digits.py --workdir runs/digits
 
-A class-conditional DiT on scikit-learn's 1,500 training digits; nothing is downloaded.
+Hardware: 2 CPU cores, about 4 minutes. Expect, of 1,000 samples at guidance 1: accuracy[pixel SVC] 0.97.
 """
 from ml_collections import ConfigDict
+
+from diffusion_jax.modes.config import tiny
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `configs/digits.py:tiny` runs in seconds."""
-    tiny = arg == "tiny"
     config = ConfigDict()
     config.seed = 0
     config.model = dict(
-        name="diffusion_jax.models.dit:DiT", patch=2, width=32 if tiny else 96, depth=1 if tiny else 4, heads=4, channels=1,
-        learn_sigma=False,
+        name="diffusion_jax.models.dit:DiT", patch=2, width=96, depth=4, heads=4, channels=1, learn_sigma=False,
     )
     config.task = dict(
         name="diffusion_jax.tasks.diffusion:Diffusion",
-        cond=dict(name="diffusion_jax.models.cond:Label", num_classes=10, width=32 if tiny else 96),
+        cond=dict(name="diffusion_jax.models.cond:Label", num_classes=10, width=96),
         process=dict(name="diffusion_jax.diffusion.process:DDPM", schedule="squaredcos"),
         scale=dict(name="diffusion_jax.diffusion.scales:V"),
         shape=(8, 8, 1),
@@ -29,17 +29,19 @@ def get_config(arg: str = "") -> ConfigDict:
         test=dict(name="diffusion_jax.data.digits:Digits", split="test"),
         decode=dict(name="diffusion_jax.data.image:Decode", size=8, channels=1),
     )
-    config.batch = 16 if tiny else 128
+    config.batch = 128
     config.accumulate = 1
-    config.steps = 4 if tiny else 1500
+    config.steps = 1500
     config.optim = dict(
-        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=100, steps=1500, clip=1.0
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=100, steps=1500, clip=1.0,
     )
     config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.995))
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.sharding = ((".*", "replicate"),)
-    config.checkpoint = dict(every=2 if tiny else 500, keep=3)
-    config.log_every = 1 if tiny else 50
+    config.checkpoint = dict(every=500, keep=3)
+    config.log_every = 50
     config.sample = dict(num=100, every=500, sampler="ddim", steps=50, times="uniform", guidance=1.0)
-    config.evaluate = dict(num=20 if tiny else 1000, guidance=1.0)
+    config.evaluate = dict(num=1000, guidance=1.0)
+    if arg == "tiny":
+        return tiny(config, model=dict(width=32, depth=1), cond=dict(width=32))
     return config

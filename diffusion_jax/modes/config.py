@@ -49,6 +49,28 @@ def recipe_of(config: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
     return Recipe.of(asked | dict(options))
 
 
+def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:
+    """A page at a size that trains in seconds on a CPU: its own task and options over four steps of the 8x8 digits.
+
+    Args:
+      config: the page, changed in place and returned.
+      model, cond: what of the network and the conditioner to change.
+    """
+    config.model.update(model)
+    config.task.cond.update(cond)
+    config.task.shape = (8, 8, 1)
+    digits = "diffusion_jax.data.digits:Digits"
+    config.data = dict(
+        train=dict(name=digits, split="train"), test=dict(name=digits, split="test"),
+        decode=dict(name="diffusion_jax.data.image:Decode", size=8, channels=1),
+    )
+    config.update(batch=16, steps=4, log_every=1)
+    config.checkpoint.update(every=2, keep=3)
+    config.sample.update(num=20, every=4, steps=5, times="uniform")
+    config.evaluate = dict(num=20, guidance=1.0)
+    return config
+
+
 def batches_of(config: Mapping[str, Any], process_index: int, process_count: int) -> Batches:
     """The training batches of this process."""
     data = config["data"]

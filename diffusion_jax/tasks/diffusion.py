@@ -81,7 +81,13 @@ class Diffusion:
         return self.variance.startswith("learned")
 
     def init(self, key: Key, batch: Raw) -> Params:
-        """Fresh parameters; of the batch only shapes matter."""
+        """Fresh parameters; of the batch only shapes matter.
+
+        Raises:
+          ConfigError: the images have another shape than the task.
+        """
+        if batch["image"].shape[1:] != self.shape:
+            raise ConfigError(f"the data's images are {batch['image'].shape[1:]}, task.shape is {self.shape}: change one of them")
         k_model, k_cond = jax.random.split(key)
         cond_vars = self.cond.init(k_cond, batch)
         cond = self.cond.apply(cond_vars, batch)

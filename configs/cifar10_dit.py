@@ -1,0 +1,60 @@
+"""CIFAR-10 at 32x32, class-conditional DiT-S/2 in pixel space.
+
+    python -m diffusion_jax.main --config configs/cifar10_dit.py --workdir runs/cifar10
+
+reads cifar10 from TFDS (data_dir ~/tensorflow_datasets); a folder of class sheets, train_<class>.jpg, is the
+page's argument:
+
+    python -m diffusion_jax.main --config configs/cifar10_dit.py:../shared/data/cifar10 --workdir runs/cifar10
+
+Hardware: one accelerator with 16 GB. This page has not been run to its end: it promises no number yet.
+"""
+from ml_collections import ConfigDict
+
+from diffusion_jax.models.dit import preset
+from diffusion_jax.modes.config import tiny
+
+
+def source(arg: str, split: str) -> dict:
+    """TFDS, or the sheets in the folder `arg`."""
+    if arg in ("", "tiny"):
+        return dict(name="diffusion_jax.data.tfds:TFDS", dataset="cifar10", split=split)
+    return dict(name="diffusion_jax.data.arrays:Tiles", path=arg, split=split)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The page; `:tiny` runs in seconds, any other argument is the folder of the sheets."""
+    config = ConfigDict()
+    config.seed = 0
+    config.model = dict(name="diffusion_jax.models.dit:DiT", **preset("DiT-S/2"), channels=3, learn_sigma=True, dtype="bfloat16")
+    config.task = dict(
+        name="diffusion_jax.tasks.diffusion:Diffusion",
+        cond=dict(name="diffusion_jax.models.cond:Label", num_classes=10, width=384),
+        process=dict(name="diffusion_jax.diffusion.process:DDPM", schedule="squaredcos"),
+        scale=dict(name="diffusion_jax.diffusion.scales:Eps"),
+        shape=(32, 32, 3),
+        drop=dict(label=0.1),
+        variance="learned_range",
+        objective="hybrid",
+    )
+    config.data = dict(
+        train=source(arg, "train"),
+        test=source(arg, "test"),
+        decode=dict(name="diffusion_jax.data.image:Decode", size=32, flip=True),
+    )
+    config.batch = 256
+    config.accumulate = 1
+    config.steps = 200_000
+    config.optim = dict(
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=2e-4, schedule="constant", warmup=5000, clip=1.0,
+    )
+    config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.9999))
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.sharding = ((".*", "replicate"),)
+    config.checkpoint = dict(every=5000, keep=3)
+    config.log_every = 100
+    config.sample = dict(num=100, every=10_000, sampler="ddim", steps=50, times="uniform", guidance=1.5)
+    config.evaluate = dict(num=0, guidance=1.0)
+    if arg == "tiny":
+        return tiny(config, model=dict(width=32, depth=1, heads=4, channels=1), cond=dict(width=32))
+    return config

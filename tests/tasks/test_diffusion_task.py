@@ -1,0 +1,99 @@
+"""The diffusion task: its loss at known values, its drops, and what it refuses."""
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax.core import FrozenDict
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.diffusion import losses, scales
+from diffusion_jax.diffusion.process import DDPM, EDM, Flow
+from diffusion_jax.diffusion.times import LogNormal, Uniform
+from diffusion_jax.models.cond import Label
+from diffusion_jax.tasks.diffusion import Diffusion
+
+
+class Zero(nn.Module):
+    """A network that puts out zeros, `channels` of them."""
+
+    channels: int = 1
+
+    @nn.compact
+    def __call__(self, x, noise, cond):
+        scale = self.param("scale", nn.initializers.zeros, (self.channels,))
+        return jnp.zeros((*x.shape[:-1], self.channels)) + scale[None, None, None]
+
+
+def task(**changes):
+    given = dict(model=Zero(), cond=Label(3, 4), process=DDPM(), scale=scales.Eps(), shape=(4, 4, 1)) | changes
+    return Diffusion(**given)
+
+
+def batch(n=4096):
+    rng = np.random.default_rng(0)
+    return {"image": jnp.asarray(rng.normal(size=(n, 4, 4, 1)), jnp.float32), "label": jnp.asarray(rng.integers(0, 3, n))}
+
+
+@pytest.mark.parametrize(
+    ("process", "scale", "times"),
+    [(DDPM(), scales.Eps(), Uniform()), (DDPM(), scales.V(), Uniform()), (Flow(), scales.Velocity(), Uniform()),
+     (EDM(), scales.EDM(1.0), LogNormal())],
+    ids=["eps", "v", "velocity", "edm"],
+)
+def test_a_zero_network_has_the_variance_of_its_target_as_loss(process, scale, times):
+    t = task(process=process, scale=scale, times=times)
+    params = t.init(jax.random.key(0), batch(2))
+    loss, terms = t.loss(params, {}, batch(), jax.random.key(1), True)
+    want = 2.0 if isinstance(scale, scales.Velocity) else 1.0               # eps - x0 of unit-variance data
+    np.testing.assert_allclose(loss, want, rtol=0.02)
+    np.testing.assert_allclose(terms["mse"], want, rtol=0.02)
+
+
+def test_labels_are_dropped_at_their_rate_in_training_only():
+    t = task(drop=FrozenDict(label=0.3))
+    raw = batch()
+    dropped = t.dropped(raw, {"label": jax.random.uniform(jax.random.key(0), (4096,))})
+    share = float(jnp.mean(dropped["label"] == 3))
+    assert abs(share - 0.3) < 0.03
+    kept = dropped["label"] != 3
+    np.testing.assert_array_equal(dropped["label"][kept], raw["label"][kept])
+    assert dropped["image"] is raw["image"]
+
+
+def test_the_hybrid_loss_teaches_the_mean_by_mse_alone():
+    hybrid = task(model=Zero(2), variance="learned_range", objective="hybrid", bound_weight=1e-3)
+    params = hybrid.init(jax.random.key(0), batch(2))
+    raw, t = batch(64), jnp.arange(64) * 15
+    eps = jax.random.normal(jax.random.key(2), raw["image"].shape)
+
+    def grads(objective, weight):
+        changed = dataclasses.replace(hybrid, objective=objective, bound_weight=weight)
+        return jax.grad(lambda p: jnp.mean(changed.terms(p, raw, t, eps, jax.random.key(0))["loss"]))(params)["model"]["scale"]
+
+    with_bound, without = grads("hybrid", 1.0), grads("hybrid", 0.0)
+    np.testing.assert_allclose(with_bound[0], without[0], rtol=1e-6)           # channel 0 is the mean
+    assert without[1] == 0 and with_bound[1] != 0                              # channel 1 is the variance
+    assert abs(grads("kl", 1.0)[0] - without[0]) > 1e-6
+
+
+def test_tasks_are_hashable_and_equal_when_their_options_are():
+    assert task() == task() and hash(task()) == hash(task())
+    assert task() != task(weight=losses.MinSNR())
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(variance="fixed_smal"), "fixed_small"),
+        (dict(objective="msee"), "did you mean 'mse'"),
+        (dict(objective="kl", process=Flow(), scale=scales.V()), "DDPM"),
+        (dict(variance="learned_range"), "hybrid"),
+        (dict(drop=FrozenDict(lable=0.1)), "did you mean 'label'"),
+    ],
+)
+def test_combinations_without_meaning_are_refused(changes, says):
+    with pytest.raises(ConfigError, match=says):
+        task(**changes)
