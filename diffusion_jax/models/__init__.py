@@ -1,0 +1,1 @@
+"""Networks, one readable file each, and the conditioners that feed them."""

@@ -1,0 +1,268 @@
+"""DiT, the diffusion transformer (Peebles & Xie 2022, arXiv 2212.09748).
+
+With p the patch, x the image, t the noise label, c the condition and z the tokens:
+
+    z_0 = W_p patches(x) + position                                                   (1)
+    c   = MLP(sincos(t)) + vec                                                        (2)
+    shift, scale, gate, shift', scale', gate' = W silu(c)                             (3)
+    z   = z + gate  attention((1 + scale)  norm(z) + shift)                           (4)
+    z   = z + gate' MLP      ((1 + scale') norm(z) + shift')                          (5)
+    out = unpatch(W_o ((1 + scale) norm(z) + shift)),   shift, scale = W silu(c)      (6)
+
+"adaLN-Zero": the W of (3) and (6) and W_o start at zero, so that every block starts as the identity and the network as zero.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.nn.attention import attention
+from diffusion_jax.nn.embed import patchify, sincos_2d, timestep_embedding, unpatchify
+from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.norm import layer_norm
+from diffusion_jax.types import Array, Cond, Params
+
+TIME_CHANNELS = 256
+DTYPES = ("float32", "bfloat16")
+REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+class TimeEmbedding(nn.Module):
+    """The MLP of (2), in float32."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, noise: Array) -> Array:
+        """noise [B] -> [B, width]."""
+        linear = partial(Linear, self.width, kernel_init=nn.initializers.normal(0.02))
+        h = linear(name="fc1")(timestep_embedding(noise, TIME_CHANNELS))
+        return linear(name="fc2")(nn.silu(h))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases."""
+
+    heads: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, T, D] -> [B, T, D]."""
+        b, t, d = x.shape
+        qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(x).reshape(b, t, 3, self.heads, d // self.heads)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, d]
+        out = attention(q, k, v).transpose(0, 2, 1, 3).reshape(b, t, d)
+        return Linear(d, dtype=self.dtype, name="proj")(out)
+
+
+class Mlp(nn.Module):
+    """Two linear layers around a GELU (its tanh form)."""
+
+    hidden: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, T, D] -> [B, T, D]."""
+        h = nn.gelu(Linear(self.hidden, dtype=self.dtype, name="fc1")(x), approximate=True)
+        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(h)
+
+
+class Modulation(nn.Module):
+    """What the condition does to a block, (3)."""
+
+    parts: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, c: Array) -> list[Array]:
+        """c [B, D] -> `parts` arrays [B, 1, D]."""
+        out = Linear(self.parts * c.shape[-1], nn.initializers.zeros, self.dtype, name="linear")(nn.silu(c))
+        return jnp.split(out[:, None], self.parts, axis=-1)
+
+
+class Block(nn.Module):
+    """One adaLN-Zero block, (3) to (5)."""
+
+    heads: int
+    mlp_ratio: float = 4.0
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, c: Array) -> Array:
+        """x [B, T, D], c [B, D] -> [B, T, D]."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(6, self.dtype, name="modulation")(c)
+        attn = Attention(self.heads, self.dtype, name="attn")
+        mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
+        x = x + gate_a * attn(layer_norm(x) * (1 + scale_a) + shift_a)
+        return x + gate_m * mlp(layer_norm(x) * (1 + scale_m) + shift_m)
+
+
+class Final(nn.Module):
+    """The last layer (6) without its unpatching."""
+
+    features: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, c: Array) -> Array:
+        """x [B, T, D], c [B, D] -> [B, T, features]."""
+        shift, scale = Modulation(2, self.dtype, name="modulation")(c)
+        return Linear(self.features, nn.initializers.zeros, self.dtype, name="linear")(layer_norm(x) * (1 + scale) + shift)
+
+
+class DiT(nn.Module):
+    """The diffusion transformer with adaLN-Zero blocks.
+
+    Positions come from the input's own grid, so any image whose sides are multiples of the patch will do.
+
+    Attributes:
+      patch: side of a patch in pixels (of the latent).
+      width: channels D of a token, a multiple of 4 and of heads.
+      depth: number of blocks.
+      heads: attention heads.
+      mlp_ratio: hidden channels of the MLP over D.
+      channels: channels C of the prediction, those of the image.
+      learn_sigma: predict C more channels, the raw variances, after the first C.
+      dtype: what the blocks are computed in: 'float32' or 'bfloat16'. Parameters, norms, softmax, time embedding and output are
+        float32.
+      scan: one traced block over stacked parameters ('blocks') in place of `depth` blocks ('blocks_0' ...): compile time does not
+        grow with depth. `stack_layers` and `unstack_layers` convert.
+      remat: what the backward pass computes again: None nothing, 'full' every block, 'dots' all but the products with weights.
+        On a CPU a small network trains fastest with scan=True, remat='full', slowest with scan=True, remat=None: there memory
+        traffic is what costs.
+
+    Example:
+      >>> model = DiT(**preset('DiT-S/2'))
+      >>> params = model.init(key, x, noise, {})['params']               # x [B, H, W, 4], noise [B]
+      >>> model.apply({'params': params}, x, noise, {'vec': vec})       # [B, H, W, 8]; vec [B, 384]
+    """
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    channels: int = 4
+    learn_sigma: bool = True
+    dtype: str = "float32"
+    scan: bool = False
+    remat: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, noise: Array, cond: Cond) -> Array:
+        """The raw output of the network.
+
+        Args:
+          x: [B, H, W, C], already scaled.
+          noise: [B], the DDPM step 0 ... 999; may be fractional.
+          cond: {'vec': [B, width]}, or empty for an unconditional network.
+
+        Returns:
+          [B, H, W, C], or [B, H, W, 2C] with learn_sigma, float32.
+
+        Raises:
+          ConfigError: a size that does not divide, an unknown option or a condition that this network cannot take.
+        """
+        self._check(cond)
+        _, h, w, _ = x.shape
+        z = Linear(self.width, dtype=self.dtype, name="patch")(patchify(x, self.patch))  # [B, T, D]
+        z = z + jnp.asarray(sincos_2d(h // self.patch, w // self.patch, self.width), z.dtype)[None]
+        c = TimeEmbedding(self.width, name="time")(noise)  # [B, D]
+        if "vec" in cond:
+            c = c + cond["vec"]
+        z = self._blocks(z, c)
+        out = Final(self.patch**2 * self.channels * (1 + self.learn_sigma), self.dtype, name="final")(z, c)
+        return unpatchify(out.astype(jnp.float32), h, w, self.patch)
+
+    def _check(self, cond: Cond) -> None:
+        for key in cond:
+            if key != "vec":
+                raise unknown("condition of DiT", key, ["vec"])
+        if self.remat is not None and self.remat not in REMAT:
+            raise unknown("remat", self.remat, REMAT)
+        if self.dtype not in DTYPES:
+            raise unknown("dtype", self.dtype, DTYPES)
+        if self.width % self.heads:
+            raise ConfigError(f"width {self.width} does not divide into {self.heads} heads")
+
+    def _blocks(self, z: Array, c: Array) -> Array:
+        block = Block
+        if self.remat is not None:
+            block = nn.remat(Block, prevent_cse=not self.scan, policy=REMAT[self.remat])
+        make = partial(block, self.heads, self.mlp_ratio, self.dtype)
+        if not self.scan:
+            for i in range(self.depth):
+                z = make(name=f"blocks_{i}")(z, c)
+            return z
+        over_layers = nn.scan(
+            lambda layer, z, c: (layer(z, c), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+        )
+        return over_layers(make(name="blocks"), z, c)[0]
+
+
+def stack_layers(params: Params) -> Params:
+    """Parameters of unrolled blocks ('blocks_0' ...) as those of scanned ones ('blocks', depth first).
+
+    Works at any level of the tree, so on a task's or an average's parameters too.
+    """
+    if not isinstance(params, Mapping):
+        return params
+    layers = sorted((key for key in params if re.fullmatch(r"blocks_\d+", key)), key=lambda key: int(key[7:]))
+    out = {key: stack_layers(value) for key, value in params.items() if key not in layers}
+    if layers:
+        out["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params[key] for key in layers))
+    return out
+
+
+def unstack_layers(params: Params) -> Params:
+    """The inverse of `stack_layers`."""
+    if not isinstance(params, Mapping):
+        return params
+    out = {key: unstack_layers(value) for key, value in params.items() if key != "blocks"}
+    if "blocks" in params:
+        depth = jax.tree.leaves(params["blocks"])[0].shape[0]
+        out |= {f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth)}
+    return out
+
+
+PRESETS = {
+    #             options                                                FID-50K on ImageNet 256, arXiv 2212.09748
+    "DiT-S/2":  {"patch": 2, "width": 384,  "depth": 12, "heads": 6},   # 68.4 after 400K steps, no guidance
+    "DiT-S/4":  {"patch": 4, "width": 384,  "depth": 12, "heads": 6},
+    "DiT-S/8":  {"patch": 8, "width": 384,  "depth": 12, "heads": 6},
+    "DiT-B/2":  {"patch": 2, "width": 768,  "depth": 12, "heads": 12},  # 43.5 after 400K steps, no guidance
+    "DiT-B/4":  {"patch": 4, "width": 768,  "depth": 12, "heads": 12},
+    "DiT-B/8":  {"patch": 8, "width": 768,  "depth": 12, "heads": 12},
+    "DiT-L/2":  {"patch": 2, "width": 1024, "depth": 24, "heads": 16},  # 23.3 after 400K steps, no guidance
+    "DiT-L/4":  {"patch": 4, "width": 1024, "depth": 24, "heads": 16},
+    "DiT-L/8":  {"patch": 8, "width": 1024, "depth": 24, "heads": 16},
+    "DiT-XL/2": {"patch": 2, "width": 1152, "depth": 28, "heads": 16},  # 19.5 after 400K; 2.27 after 7M, guidance 1.50
+    "DiT-XL/4": {"patch": 4, "width": 1152, "depth": 28, "heads": 16},
+    "DiT-XL/8": {"patch": 8, "width": 1152, "depth": 28, "heads": 16},
+}
+
+
+def preset(name: str) -> dict[str, int]:
+    """The options of a published size, 'DiT-XL/2' for example (arXiv 2212.09748, table 1).
+
+    Raises:
+      ConfigError: no such size; names the nearest.
+
+    Example:
+      >>> dict(name='diffusion_jax.models.dit:DiT', **preset('DiT-XL/2'), scan=True)
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return dict(PRESETS[name])

@@ -1,0 +1,1 @@
+"""Layers that no single model owns."""

@@ -1,0 +1,142 @@
+"""The official DiT weights (facebookresearch/DiT, arXiv 2212.09748) as our DiT and Label.
+
+The published files DiT-XL-2-256x256.pt and DiT-XL-2-512x512.pt are flat state dicts; a checkpoint of the official training script
+holds 'model', 'ema', 'opt' and 'args', of which the average is taken.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.models.cond import Label
+from diffusion_jax.models.dit import PRESETS, DiT, stack_layers, unstack_layers
+from diffusion_jax.nn.embed import sincos_2d
+from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained.reader import read
+from diffusion_jax.pretrained.rules import PATCH, SAME, TRANSPOSE, Constant, Layout, Rule
+from diffusion_jax.types import Array, Params
+
+
+def _positions(shape: rules.Shape) -> np.ndarray:
+    """The official pos_embed [1, T, D] of a square grid."""
+    side = math.isqrt(shape[1])
+    return sincos_2d(side, side, shape[2])[None]
+
+
+def _linear(key: str, path: str, weight: Layout = TRANSPOSE) -> list[Rule]:
+    """The rules of a layer with weight and bias."""
+    return [Rule(rf"{key}\.weight", f"{path}/kernel", weight), Rule(rf"{key}\.bias", f"{path}/bias")]
+
+
+RULES = [
+    Constant(r"pos_embed", _positions),
+    *_linear(r"x_embedder\.proj", "model/patch", PATCH),
+    *_linear(r"t_embedder\.mlp\.0", "model/time/fc1"),
+    *_linear(r"t_embedder\.mlp\.2", "model/time/fc2"),
+    Rule(r"y_embedder\.embedding_table\.weight", "cond/table", SAME),
+    *_linear(r"blocks\.(\d+)\.attn\.(qkv|proj)", r"model/blocks_\1/attn/\2"),
+    *_linear(r"blocks\.(\d+)\.mlp\.(fc1|fc2)", r"model/blocks_\1/mlp/\2"),
+    *_linear(r"blocks\.(\d+)\.adaLN_modulation\.1", r"model/blocks_\1/modulation/linear"),
+    *_linear(r"final_layer\.linear", "model/final/linear"),
+    *_linear(r"final_layer\.adaLN_modulation\.1", "model/final/modulation/linear"),
+]
+"""Official keys to our parameters with unrolled blocks; use `convert`, which stacks them where the model scans."""
+
+
+def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keyword arguments of `DiT` and `Label` for an official model.
+
+    Args:
+      official: the options of the official constructor (hidden_size, depth, ...), or a state dict (of arrays or shapes). A state
+        dict does not tell the number of heads, which is then that of the published size of this width, nor whether its last
+        label row is the null label, which is taken to be so.
+
+    Raises:
+      ConfigError: a state dict that is no DiT's, or of an unpublished width.
+    """
+    o = official if "hidden_size" in official else _options(official)
+    model = dict(
+        patch=o["patch_size"], width=o["hidden_size"], depth=o["depth"], heads=o["num_heads"], mlp_ratio=o["mlp_ratio"],
+        channels=o["in_channels"], learn_sigma=o["learn_sigma"],
+    )
+    return model, dict(num_classes=o["num_classes"], width=o["hidden_size"], null_row=o["class_dropout_prob"] > 0)
+
+
+def _options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The official constructor's options, read off the shapes of a state dict."""
+    try:
+        width, channels, patch, _ = state_dict["x_embedder.proj.weight"].shape
+        hidden = state_dict["blocks.0.mlp.fc1.weight"].shape[0]
+        out = state_dict["final_layer.linear.weight"].shape[0]
+        rows = state_dict["y_embedder.embedding_table.weight"].shape[0]
+    except KeyError as error:
+        raise ConfigError(f"this is no state dict of a DiT: there is no {error.args[0]}") from None
+    heads = {size["width"]: size["heads"] for size in PRESETS.values()}
+    if width not in heads:
+        raise ConfigError(f"a state dict does not tell the heads of a DiT of width {width}: give the official options")
+    return dict(
+        patch_size=patch, hidden_size=width, depth=len({key.split(".")[1] for key in state_dict if key.startswith("blocks.")}),
+        num_heads=heads[width], mlp_ratio=hidden / width, in_channels=channels, learn_sigma=out == 2 * channels * patch**2,
+        num_classes=rows - 1, class_dropout_prob=0.1,
+    )
+
+
+def shapes(model: DiT, cond: Label) -> Params:
+    """Shapes and types of the parameters {'model': ..., 'cond': ...} with unrolled blocks; computes nothing."""
+    x, one = jnp.zeros((1, model.patch, model.patch, model.channels)), jnp.zeros(1, jnp.int32)
+
+    def init() -> Params:
+        table = cond.init(jax.random.key(0), {"label": one})["params"]
+        # Scanned, because a single block is then traced.
+        return unstack_layers({"model": model.clone(scan=True).init(jax.random.key(0), x, one, {})["params"], "cond": table})
+
+    return jax.eval_shape(init)
+
+
+def convert(state_dict: Mapping[str, Array], model: DiT, cond: Label) -> Params:
+    """An official state dict as the parameters {'model': ..., 'cond': ...}, stacked where the model scans its layers.
+
+    Raises:
+      ConfigError: the weights do not fit; the line says where.
+
+    Example:
+      >>> model_options, cond_options = config(state_dict)
+      >>> params = convert(state_dict, DiT(**model_options), Label(**cond_options))
+    """
+    params = rules.convert(state_dict, RULES, shapes(model, cond))
+    return stack_layers(params) if model.scan else params
+
+
+def revert(params: Params, shapes: Mapping[str, rules.Shape]) -> dict[str, Array]:
+    """Parameters (or gradients) with scanned or unrolled blocks as an official state dict of the given shapes."""
+    return rules.revert(unstack_layers(params), RULES, shapes)
+
+
+def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
+    """An official weights file as (config, params).
+
+    Args:
+      path: the file, see `reader.read`.
+      official: the options of the official constructor, for sizes that were not published.
+
+    Returns:
+      {'model': ..., 'cond': ...} to `build` the modules from, with scanned layers, and their parameters.
+
+    Raises:
+      ConfigError: see `read`, `config` and `convert`.
+    """
+    state_dict = read(path, key="ema")
+    model, cond = config(official or state_dict)
+    model["scan"] = True
+    params = convert(state_dict, DiT(**model), Label(**cond))
+    return {
+        "model": {"name": "diffusion_jax.models.dit:DiT", **model},
+        "cond": {"name": "diffusion_jax.models.cond:Label", **cond},
+    }, params

@@ -1,0 +1,163 @@
+"""Published weights into our parameters, by a table of rules.
+
+A rule names official keys by a regular expression, our parameter by a path, and the map between the two layouts with its inverse:
+
+    Rule(r"blocks\\.(\\d+)\\.attn\\.qkv\\.weight", r"model/blocks_\\1/attn/qkv/kernel", TRANSPOSE)
+
+`convert` is strict: every official key is used exactly once, every parameter of ours is filled, every shape fits. `revert` goes
+back, for weights that were trained here and for gradients. Both only move data, so that they also run inside `jax.eval_shape` (a
+whole key list is checked without memory) and `jax.jit`.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.types import Array, Params
+
+Shape = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """A map between two layouts of the same numbers.
+
+    Attributes:
+      ours: official array -> our array.
+      official: (our array, official shape) -> official array; the inverse.
+    """
+
+    ours: Callable[[Array], Array]
+    official: Callable[[Array, Shape], Array]
+
+
+SAME = Layout(lambda w: w, lambda w, shape: w)
+TRANSPOSE = Layout(lambda w: w.T, lambda w, shape: w.T)
+"""A linear layer: (out, in) <-> (in, out)."""
+PATCH = Layout(
+    lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),
+    lambda w, shape: w.reshape(*shape[2:], shape[1], shape[0]).transpose(3, 2, 0, 1),
+)
+"""A convolution whose stride is its size, as a linear layer over patches: (out, c, p, q) <-> (p*q*c, out)."""
+
+
+class Rule(NamedTuple):
+    """Where official keys go.
+
+    Attributes:
+      key: a regular expression that matches the whole official key.
+      path: our parameter, 'model/...' or 'cond/...'; may use the groups of `key`.
+      layout: the map between the two arrays.
+    """
+
+    key: str
+    path: str
+    layout: Layout = SAME
+
+
+class Constant(NamedTuple):
+    """An official tensor that is no parameter of ours but a known constant: it is compared, and made again on the way back.
+
+    Attributes:
+      key: a regular expression that matches the whole official key.
+      value: shape -> the constant.
+    """
+
+    key: str
+    value: Callable[[Shape], np.ndarray]
+
+
+Rules = Sequence[Rule | Constant]
+CONSTANT_ATOL = 2e-3  # published tables may have been through float16
+
+
+def convert(state_dict: Mapping[str, Array], rules: Rules, target: Params) -> Params:
+    """Official weights as our parameters.
+
+    Args:
+      state_dict: official key -> array.
+      rules: the table; exactly one rule must match each key.
+      target: the shapes and types of our parameters, as `jax.eval_shape` of the initialisation gives them.
+
+    Returns:
+      A tree like `target`, each array in its type.
+
+    Raises:
+      ConfigError: names, in one line, the keys left over, the parameters missing and the shapes that do not fit.
+    """
+    wanted, filled, problems = flatten_dict(target, sep="/"), {}, []
+    for key, value in state_dict.items():
+        rule, path = _find(key, rules)
+        if isinstance(rule, Constant):
+            problems += _differs(key, value, rule)
+        elif path not in wanted or path in filled:
+            problems.append(f"left over: {key}")
+        else:
+            filled[path] = jnp.asarray(rule.layout.ours(value), wanted[path].dtype)
+            if filled[path].shape != wanted[path].shape:
+                problems.append(f"wrong shape: {key} gives {path} {filled[path].shape} in place of {wanted[path].shape}")
+    problems += [f"missing: {path}" for path in wanted if path not in filled]
+    _refuse("the weights do not fit the model", problems)
+    return unflatten_dict(filled, sep="/")
+
+
+def revert(params: Params, rules: Rules, shapes: Mapping[str, Shape]) -> dict[str, Array]:
+    """Our parameters, or their gradients, in the official layout: the inverse of `convert`.
+
+    Args:
+      params: a tree of arrays as `convert` returns it.
+      rules: the table.
+      shapes: official key -> shape.
+
+    Returns:
+      official key -> array.
+
+    Raises:
+      ConfigError: names, in one line, the keys without a parameter and the parameters without a key.
+    """
+    have, used, out, problems = flatten_dict(params, sep="/"), set(), {}, []
+    for key, shape in shapes.items():
+        rule, path = _find(key, rules)
+        if isinstance(rule, Constant):
+            out[key] = rule.value(tuple(shape))
+        elif path not in have or path in used:
+            problems.append(f"missing: {key}")
+        else:
+            used.add(path)
+            out[key] = rule.layout.official(have[path], tuple(shape))
+    problems += [f"left over: {path}" for path in have if path not in used]
+    _refuse("the parameters do not fit the official keys", problems)
+    return out
+
+
+def _find(key: str, rules: Rules) -> tuple[Rule | Constant | None, str | None]:
+    """The one rule for `key` and our path, or None twice."""
+    found = [(rule, match) for rule in rules if (match := re.fullmatch(rule.key, key))]
+    if len(found) > 1:
+        raise ConfigError(f"{len(found)} rules match the key {key!r}: {', '.join(rule.key for rule, _ in found)}")
+    if not found:
+        return None, None
+    rule, match = found[0]
+    return rule, match.expand(rule.path) if isinstance(rule, Rule) else None
+
+
+def _differs(key: str, value: Array, rule: Constant) -> list[str]:
+    """The problem with an official constant, if any; a traced value has a shape only."""
+    want = rule.value(value.shape)
+    if want.shape != value.shape:
+        return [f"wrong shape: {key} {value.shape} in place of {want.shape}"]
+    if isinstance(value, jax.core.Tracer) or np.allclose(np.asarray(value, np.float64), want, rtol=0, atol=CONSTANT_ATOL):
+        return []
+    return [f"wrong values: {key} is not the constant that this model uses"]
+
+
+def _refuse(title: str, problems: list[str]) -> None:
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ConfigError(f"{title}: {'; '.join(problems[:4])}{more}")

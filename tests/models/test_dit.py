@@ -1,0 +1,134 @@
+"""DiT: its start, its two parameter forms, and that no option but dtype changes a number. The numbers themselves are goldens."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.models.dit import PRESETS, DiT, preset, stack_layers, unstack_layers
+
+SMALL = dict(patch=2, width=16, depth=2, heads=2, mlp_ratio=2.0, channels=3)
+RNG = np.random.RandomState(1)
+X, NOISE, COND = np.float32(RNG.randn(2, 4, 6, 3)), np.float32([0, 999]), {"vec": np.float32(RNG.randn(2, 16))}
+
+
+def shapes(model):
+    return jax.eval_shape(model.init, jax.random.key(0), X, NOISE, {})["params"]
+
+
+def random(model, scale=0.3):
+    """Parameters without zeros, so that every part shows in the output."""
+    rng = np.random.RandomState(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.randn(*leaf.shape), leaf.dtype), shapes(model))
+
+
+def run(model, params, x=X, cond=COND):
+    return jax.jit(model.apply)({"params": params}, x, NOISE, cond)
+
+
+@pytest.mark.parametrize("learn_sigma, channels", [(True, 6), (False, 3)])
+@pytest.mark.parametrize("size", [(4, 6), (8, 2)])
+def test_output_has_the_size_of_the_input(size, learn_sigma, channels):
+    model, x = DiT(**SMALL, learn_sigma=learn_sigma), jnp.zeros((2, *size, 3))
+    out, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), x, NOISE, {})
+    assert out.shape == (2, *size, channels) and out.dtype == jnp.float32
+
+
+def test_starts_at_zero_with_the_official_initialisation():
+    out, variables = jax.jit(DiT(**SMALL | dict(width=64)).init_with_output)(jax.random.key(0), X, NOISE, {})
+    np.testing.assert_array_equal(out, 0)
+    params = variables["params"]
+    block = params["blocks_0"]
+    for kernel, fans in [(params["patch"], 12 + 64), (block["attn"]["qkv"], 64 + 192), (block["mlp"]["fc1"], 64 + 128)]:
+        bound = (6 / fans) ** 0.5
+        assert 0.9 * bound < jnp.abs(kernel["kernel"]).max() <= bound
+    assert abs(float(params["time"]["fc1"]["kernel"].std()) - 0.02) < 1e-3
+    zero = [block["modulation"], params["final"]["modulation"], params["final"]["linear"]]
+    assert not any(leaf.any() for leaf in jax.tree.leaves(zero))
+    assert not any(leaf.any() for path, leaf in jax.tree.leaves_with_path(params) if path[-1].key == "bias")
+
+
+@pytest.mark.parametrize("depth", [2, 11])
+def test_stacked_and_unrolled_parameters_convert_exactly(depth):
+    unrolled, scanned = DiT(**SMALL | dict(depth=depth)), DiT(**SMALL | dict(depth=depth), scan=True)
+    params = {"model": random(unrolled), "cond": {"table": jnp.ones(3)}}
+    stacked = stack_layers(params)
+    assert jax.tree.map(jnp.shape, stacked["model"]) == jax.tree.map(jnp.shape, shapes(scanned))
+    jax.tree.map(np.testing.assert_array_equal, unstack_layers(stacked), params)
+    for i in range(depth):
+        np.testing.assert_array_equal(
+            stacked["model"]["blocks"]["mlp"]["fc1"]["bias"][i], params["model"][f"blocks_{i}"]["mlp"]["fc1"]["bias"]
+        )
+
+
+@functools.cache
+def output_and_gradient(scan, remat):
+    """Of a loss, at unrolled parameters."""
+    model = DiT(**SMALL, scan=scan, remat=remat)
+
+    def loss(params):
+        out = model.apply({"params": stack_layers(params) if scan else params}, X, NOISE, COND)
+        return jnp.mean(out**2), out
+
+    (_, out), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(random(DiT(**SMALL)))
+    return out, grad
+
+
+@pytest.mark.parametrize("scan, remat", [(True, None), (False, "full"), (True, "full"), (True, "dots")])
+def test_scan_and_remat_change_neither_output_nor_gradient(scan, remat):
+    (want, want_grad), (got, got_grad) = output_and_gradient(False, None), output_and_gradient(scan, remat)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_grad, want_grad)
+
+
+def test_bfloat16_is_close_and_returns_float32():
+    model = DiT(**SMALL)
+    params = random(model, 0.15)
+    want, got = run(model, params), run(model.clone(dtype="bfloat16"), params)
+    assert got.dtype == jnp.float32
+    assert 0 < jnp.abs(got - want).max() < 0.05 * jnp.abs(want).max()
+
+
+def test_condition_is_added_and_may_be_missing():
+    model = DiT(**SMALL)
+    params = random(model)
+    without = run(model, params, cond={})
+    apply = jax.jit(model.apply)
+    np.testing.assert_allclose(apply({"params": params}, X, NOISE, {"vec": jnp.zeros((2, 16))}), without, rtol=1e-6)
+    assert np.abs(apply({"params": params}, X, NOISE, COND) - without).max() > 0.01
+
+
+def test_positions_tell_equal_patches_apart():
+    model = DiT(**SMALL)
+    out = np.asarray(run(model, random(model), x=np.ones_like(X)))
+    tokens = out.reshape(2, 2, 2, 3, 2, 6).transpose(0, 1, 3, 2, 4, 5).reshape(2, 6, -1)
+    distance = np.abs(tokens[:, :, None] - tokens[:, None]).max(-1)
+    assert (distance + np.eye(6) > 1e-3).all()
+
+
+@pytest.mark.parametrize("change, cond, message", [
+    (dict(patch=4), {}, "does not divide into patches"),
+    (dict(heads=3), {}, "does not divide into 3 heads"),
+    (dict(width=18), {}, "multiple of 4"),
+    (dict(remat="ful"), {}, "unknown remat 'ful': did you mean 'full'"),
+    (dict(dtype="bfloat"), {}, "did you mean 'bfloat16'"),
+    ({}, {"seq": jnp.zeros((2, 3, 16))}, "unknown condition of DiT 'seq'"),
+])
+def test_refuses_in_one_line(change, cond, message):
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(DiT(**SMALL | change).init, jax.random.key(0), X, NOISE, cond)
+
+
+def test_presets_build_from_a_config():
+    spec = dict(name="diffusion_jax.models.dit:DiT", **preset("DiT-S/4"), channels=1)
+    model = build(spec)
+    assert model == build(spec) and hash(model) == hash(build(spec))
+    assert model == DiT(patch=4, width=384, depth=12, heads=6, channels=1)
+    assert len(PRESETS) == 12 and all(name.endswith(f"/{size['patch']}") for name, size in PRESETS.items())
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'DiT-XL/2'"):
+        preset("DiT-XL2")
