@@ -1,0 +1,1 @@
+"""The train step, its state, and what keeps it safe: sharding, checkpoints, logs."""

@@ -1,0 +1,338 @@
+"""Checkpoints: atomic, asynchronous, checked, and enough on their own to sample from.
+
+    workdir/checkpoints/<step>/state     the TrainState (orbax, OCDBT)
+                               config    the run's config, JSON
+                               meta      step, examples seen, versions of the packages, digests of the arrays
+
+A step's folder appears by one rename when it is complete, so a kill leaves the previous ones. Orbax notices a truncated file, but
+not a flipped bit in an array, hence the digests: for each part of the state (params, opt_state, each average) the sum
+
+    d = sum_i (2 i + 1) word_i  mod 2^32                                                         (1)
+
+over the 32-bit words of its arrays. Integer sums do not depend on their order, so (1) is the same on any mesh, and an odd factor
+times a changed word is never 0 mod 2^32.
+"""
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.train.state import plain, task_of
+from diffusion_jax.types import Array, Params, Task, TrainState
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "diffusion_jax")
+DIFFERENCES = 3                                            # how many differing keys an error names
+ABSENT = object()
+
+
+class Checkpoints:
+    """The checkpoints of one run. A context manager.
+
+    Args:
+      workdir: the run's folder, made when missing.
+      config: the run's config, stored with every checkpoint.
+      every: updates between checkpoints, see `due`.
+      keep: how many of the latest stay.
+      keep_every: those at multiples of this stay for ever (a multiple of `every`), None for none.
+      may_change: top-level keys of the config in which a resumed run may differ from the stored one.
+
+    Raises:
+      ConfigError: the folder holds another config; impossible numbers.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], config: Any, every: int = 1000, keep: int = 3,
+                 keep_every: int | None = None, may_change: Iterable[str] = ()):
+        import orbax.checkpoint as ocp
+        from orbax.checkpoint import checkpoint_managers as policies
+
+        if every < 1 or keep < 1 or (keep_every is not None and (keep_every < 1 or keep_every % every)):
+            raise ConfigError(f"checkpoints: every and keep are at least 1 and keep_every is a multiple of every; "
+                              f"got every={every}, keep={keep}, keep_every={keep_every}")
+        self.folder = Path(os.path.abspath(workdir)) / "checkpoints"
+        self.every = every
+        self._config = plain(config)
+        _same_config(self.folder, self._config, frozenset(may_change))
+        stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(stay), cleanup_tmp_directories=True))
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint, None when there is none."""
+        return self._manager.latest_step()
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is a multiple of `every`."""
+        return step % self.every == 0
+
+    def save(self, state: TrainState, examples: int = 0) -> None:
+        """Stores the state under its step. Returns when it may be donated; the writing goes on in the background.
+
+        Args:
+          state: saved whole.
+          examples: examples seen so far, for the record.
+
+        Raises:
+          ConfigError: there is a checkpoint of this step already.
+        """
+        import orbax.checkpoint as ocp
+
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            raise ConfigError(f"{self.folder} holds a checkpoint of step {step} already: choose another folder")
+        digests = {name: int(value) for name, value in _digests(_parts(state)).items()}
+        meta = {"step": step, "examples": examples, "versions": _versions(), "digests": digests}
+        self._manager.save(step, force=True, args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config), meta=ocp.args.JsonSave(meta)))
+
+    def restore_latest(self, abstract: TrainState) -> TrainState | None:
+        """The newest checkpoint that reads, None when there is none at all.
+
+        One that does not read is set aside (its folder renamed to '<step>.unreadable') once an older one has been read, so that
+        the run can go on past its step; nothing is ever deleted.
+
+        Args:
+          abstract: the state as ShapeDtypeStructs with shardings, of any mesh.
+
+        Raises:
+          ConfigError: there are checkpoints, but none reads.
+        """
+        failed: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            state, failed[step] = self._restore(step, abstract)
+            if state is not None:
+                for bad in sorted(failed.keys() - {step}):
+                    self._set_aside(bad)
+                    logging.warning("checkpoint of step %d does not read (%s): set aside, going on from step %d",
+                                    bad, failed[bad], step)
+                return state
+        if failed:
+            raise ConfigError(f"none of the checkpoints in {self.folder} reads (steps {', '.join(map(str, sorted(failed)))}; "
+                              f"the newest: {failed[max(failed)]}): choose another workdir to start anew")
+        return None
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then lets go of the folder."""
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState | None, str]:
+        """(state, '') or (None, reason), the same on all processes."""
+        import orbax.checkpoint as ocp
+        from jax.experimental import multihost_utils
+
+        state, reason = None, ""
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()))
+            state = found.state
+            _check(_parts(state), found.meta)
+        except Exception as error:                         # whatever a broken file makes a reader raise
+            state, reason = None, _first_line(error)
+        if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array(state is not None)).all():
+            state, reason = None, reason or "another process could not read it"
+        return state, reason
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            names = [f"{step}.unreadable"] + [f"{step}.unreadable-{i}" for i in range(2, 100)]
+            target = next(path for path in map(self.folder.joinpath, names) if not path.exists())
+            (self.folder / str(step)).rename(target)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("diffusion_jax: checkpoint set aside")
+        self._manager.reload()
+
+
+def available(folder: str | os.PathLike[str]) -> list[int]:
+    """The steps of the checkpoints in a run's folder (or its folder 'checkpoints'), ascending."""
+    return _steps(_root(folder))
+
+
+def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = None,
+         sharding: jax.sharding.Sharding | None = None) -> tuple[Any, Task, Params]:
+    """Config, task and one set of weights from a checkpoint folder, which alone is enough to sample.
+
+    Only the chosen weights are read. The config is input from elsewhere: it is JSON, and `build` refuses foreign symbols.
+
+    Args:
+      folder: a run's folder, its folder 'checkpoints', or the folder of one step.
+      which: 'params', the name of an average, or 'ema' for the only one.
+      step: which checkpoint, the newest by default.
+      sharding: where every array goes, one local device by default.
+
+    Returns:
+      (config as ConfigDict, task, params).
+
+    Raises:
+      ConfigError: no such folder, step or weights (the message names what there is), or a damaged checkpoint.
+    """
+    import ml_collections
+    import orbax.checkpoint as ocp
+
+    root, step = _find(folder, step)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    path, handler = root / str(step) / "state", ocp.PyTreeCheckpointHandler()
+    try:
+        config, meta = (_json(root, step, item) for item in ("config", "meta"))
+        tree = handler.metadata(path).tree
+    except Exception as error:
+        raise _damaged(root, step, error) from None
+    name = _weights(which, sorted(tree.get("ema") or {}), root / str(step))
+    stored = tree["params"] if name == "params" else tree["ema"][name]
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), stored)
+    item = {"params": wanted} if name == "params" else {"ema": {name: wanted}}
+    try:
+        found = handler.restore(path, args=ocp.args.PyTreeRestore(
+            item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True))
+        params = found["params"] if name == "params" else found["ema"][name]
+        _check({name if name == "params" else f"ema/{name}": params}, meta)
+    except Exception as error:
+        raise _damaged(root, step, error) from None
+    return ml_collections.ConfigDict(config), task_of(config), params
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """What is digested, by name."""
+    return {"params": state.params, "opt_state": state.opt_state} | {f"ema/{name}": tree for name, tree in state.ema.items()}
+
+
+@jax.jit
+def _digests(parts: Mapping[str, Any]) -> dict[str, Array]:
+    """(1) of each part, the sums of its arrays chained by an odd factor so that their order counts."""
+    def chain(total: Array, leaf: Array) -> Array:
+        return total * jnp.uint32(1000003) + _digest(leaf)
+
+    return {name: functools.reduce(chain, jax.tree.leaves(tree), jnp.uint32(0)) for name, tree in parts.items()}
+
+
+def _digest(x: Array) -> Array:
+    """(1) of one array, uint32. Without a reshape, which would gather a sharded array."""
+    words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+    words = jax.lax.bitcast_convert_type(words, f"uint{8 * min(words.dtype.itemsize, 4)}").astype(jnp.uint32)
+    index, stride = jnp.uint32(0), 1
+    for axis in reversed(range(words.ndim)):
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    return jnp.sum((2 * index + 1) * words, dtype=jnp.uint32)
+
+
+def _check(parts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Raises ValueError where arrays are not those that were saved."""
+    for name, value in _digests(parts).items():
+        if int(value) != meta["digests"][name]:
+            raise ValueError(f"the arrays of {name!r} are not those that were saved")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:    # run from a source tree
+            found[package] = "not installed"
+    return found
+
+
+def _root(folder: str | os.PathLike[str]) -> Path:
+    """The folder that holds the steps."""
+    folder = Path(os.path.abspath(folder))
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}: give the workdir of a run")
+    return folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
+
+
+def _steps(root: Path) -> list[int]:
+    """The finished checkpoints in a folder, ascending; none where there is no folder."""
+    inside = root.iterdir() if root.is_dir() else ()
+    return sorted(int(path.name) for path in inside if path.name.isdigit() and (path / "state").is_dir())
+
+
+def _find(folder: str | os.PathLike[str], step: int | None) -> tuple[Path, int]:
+    """(root, step) of one checkpoint that is there."""
+    root = _root(folder)
+    if root.name.isdigit() and (root / "state").is_dir():
+        root, step = root.parent, int(root.name) if step is None else step
+    steps = _steps(root)
+    if not steps:
+        raise ConfigError(f"{root} holds no checkpoint; it has: {', '.join(sorted(p.name for p in root.iterdir())) or 'nothing'}")
+    if step is not None and step not in steps:
+        raise ConfigError(f"{root} has no checkpoint of step {step}; it has: {', '.join(map(str, steps))}")
+    return root, steps[-1] if step is None else step
+
+
+def _weights(which: str, averages: list[str], folder: Path) -> str:
+    """The name of the weights that `which` means."""
+    if which == "ema" and which not in averages:
+        if len(averages) != 1:
+            raise ConfigError(f"which='ema' names the only average, but {folder} has: {', '.join(['params', *averages])}")
+        return averages[0]
+    if which not in ("params", *averages):
+        raise unknown(f"weights in {folder}", which, ["params", *averages])
+    return which
+
+
+def _json(root: Path, step: int, item: str) -> Any:
+    import orbax.checkpoint as ocp
+
+    return ocp.JsonCheckpointHandler().restore(root / str(step) / item, args=ocp.args.JsonRestore())
+
+
+def _damaged(root: Path, step: int, error: Exception) -> ConfigError:
+    others = [str(other) for other in _steps(root) if other != step]
+    return ConfigError(f"checkpoint of step {step} in {root} does not read ({_first_line(error)}); "
+                       f"{'other steps: ' + ', '.join(others) if others else 'there is no other'}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
+
+
+def _same_config(root: Path, asked: dict[str, Any], may_change: frozenset[str]) -> None:
+    """Raises ConfigError where the newest stored config that reads differs from `asked`."""
+    for step in reversed(_steps(root)):
+        try:
+            stored = _json(root, step, "config")
+        except Exception as error:
+            logging.warning("config of step %d in %s does not read (%s): looking at an older one", step, root, _first_line(error))
+            continue
+        differences = _differences({k: v for k, v in stored.items() if k not in may_change},
+                                   {k: v for k, v in asked.items() if k not in may_change})
+        if differences:
+            more = f" and {len(differences) - DIFFERENCES} more" if len(differences) > DIFFERENCES else ""
+            raise ConfigError(f"{root.parent} holds a run with another config ({'; '.join(differences[:DIFFERENCES])}{more}): "
+                              "choose another workdir, or the same config to resume")
+        return
+
+
+def _differences(stored: Any, asked: Any, path: str = "") -> list[str]:
+    """'task.depth: 4 in the folder, 6 asked' for every leaf that differs."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        return [line for key in sorted(stored.keys() | asked.keys())
+                for line in _differences(stored.get(key, ABSENT), asked.get(key, ABSENT), f"{path}.{key}" if path else key)]
+    return [] if stored == asked else [f"{path}: {_shown(stored)} in the folder, {_shown(asked)} asked"]
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is ABSENT else json.dumps(value)[:60]

@@ -1,0 +1,105 @@
+"""Exponential moving averages of the weights, each with a profile that says how fast it forgets.
+
+    ema_t = beta_t ema_{t-1} + (1 - beta_t) params_t,        t = 1, 2, ... updates done          (1)
+
+    constant    beta_t = d,  or with warm-up  min(d, (1 + t) / (10 + t))                         (2)
+    power       beta_t = (1 - 1/t)^(gamma + 1)                                                   (3)
+
+Under (3) the weight of params_i in ema_t is proportional to i^gamma whatever t is, so the average covers the same fraction of a
+run however long it gets. That fraction is named by the standard deviation of the profile relative to the run's length,
+
+    std^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)),                                           (4)
+
+and (4) is a cubic in gamma:  gamma^3 + 7 gamma^2 + (16 - 1/std^2) gamma + (12 - 1/std^2) = 0.    (5)
+
+References: Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models (EDM2, 2024), section 3.1 and
+appendix C for (3)-(5).
+"""
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.types import Array, Params
+
+
+class Profile(Protocol):
+    """How fast an average forgets."""
+
+    def beta(self, step: Array) -> Array:
+        """The scalar beta_t in [0, 1) of (1), t = `step` = the number of updates done, counting this one: 1, 2, ..."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """(2): the classic average.
+
+    Attributes:
+      decay: d in [0, 1), 0.9999 in most diffusion papers.
+      warmup: whether early averages forget faster, so that they are not still the initial weights.
+
+    Raises:
+      ConfigError: a decay outside [0, 1).
+    """
+
+    decay: float
+    warmup: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"decay of an average must lie in [0, 1), got {self.decay}")
+
+    def beta(self, step: Array) -> Array:
+        """(2) at `step` updates."""
+        step = jnp.asarray(step, jnp.float32)
+        decay = jnp.full_like(step, self.decay)
+        return jnp.minimum(decay, (1 + step) / (10 + step)) if self.warmup else decay
+
+
+@dataclasses.dataclass(frozen=True)
+class Power:
+    """(3): EDM2's power function profile.
+
+    Attributes:
+      std: the width (4) relative to the run's length, in (0, 0.288]; EDM2 keeps 0.05 and 0.10. 0.288 (gamma = 0) averages evenly.
+
+    Raises:
+      ConfigError: a width that no gamma >= 0 has.
+    """
+
+    std: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std <= 12**-0.5:
+            raise ConfigError(f"std of a power average must lie in (0, 0.288], got {self.std}")
+
+    @functools.cached_property
+    def gamma(self) -> float:
+        """The exponent that has this width: the largest root of (5)."""
+        roots = np.roots([1, 7, 16 - self.std**-2, 12 - self.std**-2])
+        return float(roots.real[np.abs(roots.imag) < 1e-6].max())
+
+    def beta(self, step: Array) -> Array:
+        """(3) at `step` updates: 0 at the first, so the initial weights leave no trace."""
+        step = jnp.maximum(jnp.asarray(step, jnp.float32), 1)
+        return jnp.exp((self.gamma + 1) * jnp.log1p(-1 / step))        # log1p keeps 1 - 1/t exact after millions of updates
+
+
+def update(ema: Params, params: Params, profile: Profile, step: Array) -> Params:
+    """(1) for every array.
+
+    Args:
+      ema: the average before, a pytree like `params`.
+      params: the parameters after update number `step`.
+      profile: gives beta_t.
+      step: the number of updates done, counting this one (int scalar).
+    """
+    beta = profile.beta(step)
+    return jax.tree.map(lambda old, new: (beta * old + (1 - beta) * new).astype(old.dtype), ema, params)

@@ -1,0 +1,170 @@
+"""What a run says: metrics.jsonl, TensorBoard and the terminal, from process 0 only.
+
+metrics.jsonl holds one object per line, {"step": 100, "loss": 0.0123...}, with every float32 written as the shortest decimal that
+reads back exactly (Python's repr of its double). So two runs are equal bit for bit when their files are equal. Only what is a
+function of the step goes there; speeds go to TensorBoard and the terminal.
+"""
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion_jax.types import Array
+
+
+class Writer:
+    """Writes scalars and images of one run; silent on every process but the first.
+
+    A context manager. Nothing is created before the first call of another method.
+
+    Args:
+      workdir: metrics.jsonl is written here, TensorBoard's events in its folder 'tensorboard'.
+
+    Example:
+      >>> with Writer(workdir) as writer:
+      ...     writer.resume(0)
+      ...     writer.scalars(1, {"loss": 0.5})
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str]):
+        self.path = Path(workdir) / "metrics.jsonl"
+        self._main = jax.process_index() == 0
+        self._lines = self._events = None
+        self._purge: int | None = None
+
+    def resume(self, step: int) -> None:
+        """Forgets what was written after `step`, and a last line that a kill tore, in one atomic rename."""
+        if not self._main:
+            return
+        self.close()
+        self._purge = step + 1                             # TensorBoard hides older events from this step on
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+            fresh = self.path.with_suffix(".tmp")
+            fresh.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(fresh, self.path)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl and TensorBoard's scalars; values are Python, NumPy or JAX scalars."""
+        if not self._main:
+            return
+        line = {"step": int(step)} | {name: float(value) for name, value in values.items()}
+        if self._lines is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines = self.path.open("a", buffering=1)  # by line: a killed process leaves whole lines
+        self._lines.write(json.dumps(line) + "\n")
+        self.speeds(step, values)
+
+    def speeds(self, step: int, values: Mapping[str, Any]) -> None:
+        """Scalars for TensorBoard only: what differs from run to run."""
+        for name, value in values.items() if self._main else ():
+            self._tensorboard().add_scalar(name, float(value), int(step))
+
+    def images(self, step: int, images: Mapping[str, Array]) -> None:
+        """Grids of images for TensorBoard: name -> [N, H, W, C] in [-1, 1], C 1 or 3."""
+        for name, batch in images.items() if self._main else ():
+            pixels = np.clip((np.asarray(batch, np.float32) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+            self._tensorboard().add_images(name, np.repeat(pixels, 3 // pixels.shape[-1], -1), int(step), dataformats="NHWC")
+
+    def close(self) -> None:
+        """Writes out and closes both files."""
+        for file in (self._lines, self._events):
+            if file is not None:
+                file.close()
+        self._lines = self._events = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _tensorboard(self) -> Any:
+        if self._events is None:
+            import tensorboardX
+
+            self._events = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._purge)
+        return self._events
+
+
+class Console:
+    """The terminal: a bar with loss, images/s and time left, or where there is none one line for each logged step.
+
+    Args:
+      start: updates done so far.
+      total: updates in the whole run.
+      batch: images per update.
+    """
+
+    def __init__(self, start: int, total: int, batch: int):
+        from tqdm import tqdm
+
+        self._main = jax.process_index() == 0
+        self._total, self._batch = total, batch
+        self._mark: tuple[int, float] | None = None        # (step, clock) of the last that was shown
+        self._idle = self._left = 0.0
+        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=None if self._main else True)
+
+    def say(self, text: str) -> None:
+        """A line or a table on standard output."""
+        if self._main:
+            self._bar.write(text)
+
+    def leave(self) -> None:
+        """Stops the clock: the caller's own work (samples, evaluation) is not training speed."""
+        self._left = time.perf_counter()
+
+    def enter(self) -> None:
+        """Starts the clock again."""
+        self._idle += time.perf_counter() - self._left
+
+    def clock(self) -> float:
+        """Seconds of training, from an arbitrary start."""
+        return time.perf_counter() - self._idle
+
+    def advance(self, step: int, launched: float, loss: float | None = None) -> float | None:
+        """One update more.
+
+        Args:
+          step: its number.
+          launched: the clock when the device was given it, after compilation if there was any.
+          loss: where it is shown.
+
+        Returns:
+          Images/s since the last shown step; None where no loss is shown, and at the first step.
+        """
+        self._bar.update(step - self._bar.n)
+        before, since = self._mark or (step, launched)
+        if self._mark is None or loss is not None:
+            self._mark = (step, launched)
+        speed = (step - before) * self._batch / (launched - since) if step > before else None
+        if loss is None:
+            return None
+        self._show(step, loss, speed)
+        return speed
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()
+
+    def _show(self, step: int, loss: float, speed: float | None) -> None:
+        rate = f"{speed:.1f}" if speed else "?"
+        self._bar.set_postfix_str(f"loss={loss:.4g}, images/s={rate}")
+        if self._bar.disable:
+            left = self._bar.format_interval((self._total - step) * self._batch / speed) if speed else "?"
+            self.say(f"step {step}/{self._total}  loss {loss:.4g}  {rate} images/s  {left} left")
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite where it cannot be read."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

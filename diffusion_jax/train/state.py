@@ -1,0 +1,72 @@
+"""The state of a training run and the task that it trains, both made from a configuration.
+
+    state_0 = (step = 0, params = project(init(key)), opt_state = optimizer.init(params), ema = {name: params})      (1)
+
+(1) is pure and holds no data, so `jax.jit(create, ..., out_shardings=...)` makes a model that no single device could hold, each
+device filling only its own shard.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.train.ema import Profile
+from diffusion_jax.types import Key, Raw, Task, TrainState
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config (ConfigDict or mapping) as the JSON it is stored as: tuples become lists, references their values.
+
+    Raises:
+      ConfigError: something in it is not JSON.
+    """
+    try:
+        return json.loads(json.dumps(config.to_dict() if hasattr(config, "to_dict") else dict(config)))
+    except TypeError as error:
+        raise ConfigError(f"a config holds JSON only (name objects as 'diffusion_jax.<module>:<Name>'): {error}") from None
+
+
+def task_of(config: Any) -> Task:
+    """Builds `config['task']`, giving it `config['model']` (built first) as its argument `model` where the config has one.
+
+    Args:
+      config: a whole run's config; read from a checkpoint it is input from elsewhere, and `build` refuses foreign symbols.
+
+    Raises:
+      ConfigError: no 'task', or anything that `build` refuses.
+    """
+    config = plain(config)
+    if "task" not in config:
+        raise ConfigError(f"the config has no 'task'; it has: {', '.join(sorted(config)) or 'nothing'}")
+    parts = {"model": build(config["model"])} if "model" in config else {}
+    return build(config["task"], **parts)
+
+
+def create(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, Profile], key: Key, batch: Raw) -> TrainState:
+    """The state before the first update, (1). Pure and jittable.
+
+    Args:
+      task: what to train. Its parameters are nested dicts of arrays, so that a checkpoint folder can be read without its code.
+      optimizer: any optax transformation.
+      emas: name -> profile; each average starts as an exact copy of the parameters.
+      key: draws the parameters.
+      batch: gives shapes only.
+
+    Raises:
+      ConfigError: an average is called 'params', which `checkpoint.load` keeps for the parameters themselves.
+      TypeError: the task's parameters are not nested dicts.
+    """
+    if "params" in emas:
+        raise ConfigError("no average may be called 'params': that is the name of the parameters themselves")
+    params = task.project(task.init(key, batch))
+    for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not path or not all(isinstance(part, jax.tree_util.DictKey) for part in path):
+            raise TypeError(f"a task's parameters are nested dicts of arrays, found {jax.tree_util.keystr(path) or 'an array'}")
+    ema = {name: jax.tree.map(jnp.copy, params) for name in emas}      # copies: the step donates every buffer once
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), ema=ema)

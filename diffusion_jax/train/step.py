@@ -1,0 +1,118 @@
+"""One train step for every task.
+
+    key    = fold_in(key(seed), step)                                                            (1)
+    g      = 1/A sum_a  d loss(params, batch_a, key_a) / d params                                (2)
+    params = project(params + optimizer(g))                                                      (3)
+    ema    = beta ema + (1 - beta) params                                                        (4)
+
+(1) makes a run a function of its seed: resumed equals uninterrupted. (2) runs the batch in A microbatches, with the keys
+key_a = fold_in(key, a) (A = 1: key itself). Microbatch a takes rows a, a + A, a + 2A, ... so that each device keeps its own:
+where N devices hold B/N consecutive rows each, [B] -> [B/A, A] splits no device's block, and neither does swapping the two.
+
+Weights that are stored split over `fsdp` are gathered before the loss and their gradient is split again. That is not left to
+XLA: given weights split over fsdp and tensor at once, its partitioner (JAX 0.10.2) drops an all-reduce and returns wrong
+gradients next to the right loss, see openxla/xla#40034 and tests/train/test_step.py.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.train import ema as averages
+from diffusion_jax.train.shard import BATCH_AXES, batch_sharding, gathered, replicated
+from diffusion_jax.types import Array, Key, Metrics, Params, Raw, Task, TrainState
+
+Step = Callable[[TrainState, Params, Raw], tuple[TrainState, dict[str, Array]]]
+
+
+def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, averages.Profile], mesh: Mesh,
+              state_shardings: Any, accumulate: int = 1, seed: int = 0) -> Step:
+    """The jitted step (state, frozen, batch) -> (state, metrics); the state passed in is donated and gone afterwards.
+
+    Inside it the mesh is the current one (`jax.sharding.get_abstract_mesh()`): a model may constrain activations by axis names.
+
+    Args:
+      task: what to train.
+      optimizer: any optax transformation.
+      emas: name -> profile, the names of `state.ema`.
+      mesh: from `shard.make_mesh`.
+      state_shardings: from `shard.shardings`, for the whole state.
+      accumulate: A of (2); the batch must be a multiple of A x (data x fsdp).
+      seed: of (1).
+
+    Returns:
+      The step. Its metrics are float32 scalars: the task's own, loss, grad_norm (before clipping), update_norm, param_norm, and
+      lr where the optimiser keeps its learning rate (lr/<part> where several do).
+
+    Raises:
+      ConfigError: accumulate < 1; when called, a batch that does not divide.
+    """
+    if accumulate < 1:
+        raise ConfigError(f"accumulate is a number of microbatches, at least 1: got {accumulate}")
+
+    def step(state: TrainState, frozen: Params, batch: Raw) -> tuple[TrainState, dict[str, Array]]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            key = jax.random.fold_in(jax.random.key(seed), state.step)                              # (1)
+            loss, metrics, grads = gradients(task, state.params, frozen, batch, key, mesh, state_shardings.params, accumulate)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = task.project(optax.apply_updates(state.params, updates))                       # (3)
+            number = state.step + 1
+            ema = {name: averages.update(state.ema[name], params, profile, number) for name, profile in emas.items()}   # (4)
+            metrics = {**metrics, "loss": loss, "grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates),
+                       "param_norm": optax.global_norm(params), **_rates(opt_state)}
+            metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+            return TrainState(step=number, params=params, opt_state=opt_state, ema=ema), metrics
+
+    return jax.jit(step, in_shardings=(state_shardings, None, batch_sharding(mesh)),
+                   out_shardings=(state_shardings, replicated(mesh)), donate_argnums=0)
+
+
+def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, mesh: Mesh, shardings: Any,
+              accumulate: int = 1) -> tuple[Array, Metrics, Params]:
+    """Loss, metrics and gradient of a batch, (2), the gradient stored like the parameters (`shardings`).
+
+    Raises:
+      ConfigError: the batch is no multiple of accumulate x (data x fsdp).
+    """
+    whole = jax.lax.with_sharding_constraint(params, jax.tree.map(gathered, shardings))
+
+    def part(batch: Raw, key: Key) -> tuple[Array, Metrics, Params]:
+        (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(whole, frozen, batch, key, True)
+        return loss, dict(metrics), jax.lax.with_sharding_constraint(grads, shardings)
+
+    if accumulate == 1:
+        return part(batch, key)
+
+    def add(total: Params, item: tuple[Raw, Array]) -> tuple[Params, tuple[Array, Metrics]]:
+        micro, number = item
+        loss, metrics, grads = part(micro, jax.random.fold_in(key, number))
+        return jax.tree.map(jnp.add, total, grads), (loss, metrics)
+
+    micro = jax.tree.map(lambda x: split(x, accumulate, mesh), batch)
+    total, logged = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (micro, jnp.arange(accumulate)))
+    loss, metrics = jax.tree.map(lambda x: x.mean(0), logged)
+    return loss, metrics, jax.tree.map(lambda x: x / accumulate, total)
+
+
+def split(x: Array, accumulate: int, mesh: Mesh) -> Array:
+    """[B, ...] -> [A, B/A, ...], each device keeping its own rows (see the top of this file)."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if x.shape[0] % (accumulate * devices):
+        raise ConfigError(f"batch size {x.shape[0]} must be a multiple of accumulate x devices = {accumulate} x {devices}")
+    x = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)))
+
+
+def _rates(opt_state: Any) -> dict[str, Array]:
+    """The learning rates that an optimiser keeps, named after their part of the parameters where there are several."""
+    found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    if len(found) == 1:
+        return {"lr": found[0][1]}
+    parts = [[str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)] for path, _ in found]
+    return {"/".join(("lr", *part)): value for part, (_, value) in zip(parts, found, strict=True)}

@@ -1,0 +1,150 @@
+"""The loop: resumed equals uninterrupted bit for bit, and nothing bad is ever saved."""
+import json
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+import train_toy
+from train_toy import arguments, config, train
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.train import loop, shard
+from diffusion_jax.train.checkpoint import Checkpoints, available, load
+from diffusion_jax.train.log import Writer
+
+
+def assert_equal(got, want):
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder, last state) of a run of 12 steps that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train(folder)[1]
+
+
+@pytest.mark.parametrize("stops", [(5,), (4,), (1,), (7, 11), (11, 12)])
+def test_resumed_equals_uninterrupted(whole, tmp_path, stops):
+    for stop in stops:
+        assert train(tmp_path, stop_at=stop)[0] == stop
+    if stops[-1] < 12:
+        assert_equal(train(tmp_path)[1], whole[1])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    assert available(tmp_path) == [4, 8, 12]
+    for which in ("params", "slow", "power"):
+        assert_equal(load(tmp_path, which)[2], load(whole[0], which)[2])
+
+
+def test_resumed_equals_uninterrupted_on_a_mesh_with_microbatches(tmp_path):
+    rules = ((r"inner/kernel$", ("fsdp", "tensor")), (".*", "fsdp"))
+    options = dict(mesh=shard.make_mesh(data=2, fsdp=2, tensor=2), rules=rules, accumulate=2, every=3, config={"steps": 6})
+    want = train(tmp_path / "whole", **options)[1]
+    train(tmp_path / "parts", stop_at=5, **options)
+    assert_equal(train(tmp_path / "parts", **options)[1], want)
+    assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_moves_to_another_mesh(whole, tmp_path):
+    train(tmp_path, stop_at=5)
+    got = train(tmp_path, mesh=shard.make_mesh(data=4, fsdp=2), rules=((".*", "fsdp"),))[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.params, whole[1].params)
+
+
+def test_it_learns_and_another_seed_is_another_run(whole, tmp_path):
+    found = losses(whole[0])
+    assert len(found) == 12 and sum(found[-4:]) < 0.85 * sum(found[:4])
+    train(tmp_path, config={"seed": 1, "steps": 2})
+    assert set(losses(tmp_path)).isdisjoint(found)
+
+
+def test_a_longer_run_goes_on_and_a_finished_one_does_nothing(whole, tmp_path):
+    train(tmp_path, config={"steps": 6})
+    assert train(tmp_path)[0] == 12
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    assert train(tmp_path) == (0, None)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_time(whole, tmp_path):
+    train(tmp_path, stop_at=9)
+    damaged = max((tmp_path / "checkpoints" / "8" / "state").glob("ocdbt.*/d/*"), key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    assert_equal(train(tmp_path)[1], whole[1])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+    assert available(tmp_path) == [4, 8, 12] and (tmp_path / "checkpoints" / "8.unreadable").is_dir()
+
+
+@pytest.mark.parametrize("bad,message,left", [
+    (6, r"loss is nan at step 7, stopped; the last good checkpoint is step 4 in", [4]),
+    (7, r"loss is nan at step 8, stopped; the last good checkpoint is step 4 in", [4]),         # a checkpoint is due just there
+    (11, r"loss is nan at step 12, stopped; the last good checkpoint is step 8 in", [4, 8]),    # the last step
+    (1, r"loss is nan at step 2, stopped; there is no checkpoint yet", []),
+])
+def test_a_loss_that_is_not_finite_stops_and_is_not_saved(whole, tmp_path, bad, message, left):
+    with pytest.raises(ConfigError, match=message) as error:
+        train(tmp_path, bad=bad)
+    assert "\n" not in str(error.value) and available(tmp_path) == left
+    assert losses(tmp_path) == losses(whole[0])[:bad]
+    if bad == 6:
+        assert_equal(train(tmp_path)[1], whole[1])        # the data mended
+
+
+def test_preempted_it_saves_exits_with_code_0_and_says_how_to_go_on(whole, tmp_path, caplog):
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    run = arguments(config(), shard.make_mesh(devices=jax.devices()[:1]))
+    saved = Checkpoints(tmp_path, config(), every=4, may_change=("steps",))
+    with saved as checkpoints, Writer(tmp_path) as writer, pytest.raises(SystemExit) as stop:
+        for step, _ in loop.steps(**run, checkpoints=checkpoints, writer=writer):
+            seen.append(step)
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.value.code == 0 and seen == [1, 2, 3, 4, 5, 6] and available(tmp_path) == [4, 7]
+    assert signal.getsignal(signal.SIGTERM) == before
+    (line,) = [record.getMessage() for record in caplog.records if "SIGTERM" in record.getMessage()]
+    assert "step 7 of 12" in line and "run the same command to go on" in line
+    assert_equal(train(tmp_path)[1], whole[1])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+
+
+def test_metrics_are_fetched_one_step_late_except_at_a_checkpoint(tmp_path):
+    with Checkpoints(tmp_path, config(), every=4) as checkpoints, Writer(tmp_path) as writer:
+        mesh = shard.make_mesh(devices=jax.devices()[:1])
+        for step, _ in loop.steps(**arguments(config(steps=6), mesh), checkpoints=checkpoints, writer=writer):
+            written = len(losses(tmp_path)) if step > 1 else 0
+            assert written == (step if step in (4, 6) else step - 1)
+
+
+def test_only_every_nth_step_is_logged(whole, tmp_path):
+    train(tmp_path, log_every=5)
+    assert losses(tmp_path) == [losses(whole[0])[4], losses(whole[0])[9]]
+
+
+def test_the_console_shows_the_parameters_and_the_way(tmp_path, capsys):
+    train(tmp_path, config={"steps": 2})
+    out = capsys.readouterr().out
+    assert "inner/kernel" in out and "Total: 784" in out and "starting, 2 steps in all" in out and "step 2/2  loss" in out
+
+
+def test_data_that_ends_or_skips(tmp_path):
+    with pytest.raises(ConfigError, match="the data ended before step 3"):
+        train(tmp_path / "a", end=3)
+    with pytest.raises(RuntimeError, match="gave batch 1 where batch 0 was due"):
+        train(tmp_path / "b", batches=lambda start, sharding: train_toy.stream(start + 1, sharding))
+
+
+def test_the_speed_includes_waiting_for_the_data(tmp_path, capsys):
+    def slow(start, sharding):
+        for item in train_toy.stream(start, sharding):
+            time.sleep(0.1)
+            yield item
+
+    train(tmp_path, batches=slow, config={"steps": 3})
+    speed = float(capsys.readouterr().out.split("step 3/3")[1].split(" images/s")[0].split()[-1])
+    assert speed < 16 / 0.1

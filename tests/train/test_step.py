@@ -1,0 +1,188 @@
+"""The train step against the same maths by hand, over devices and microbatches."""
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+from train_toy import Net, Toy, batch_of
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.train import ema, optim, shard
+from diffusion_jax.train.state import create
+from diffusion_jax.train.step import gradients, make_step, split
+from diffusion_jax.types import TrainState
+
+EMAS = {"slow": ema.Constant(0.9), "power": ema.Power(0.1)}
+RULES = ((r"inner/kernel$", ("fsdp", "tensor")), (".*", "fsdp"))
+OPTIMIZER = optim.optimizer("adamw", lr=1e-2, clip=1.0)
+SEED = 3
+
+
+def start(task, mesh, rules=shard.REPLICATE, optimizer=OPTIMIZER):
+    """(step, state) on a mesh."""
+    make = functools.partial(create, task, optimizer, EMAS, jax.random.key(1), {})
+    shardings = shard.shardings(mesh, jax.eval_shape(make), rules)
+    return make_step(task, optimizer, EMAS, mesh, shardings, seed=SEED), jax.jit(make, out_shardings=shardings)()
+
+
+def batches(mesh, steps, size=32):
+    for number in range(steps):
+        yield jax.device_put(batch_of(number, size), shard.batch_sharding(mesh))
+
+
+def run(task, mesh, steps=5, **options):
+    step, state = start(task, mesh, **options)
+    for batch in batches(mesh, steps):
+        state, metrics = step(state, None, batch)
+    return state, metrics
+
+
+def one():
+    return shard.make_mesh(devices=jax.devices()[:1])
+
+
+def assert_close(got, want, atol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol, rtol=0), got, want)
+
+
+def test_a_step_is_the_maths_of_its_docstring():
+    task, mesh = Toy(Net(), noise=0.1), one()
+    step, state = start(task, mesh)
+
+    @jax.jit
+    def by_hand(state, batch, number):
+        key = jax.random.fold_in(jax.random.key(SEED), number)
+        (loss, _), grads = jax.value_and_grad(task.loss, has_aux=True)(state.params, None, batch, key, True)
+        updates, opt_state = OPTIMIZER.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averages = {name: ema.update(state.ema[name], params, profile, number + 1) for name, profile in EMAS.items()}
+        norms = {"grad_norm": grads, "update_norm": updates, "param_norm": params}
+        return TrainState(number + 1, params, opt_state, averages), {"loss": loss, "lr": 1e-2} | {
+            name: optax.global_norm(tree) for name, tree in norms.items()}
+
+    for number, batch in enumerate(batches(mesh, 2)):
+        want, wanted = by_hand(jax.device_get(state), batch, number)
+        state, metrics = step(state, None, batch)
+        assert_close(state, want, 1e-6)
+        assert_close({name: metrics[name] for name in wanted}, wanted)
+
+
+def test_state_is_donated_metrics_are_scalars_and_all_is_float32():
+    step, state = start(Toy(Net()), one())
+    new, metrics = step(state, None, next(batches(one(), 1)))
+    assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.ema, state.opt_state[1])))
+    assert set(metrics) == {"loss", "mae", "grad_norm", "update_norm", "param_norm", "lr"}
+    assert all(x.shape == () and x.dtype == jnp.float32 for x in metrics.values())
+    assert {x.dtype for x in jax.tree.leaves((new.params, new.ema))} == {jnp.dtype("float32")}
+
+
+def test_eight_devices_equal_one_with_everything_sharded():
+    task, mesh = Toy(Net(), noise=0.1), shard.make_mesh(data=2, fsdp=2, tensor=2)
+    want, metrics = run(task, one())
+    got, sharded_metrics = run(task, mesh, rules=RULES)
+    assert_close(got.params, want.params)
+    assert_close(got.ema, want.ema)
+    assert_close(sharded_metrics, metrics)
+    for tree in (got.params, got.ema["slow"], got.opt_state[1].mu):
+        kernel = tree["inner"]["kernel"]
+        assert {s.data.shape for s in kernel.addressable_shards} == {(2, 8, 8)} and kernel.shape == (2, 16, 16)
+        assert {s.data.shape for s in tree["first"]["kernel"].addressable_shards} == {(8, 8)}
+    step, state = start(task, mesh, rules=RULES)
+    hlo = step.lower(state, None, next(batches(mesh, 1))).compile().as_text()
+    assert "all-gather" in hlo and ("reduce-scatter" in hlo or "all-reduce" in hlo)
+    assert re.search(r"f32\[8,8\]", hlo) and "f32[32,8]" not in hlo                # [32 / (data fsdp), 8], never the whole batch
+
+
+def test_the_same_seed_gives_the_same_bits_on_many_devices():
+    mesh = shard.make_mesh(data=2, fsdp=2, tensor=2)
+    runs = [run(Toy(Net()), mesh, steps=3, rules=RULES)[0] for _ in range(2)]
+    jax.tree.map(np.testing.assert_array_equal, *runs)
+
+
+def gradients_on(mesh, task, batch, key, accumulate, rules=shard.REPLICATE):
+    """(loss, metrics, gradient) of fresh parameters."""
+    params = jax.jit(task.init)(jax.random.key(1), {})
+    shardings = shard.shardings(mesh, params, rules)
+    return jax.jit(lambda params, batch, key: gradients(task, params, None, batch, key, mesh, shardings, accumulate))(
+        jax.device_put(params, shardings), jax.device_put(batch, shard.batch_sharding(mesh)), key)
+
+
+def test_accumulation_changes_nothing_without_keys():
+    task, batch, key = Toy(Net(), noise=0.0), batch_of(0, 32), jax.random.key(0)
+    want = gradients_on(one(), task, batch, key, 1)
+    assert_close(gradients_on(one(), task, batch, key, 4), want, 1e-6)
+    assert_close(gradients_on(shard.make_mesh(data=2, fsdp=2, tensor=2), task, batch, key, 4, RULES), want, 1e-6)
+
+
+def test_each_microbatch_has_its_own_key_and_rows():
+    task, batch, key = Toy(Net(), noise=0.5), batch_of(0, 32), jax.random.key(2)
+    parts = [gradients_on(one(), task, {name: x[a::4] for name, x in batch.items()}, jax.random.fold_in(key, a), 1)
+             for a in range(4)]
+    assert len({float(part[0]) for part in parts}) == 4
+    assert_close(gradients_on(one(), task, batch, key, 4), jax.tree.map(lambda *g: sum(g) / 4, *parts), 1e-6)
+
+
+def test_microbatches_keep_every_row_on_its_device():
+    mesh = shard.make_mesh(data=2, fsdp=2, tensor=2)
+    x = jax.device_put(jnp.arange(32.0).reshape(32, 1), shard.batch_sharding(mesh))
+    make = jax.jit(lambda x: split(x, 4, mesh))
+    got = make(x)
+    before = {s.device: set(np.asarray(s.data).ravel()) for s in x.addressable_shards}
+    assert {s.device: set(np.asarray(s.data).ravel()) for s in got.addressable_shards} == before
+    assert not re.search(r"all-|collective|permute", make.lower(x).compile().as_text())
+
+
+@pytest.mark.parametrize("size,accumulate", [(12, 4), (16, 3), (8, 2)])
+def test_a_batch_that_does_not_divide_raises(size, accumulate):
+    mesh = shard.make_mesh(fsdp=2) if size != 16 else one()
+    with pytest.raises(ConfigError, match="multiple of accumulate x devices"):
+        jax.eval_shape(lambda x: split(x, accumulate, mesh), jnp.zeros((size, 2)))
+    with pytest.raises(ConfigError, match="at least 1"):
+        make_step(Toy(Net()), OPTIMIZER, EMAS, mesh, None, accumulate=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnSphere:
+    """Parameters of norm 1; its loss sees the mesh by axis names."""
+
+    def init(self, key, batch):
+        return {"w": jnp.full((4, 4), 0.5)}
+
+    def loss(self, params, frozen, batch, key, train):
+        assert train
+        x = jax.lax.with_sharding_constraint(batch["image"][:, :4], PartitionSpec(("data", "fsdp")))
+        return jnp.mean((x @ params["w"] * frozen["scale"] - batch["target"][:, :4]) ** 2), {}
+
+    def project(self, params):
+        return jax.tree.map(lambda w: w / jnp.linalg.norm(w), params)
+
+
+def test_projection_comes_after_the_update_and_before_the_averages():
+    mesh = shard.make_mesh(data=4, fsdp=2)
+    step, state = start(OnSphere(), mesh)
+    assert abs(np.linalg.norm(state.params["w"]) - 1) < 1e-6
+    frozen = shard.replicate({"scale": jnp.float32(2.0)}, mesh)
+    state, _ = step(state, frozen, next(batches(mesh, 1)))
+    assert abs(np.linalg.norm(state.params["w"]) - 1) < 1e-6
+    assert_close(state.ema["power"], state.params, 0)          # the first beta of a power average is 0
+
+
+def test_the_step_compiles_once():
+    mesh = shard.make_mesh(data=2, fsdp=2, tensor=2)
+    step, state = start(Toy(Net()), mesh, rules=RULES)
+    for batch in batches(mesh, 3):
+        state, _ = step(state, None, batch)
+    assert step._cache_size() == 1
+
+
+def test_learning_rates_of_a_partition_are_named():
+    rates = {"first": 0.1, "inner": 0.2, "last": 0.3}
+    optimizer = optim.partition({name: optim.optimizer("adam", lr) for name, lr in rates.items()})
+    step, state = start(Toy(Net()), one(), optimizer=optimizer)
+    _, metrics = step(state, None, next(batches(one(), 1)))
+    assert_close({name: metrics[f"lr/{name}"] for name in rates}, rates, 1e-6)
