@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from absl import app, flags, logging
@@ -14,7 +15,9 @@ MODES = ("train", "sample", "evaluate")
 CONFIG = config_flags.DEFINE_config_file("config", None, "A page of configs/; train needs it, the others read the checkpoint's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics, samples, report.", required=True)
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Call jax.distributed.initialize() first: on each host of a cluster.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of the cluster first. Where JAX cannot find them (it does on TPU pods and in "
+    "Slurm), set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment.")
 
 OPTIONS = [
     flags.DEFINE_integer("num", None, "Images to make.", lower_bound=1),
@@ -45,35 +48,53 @@ def main(argv: list[str]) -> None:
     if MODE.value == "train" and CONFIG.value is None:
         raise ConfigError("mode train needs --config configs/<page>.py")
     if DISTRIBUTED.value:
-        import jax
-
-        jax.distributed.initialize()
+        join()
     options = {flag.name: flag.value for flag in OPTIONS if flag.value is not None}
     importlib.import_module(f"diffusion_jax.modes.{MODE.value}").run(CONFIG.value, WORKDIR.value, options)
+
+
+def join() -> None:
+    """Joins the other processes, see --distributed; `ConfigError` where nothing, or nothing sensible, says how."""
+    import jax
+
+    said = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    try:
+        jax.distributed.initialize(**{name: int(value) for name, value in said.items() if value})    # finds the address itself
+    except ValueError as error:
+        raise ConfigError(f"--distributed: {error} Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID") from None
 
 
 def parse(argv: list[str]) -> list[str]:
     """Flags, with the errors of a config file or of an override as one line."""
     try:
         return flags.FLAGS(argv)
+    except SystemExit:                                   # --help and its like, which absl ends with code 1
+        sys.exit(0)
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError) as error:
         refuse(error)
 
 
 def refuse(error: Exception) -> None:
     """Says in one line what is wrong, and ends the program."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    while error.args and isinstance(error.args[0], Exception):                   # ml_collections wraps what it catches,
+        error = error.args[0]
+    said = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    said = said.strip().splitlines()[-1] if "Traceback" in said else said        # or quotes all of it
+    where = "the config has no key " if isinstance(error, KeyError) else ""
+    print(f"error: {where}{' '.join(said.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def guarded(argv: list[str]) -> None:
+    """`main`, with the errors that the user can mend as one line: no such file, no room on the disk, a wrong option."""
+    try:
+        main(argv)
+    except (ConfigError, OSError) as error:
+        refuse(error)
 
 
 def run() -> None:
     """The program."""
-    def guarded(argv: list[str]) -> None:
-        try:
-            main(argv)
-        except ConfigError as error:
-            refuse(error)
-
     logging.set_verbosity(logging.WARNING)               # orbax narrates every save at INFO
     app.run(guarded, flags_parser=parse)
 

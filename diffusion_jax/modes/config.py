@@ -4,9 +4,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.data.loader import Batches
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.tasks.diffusion import Diffusion
 
 SECTIONS = {
     "seed": "of everything random",
@@ -25,6 +28,13 @@ SECTIONS = {
     "sample": "how to sample, and how many images how often while training",
     "evaluate": "images to measure, and the guidance to measure at, when training ends; num 0 for not at all",
 }
+PARTS = {
+    "data": ("train", "test", "decode"),
+    "mesh": ("data", "fsdp", "tensor"),
+    "checkpoint": ("every", "keep", "keep_every"),
+    "evaluate": ("num", "guidance"),
+}
+COUNTS = ("batch", "accumulate", "steps", "log_every", "sample.num", "sample.every")
 MAY_CHANGE = ("steps", "checkpoint", "log_every", "sample", "evaluate", "mesh", "sharding")
 """Sections in which a resumed run may differ from the one that wrote its folder: they do not change the mathematics.
 
@@ -33,20 +43,50 @@ MAY_CHANGE = ("steps", "checkpoint", "log_every", "sample", "evaluate", "mesh", 
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a section that is unknown (naming the nearest) or missing."""
+    """Raises ConfigError for a section or key that is unknown (naming the nearest) or missing, or a count below 1."""
     for key in config:
         if key not in SECTIONS:
             raise unknown("config key", key, SECTIONS)
     missing = [key for key in SECTIONS if key not in config]
     if missing:
         raise ConfigError(f"the config lacks {missing[0]!r} ({SECTIONS[missing[0]]})")
+    for section, known in PARTS.items():
+        for key in config[section]:
+            if key not in known:
+                raise unknown("config key", f"{section}.{key}", [f"{section}.{name}" for name in known])
+        missing = [key for key in known if key not in config[section]] if section in ("data", "evaluate") else []
+        if missing:
+            raise ConfigError(f"the config lacks '{section}.{missing[0]}' ({SECTIONS[section]})")
+    for name in COUNTS:
+        section, _, key = name.rpartition(".")
+        value = (config[section] if section else config).get(key)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"config.{name} is a number, at least 1: got {value!r}")
     recipe_of(config, {})
+
+
+def fits(task: Diffusion, batches: Batches, mesh: Mesh, accumulate: int) -> None:
+    """Raises ConfigError where data, model and devices do not go together, in ways that the train step would not say."""
+    record = batches.source[0]
+    for key in task.cond.keys:
+        if key not in record:
+            raise ConfigError(f"the model's condition needs {key!r}, but {batches.source} has only: {', '.join(sorted(record))}")
+    names = batches.source.names
+    if "label" in task.cond.keys and names and len(names) > task.cond.num_classes:
+        raise ConfigError(f"the data has {len(names)} classes, the model {task.cond.num_classes}: raise task.cond.num_classes")
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batches.batch % (devices * accumulate):
+        raise ConfigError(f"batch {batches.batch} is no multiple of accumulate {accumulate} x {devices} devices: choose one")
 
 
 def recipe_of(config: Mapping[str, Any], options: Mapping[str, Any]) -> Recipe:
     """The config's way of sampling with the command line's options over it."""
-    asked = {key: value for key, value in dict(config["sample"]).items() if key not in ("num", "every")}
-    return Recipe.of(asked | dict(options))
+    return Recipe.of(recipe_options(config) | dict(options))
+
+
+def recipe_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `Recipe` in the config's section `sample`."""
+    return {key: value for key, value in config["sample"].items() if key not in ("num", "every")}
 
 
 def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:

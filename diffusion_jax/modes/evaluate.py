@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError, build
@@ -13,8 +14,9 @@ from diffusion_jax.data import image
 from diffusion_jax.data.source import Source
 from diffusion_jax.metrics import pixels
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes.sample import progress
+from diffusion_jax.modes.sample import pixels_of
 from diffusion_jax.pipelines.diffusion import conditions, generate
+from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train.checkpoint import load
 from diffusion_jax.train.state import plain
 
@@ -26,24 +28,34 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       config: not needed: the checkpoint carries its own.
       workdir: the run's folder.
       options: num, seed, which, step, batch, and the fields of `Recipe`.
+
+    Raises:
+      ConfigError: what `check`, `load` or `generate` refuse.
     """
     options = dict(options)
     stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
     stored = plain(stored)
-    if "label" not in task.cond.keys:
-        raise ConfigError("these metrics need a class-conditional model; this one takes no label")
     num, seed, batch = options.pop("num", stored["evaluate"]["num"]), options.pop("seed", 1), options.pop("batch", 250)
     recipe = page.recipe_of(stored, {"guidance": stored["evaluate"]["guidance"]} | options)
+    train, test, decode = (build(stored["data"][part]) for part in ("train", "test", "decode"))
+    check(task, num, len(train.names or ()))
     raw = conditions(task, num)
-    samples = image.to_uint8(np.concatenate(list(progress(generate(task, params, recipe, raw, num, seed, batch), num))))
-    decode = build(stored["data"]["decode"])
-    train, test = (whole(build(stored["data"][split]), decode) for split in ("train", "test"))
+    samples = np.concatenate(list(pixels_of(generate(task, params, recipe, raw, num, seed, batch), num)))
     report = {"samples": num, "sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    report |= measure(samples, raw["label"], train, test)
-    path = Path(workdir) / "report.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
-    print(table(report))
-    print(f"report: {path}")
+    report |= measure(samples, raw["label"], whole(train, decode), whole(test, decode))
+    if jax.process_index() == 0:
+        path = Path(workdir) / "report.json"
+        path.write_text(json.dumps(report, indent=2) + "\n")
+        print(table(report))
+        print(f"report: {path}")
+
+
+def check(task: Diffusion, num: int, classes: int) -> None:
+    """Raises ConfigError where `num` images of `task`, classes in turn, cannot be measured against data of `classes` classes."""
+    if "label" not in task.cond.keys:
+        raise ConfigError("these metrics need a class-conditional model, and this one takes no label: set evaluate.num to 0")
+    if num < max(classes, 1):
+        raise ConfigError(f"{num} samples do not cover the {classes} classes of the data: raise num")
 
 
 def whole(source: Source, decode: image.Decode) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError
@@ -23,6 +24,9 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       workdir: the run's folder.
       options: num, label, seed, out, which, step, batch, and the fields of `Recipe`; what is not given comes from the
         checkpoint's config.
+
+    Raises:
+      ConfigError: a bad `out`, what `load`, `conditions` or `generate` refuse, or samples that are not finite.
     """
     options = dict(options)
     num, label = options.pop("num", 64), options.pop("label", None)
@@ -34,7 +38,7 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
     recipe = page.recipe_of(plain(stored), options)
     raw = conditions(task, num, label)
-    batches = map(image.to_uint8, progress(generate(task, params, recipe, raw, num, seed, batch), num))
+    batches = pixels_of(generate(task, params, recipe, raw, num, seed, batch), num)
     if target.endswith("/"):
         write_folder(out, batches, raw)
     else:
@@ -47,13 +51,19 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     print(f"{num} samples: {out}")
 
 
-def progress(batches: Iterator[np.ndarray], num: int) -> Iterator[np.ndarray]:
-    """The batches, with a bar that counts images."""
+def pixels_of(batches: Iterator[np.ndarray], num: int) -> Iterator[np.ndarray]:
+    """The batches as uint8, with a bar that counts images.
+
+    Raises:
+      ConfigError: a sample that is not finite, which would look like a black one.
+    """
     from tqdm import tqdm
 
-    with tqdm(total=num, unit="image") as bar:
+    with tqdm(total=num, unit="image", disable=jax.process_index() > 0) as bar:
         for batch in batches:
-            yield batch
+            if not np.isfinite(batch).all():
+                raise ConfigError("the samples are not finite: change the sampler's options, or the weights (--which, --step)")
+            yield image.to_uint8(batch)
             bar.update(len(batch))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_jax.build import build
+from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data import image
 from diffusion_jax.data.loader import stream
 from diffusion_jax.modes import config as page
@@ -33,26 +33,37 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       config: a whole run's config.
       workdir: the run's folder.
       options: none are taken.
+
+    Raises:
+      ConfigError: anything that the user can mend; all that can be known before is checked before anything compiles.
     """
+    for key in options:
+        raise ConfigError(f"--{key} is for sampling: a training run is described by its config (--config.<key>=<value>)")
     config = plain(config)
     page.check(config)
     task = task_of(config)
     recipe = page.recipe_of(config, {})
+    recipe.check(task)
     emas = {name: build(spec) for name, spec in config["ema"].items()}
+    which = next(iter(emas), "params")
     batches = page.batches_of(config, jax.process_index(), jax.process_count())
+    mesh = shard.make_mesh(**config["mesh"])
+    page.fits(task, batches, mesh, config["accumulate"])
+    if config["evaluate"]["num"]:
+        evaluate.check(task, config["evaluate"]["num"], len(batches.source.names or ()))
     saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
     with saved as checkpoints, Writer(workdir) as writer:
         steps = loop.steps(
             task=task, optimizer=build(config["optim"]), emas=emas, batches=functools.partial(stream, batches),
-            checkpoints=checkpoints, writer=writer, total=config["steps"], mesh=shard.make_mesh(**config["mesh"]),
+            checkpoints=checkpoints, writer=writer, total=config["steps"], mesh=mesh,
             rules=tuple(map(tuple, config["sharding"])), seed=config["seed"], accumulate=config["accumulate"],
             log_every=config["log_every"],
         )
         for step, state in steps:
             if step % config["sample"]["every"] == 0 or step == config["steps"]:
-                show(task, state, next(iter(emas), "params"), recipe, config, Path(workdir), step, writer)
+                show(task, state, which, recipe, config, Path(workdir), step, writer)
     if config["evaluate"]["num"]:
-        evaluate.run(config, workdir, {})
+        evaluate.run(config, workdir, {"which": which} | page.recipe_options(config) | config["evaluate"])
 
 
 def show(

@@ -88,17 +88,25 @@ def generate(
       num: how many.
       seed: image i of a seed does not depend on `num` or `batch`.
       batch: images at a time; split over the devices where it divides.
+
+    Raises:
+      ConfigError: the recipe does not go with the task, see `Recipe.check`.
     """
+    recipe.check(task)
     batch = min(batch, num)
     key = jax.random.key(seed)
     static = replace(recipe, guidance=1.0)
-    guided = recipe.guidance != 1 and bool(task.cond.keys)
+    guided = recipe.guidance != 1
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices if batch % len(devices) == 0 else devices[:1]), ("data",))
     rows, everywhere = (jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ()))
     params = jax.device_put(params, everywhere)
-    for first in range(0, num, batch):
-        index = np.minimum(np.arange(first, first + batch), num - 1)              # the last batch is filled up: one program
-        part, where = jax.device_put(({name: value[index] for name, value in raw.items()}, index), rows)
-        images = draw(task, static, params, part, where, key, jnp.float32(recipe.guidance), guided)
-        yield np.asarray(images)[: num - first]
+
+    def batches() -> Iterator[np.ndarray]:
+        for first in range(0, num, batch):
+            index = np.minimum(np.arange(first, first + batch), num - 1)          # the last batch is filled up: one program
+            part, where = jax.device_put(({name: value[index] for name, value in raw.items()}, index), rows)
+            images = draw(task, static, params, part, where, key, jnp.float32(recipe.guidance), guided)
+            yield np.asarray(images)[: num - first]
+
+    return batches()

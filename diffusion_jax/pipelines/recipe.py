@@ -10,16 +10,25 @@ A name is followed by the options of that function, separated by commas.
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, build, unknown
+from diffusion_jax.build import ConfigError, build, symbol, unknown
 from diffusion_jax.diffusion import guidance as g
+from diffusion_jax.diffusion.samplers import sample
 from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.types import Array, Cond, Guidance, Noise, Process, Sampler
+from diffusion_jax.types import Array, Cond, Guidance, Key, Noise, Prediction, Process, Sampler
+
+
+def constant(w: Array, unit: g.Schedule) -> g.Schedule:
+    """The guidance scale w at all times."""
+    return lambda t: w
 
 
 def _in(module: str, *names: str) -> dict[str, str]:
@@ -30,7 +39,8 @@ SAMPLERS = _in("samplers", "ancestral", "ddim", "euler", "euler_ancestral", "heu
     "multistep", "plms", "dpm_solver", "dpmpp_2m", "dpmpp_2m_sde")
 DETERMINISTIC = ("heun", "plms", "dpmpp_2m")
 GRIDS = _in("times", "respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform")
-SCHEDULES = _in("guidance", "dynamic_cfg", "power_cosine")
+SCHEDULES = {"constant": f"{__name__}:constant"} | _in("guidance", "dynamic_cfg", "power_cosine")
+CADS = "diffusion_jax.diffusion.guidance:CADS"
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -58,12 +68,25 @@ def named(kind: str, text: str, table: Mapping[str, str]) -> dict[str, Any]:
     """The build spec of 'name,key=value,...' whose name is in `table`.
 
     Raises:
-      ConfigError: an unknown name; the message names the nearest known one.
+      ConfigError: an unknown name or option (the message names the nearest known one), or a value of the wrong kind.
     """
     name, options = parse(text)
     if name not in table:
         raise unknown(kind, name, table)
-    return {"name": table[name], **options}
+    return _spec(table[name], options, text)
+
+
+def _spec(name: str, options: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """The build spec of `name`; `text` is what errors quote. What defaults to a word takes a word, the rest takes a number."""
+    kinds = (bool, int, float, str, type(None))
+    known = {p.name: p.default for p in inspect.signature(symbol(name)).parameters.values() if isinstance(p.default, kinds)}
+    for key, value in options.items():
+        if key not in known:
+            what = name.partition(":")[2]
+            raise unknown(f"option of {what}", key, known) if known else ConfigError(f"{text!r}: {what} takes no options")
+        if not isinstance(value, str if isinstance(known[key], str) else (bool, int, float)):
+            raise ConfigError(f"{text!r}: {key} takes a {'word' if isinstance(known[key], str) else 'number'}, not {value!r}")
+    return {"name": name, **options}
 
 
 @dataclass(frozen=True)
@@ -101,14 +124,20 @@ class Recipe:
     def __post_init__(self):
         named("sampler", self.sampler, SAMPLERS)
         named("times", self.times, GRIDS)
-        if self.schedule != "constant":
-            named("schedule", self.schedule, {"constant": "", **SCHEDULES})
-        if self.interval and len(self._interval) != 2:
+        named("schedule", self.schedule, SCHEDULES)
+        if self.interval and not (len(self._interval) == 2 and self._interval[0] < self._interval[1]):
             raise ConfigError(f"interval {self.interval!r}: write 'low,high' in units of sigma / alpha")
         if not str(self.steps).isdigit() and parse(self.times)[0] != "respace":
             raise ConfigError(f"steps {self.steps!r} is a respacing: it goes with times 'respace'")
-        if parse(self.cads)[0]:
+        if str(self.steps) == "0":
+            raise ConfigError("steps 0 makes no images: at least 1")
+        if self.cads and parse(self.cads)[0]:
             raise ConfigError(f"cads {self.cads!r}: write options, for example 's=0.1,tau1=0.6,tau2=0.9'")
+        _spec(CADS, parse(self.cads)[1], self.cads)
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"threshold {self.threshold} is a quantile, 0 ... 1")
+        if self.clip < 0 or self.channels < 0:
+            raise ConfigError(f"clip and channels are 0 (off) or positive, got {self.clip} and {self.channels}")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Recipe:
@@ -149,12 +178,27 @@ class Recipe:
         parts = [g.Threshold(self.threshold)] if self.threshold else []
         parts += [g.Clip(self.clip)] if self.clip else []
         if self.cads:
-            spec = {"name": "diffusion_jax.diffusion.guidance:CADS", **parse(self.cads)[1]}
-            parts.append(build(spec, process.unit, noise=noise))
+            parts.append(build(_spec(CADS, parse(self.cads)[1], self.cads), process.unit, noise=noise))
         if null is not None:
             mix = g.Mix(self.phi, (process, task.scale), channels=self.channels or None)
-            if self.schedule != "constant":
-                scale = build(named("schedule", self.schedule, SCHEDULES), scale, process.unit)
-            cfg = g.CFG(scale, null, mix)
+            cfg = g.CFG(build(named("schedule", self.schedule, SCHEDULES), scale, process.unit), null, mix)
             parts.append(g.interval(cfg, process, *self._interval) if self.interval else cfg)
         return g.chain(*parts)
+
+    def check(self, task: Diffusion) -> None:
+        """Goes through the motions for `task`, without its network and without computing anything.
+
+        Raises:
+          ConfigError: times, sampler or guidance that do not go with the task's process, parametrisation or conditions.
+        """
+        if self.guidance != 1 and not task.cond.keys:
+            raise ConfigError("this model has no condition that could guide it: leave guidance at 1")
+
+        def denoise(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
+            task.scale(task.process, t)
+            return Prediction(x, logvar=x if task.learned_variance else None)
+
+        times, sampler = self.grid(task.process), self.make_sampler(task, jax.random.normal)
+        guided = self.make_guidance(task, jnp.float32(self.guidance), {}, jax.random.normal)(denoise)
+        x = jax.ShapeDtypeStruct((1, *task.shape), jnp.float32)
+        jax.eval_shape(lambda x, key: sample(guided, sampler, x, times, {}, key), x, jax.random.key(0))
