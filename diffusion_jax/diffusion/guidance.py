@@ -224,13 +224,17 @@ def Gradient(log_prob: Callable[[Array, Array, Cond], Array], scale: Array | flo
 
 def annealing(u: Array, tau1: float, tau2: float) -> Array:
     """gamma(u) of (7), u in [0, 1] with 1 the noisiest: 1 below tau1, 0 above tau2, linear between."""
+    if not tau1 < tau2:
+        raise ConfigError(f"CADS anneals from tau2 down to tau1: tau1 must be below tau2, got {tau1} and {tau2}")
+    u = jnp.asarray(u, float)
+    tau1, tau2 = jnp.asarray(tau1, u.dtype), jnp.asarray(tau2, u.dtype)     # rounded like u: exactly 1 at tau1, 0 at tau2
     return jnp.clip((tau2 - u) / (tau2 - tau1), 0, 1)
 
 
 def progress(times: Array) -> Schedule:
     """A clock for `CADS` that counts steps: 1 at the first time of a descending grid, 1 - i / N at its i-th."""
-    times = jnp.asarray(times, jnp.float32)[::-1]
-    return lambda t: jnp.interp(jnp.asarray(t, jnp.float32), times, jnp.linspace(0, 1, len(times)))
+    ascending = jnp.asarray(times, float)[::-1]
+    return lambda t: jnp.searchsorted(ascending, jnp.asarray(t, float)) / (len(ascending) - 1)
 
 
 def corrupt(y: Array, n: Array, gamma: Array, s: Array, psi: Array, rescale: bool, statistics: Statistics) -> Array:
@@ -241,7 +245,8 @@ def corrupt(y: Array, n: Array, gamma: Array, s: Array, psi: Array, rescale: boo
     noisy = jnp.sqrt(gamma) * y + s * jnp.sqrt(1 - gamma) * n
     if not rescale:
         return noisy
-    rescaled = (noisy - mean(noisy)) / std(noisy) * std(y) + mean(y)
+    spread = std(noisy)
+    rescaled = (noisy - mean(noisy)) / jnp.where(spread > 0, spread, 1) * std(y) + mean(y)
     return psi * rescaled + (1 - psi) * noisy
 
 

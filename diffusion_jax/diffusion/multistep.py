@@ -60,11 +60,9 @@ class _Multistep(NamedTuple):
 
 def dpm_solver(
     process: Process, order: int = 2, form: str = "x0", sde: bool = False, corrector: str = "midpoint",
-    noise: Noise = jax.random.normal,
+    lower_order_final: bool = True, euler_at_final: bool = False, noise: Noise = jax.random.normal,
 ) -> Sampler:
-    """DPM-Solver's multistep family, (2).
-
-    Runs of fewer than 15 steps end with lower orders, and so does every step to a clean s, as the authors advise.
+    """DPM-Solver's multistep family, (2). A step to a clean s is always of first order.
 
     Args:
       process: the process.
@@ -72,16 +70,20 @@ def dpm_solver(
       form: 'x0' (DPM-Solver++, 2211.01095) or 'eps' (DPM-Solver, 2206.00927).
       sde: the stochastic form (2211.01095 app.).
       corrector: 'midpoint' or 'heun', the second-order formula.
+      lower_order_final: end runs of fewer than 15 steps with order 2, then 1, as the authors advise.
+      euler_at_final: make the last step one of first order, however many there are.
       noise: the source of noise of the stochastic form.
     """
     for kind, got, known in (("form", form, ("x0", "eps")), ("corrector", corrector, ("midpoint", "heun"))):
         if got not in known:
             raise unknown(kind, got, known)
+    if order not in (1, 2, 3):
+        raise ConfigError(f"dpm_solver has the orders 1, 2 and 3, got {order}")
     if form == "eps":
         refuse_pure_noise(process, "the eps form of dpm_solver", "form x0")
 
     def init(x: Array, steps: int) -> _Multistep:
-        zero, one = jnp.zeros_like(x), jnp.ones((), jnp.float32)
+        zero, one = jnp.zeros_like(x), jnp.ones((), float)
         return _Multistep(zero, zero, one, one, jnp.zeros((), jnp.int32), jnp.int32(steps))
 
     def step(denoise, x, past: _Multistep, t, s, key):
@@ -90,9 +92,9 @@ def dpm_solver(
         m0 = x0 if form == "x0" else eps
         q = ratio(process, t, s)
         h = -jnp.log(q)
-        allowed = jnp.minimum(order, past.done + 1)
-        allowed = jnp.where(past.steps < 15, jnp.minimum(allowed, past.steps - past.done), allowed)
-        allowed = jnp.where(process.sigma(s) == 0, 1, allowed)
+        allowed, left = jnp.minimum(order, past.done + 1), past.steps - past.done
+        allowed = jnp.where(lower_order_final & (past.steps < 15), jnp.minimum(allowed, left), allowed)
+        allowed = jnp.where((process.sigma(s) == 0) | (euler_at_final & (left == 1)), 1, allowed)
         keep, c0, c1, c2 = _coefficients(process, form, sde, corrector, t, s, q, h, allowed)
         d10 = jnp.where(allowed > 1, h / past.h1, 0) * (m0 - past.m1)
         d11 = jnp.where(allowed > 2, h / past.h2, 0) * (past.m1 - past.m2)

@@ -130,22 +130,23 @@ class DDPM:
 
     def _ratio(self, t: Array) -> Array:
         """sigma / alpha at a float t."""
-        low = math.exp(self._log_ratio[0])
-        inner = jnp.exp(jnp.interp(t, np.arange(self.steps, dtype=np.float32), self._log_ratio.astype(np.float32)))
-        return jnp.where(t < 0, low * (1 + t), inner)
+        inside, table = jnp.clip(t, 0, self.t_max), jnp.asarray(self._log_ratio, float)
+        below = jnp.floor(inside).astype(jnp.int32)
+        low, high = table[below], table[jnp.minimum(below + 1, self.t_max)]
+        return jnp.where(t < 0, jnp.exp(table[0]) * (1 + t), jnp.exp(low + (inside - below) * (high - low)))
 
     def alpha(self, t: Array) -> Array:
         """sqrt(alpha_bar)."""
         t = jnp.asarray(t)
         if jnp.issubdtype(t.dtype, jnp.integer):
-            return jnp.asarray(np.sqrt(self.alpha_bar), jnp.float32)[t + 1]
+            return jnp.asarray(np.sqrt(self.alpha_bar), float)[t + 1]
         return jax.lax.rsqrt(1 + self._ratio(t) ** 2)
 
     def sigma(self, t: Array) -> Array:
         """sqrt(1 - alpha_bar)."""
         t = jnp.asarray(t)
         if jnp.issubdtype(t.dtype, jnp.integer):
-            return jnp.asarray(np.sqrt(1 - self.alpha_bar), jnp.float32)[t + 1]
+            return jnp.asarray(np.sqrt(1 - self.alpha_bar), float)[t + 1]
         ratio = self._ratio(t)
         return ratio * jax.lax.rsqrt(1 + ratio**2)
 
@@ -153,16 +154,15 @@ class DDPM:
         return t / self.steps
 
     def at(self, u: Array) -> Array:
-        return jnp.floor(u * self.steps).astype(jnp.int32)
+        return jnp.clip(jnp.floor(u * self.steps), 0, self.t_max).astype(jnp.int32)     # u may have rounded to 1
 
     def time(self, ratio: Array) -> Array:
-        table = self._log_ratio.astype(np.float32)
-        inner = jnp.interp(jnp.log(jnp.maximum(ratio, 1e-12)), table, np.arange(self.steps, dtype=np.float32))
+        inner = jnp.interp(jnp.log(jnp.maximum(ratio, 1e-12)), self._log_ratio, np.arange(self.steps))
         low = math.exp(self._log_ratio[0])
         return jnp.where(ratio < low, ratio / low - 1, inner)
 
     def label(self, t: Array) -> Array:
-        return jnp.asarray(t, jnp.float32)
+        return jnp.asarray(t, float)
 
 
 @dataclass(frozen=True)
@@ -178,10 +178,10 @@ class Cosine:
         return math.atan(math.exp(-self.logsnr_min / 2))
 
     def alpha(self, t: Array) -> Array:
-        return jnp.cos(self._theta * jnp.asarray(t, jnp.float32))
+        return jnp.cos(self._theta * jnp.asarray(t, float))
 
     def sigma(self, t: Array) -> Array:
-        return jnp.sin(self._theta * jnp.asarray(t, jnp.float32))
+        return jnp.sin(self._theta * jnp.asarray(t, float))
 
     def unit(self, t: Array) -> Array:
         return t
@@ -193,7 +193,7 @@ class Cosine:
         return jnp.arctan(ratio) / self._theta
 
     def label(self, t: Array) -> Array:
-        return 1000 * jnp.asarray(t, jnp.float32)
+        return 1000 * jnp.asarray(t, float)
 
 
 @dataclass(frozen=True)
@@ -209,14 +209,14 @@ class EDM:
         return self.sigma_max
 
     def alpha(self, t: Array) -> Array:
-        return jnp.ones_like(t, dtype=jnp.float32)
+        return jnp.ones_like(t, dtype=float)
 
     def sigma(self, t: Array) -> Array:
-        return jnp.asarray(t, jnp.float32)
+        return jnp.asarray(t, float)
 
     def unit(self, t: Array) -> Array:
         low, high = self.sigma_min ** (1 / 7), self.sigma_max ** (1 / 7)
-        return jnp.clip((jnp.asarray(t, jnp.float32) ** (1 / 7) - low) / (high - low), 0, 1)
+        return jnp.clip((jnp.asarray(t, float) ** (1 / 7) - low) / (high - low), 0, 1)
 
     def at(self, u: Array) -> Array:
         low, high = self.sigma_min ** (1 / 7), self.sigma_max ** (1 / 7)
@@ -238,11 +238,11 @@ class Flow:
     t_clean: float = 0.0
 
     def alpha(self, t: Array) -> Array:
-        t = jnp.asarray(t, jnp.float32)
+        t = jnp.asarray(t, float)
         return (1 - t) / (1 + (self.shift - 1) * t)
 
     def sigma(self, t: Array) -> Array:
-        t = jnp.asarray(t, jnp.float32)
+        t = jnp.asarray(t, float)
         return self.shift * t / (1 + (self.shift - 1) * t)
 
     def unit(self, t: Array) -> Array:

@@ -127,7 +127,7 @@ def ancestral(process: Process, variance: str = "fixed_small", noise: Noise = ja
         raise unknown("variance", variance, VARIANCES)
 
     def init(x: Array, steps: int) -> _Before:
-        return _Before(jnp.zeros((), jnp.float32), jnp.ones((), bool))
+        return _Before(jnp.zeros((), float), jnp.ones((), bool))
 
     def step(denoise, x, state, t, s, key):
         k_denoise, k_noise = jax.random.split(key)
@@ -140,7 +140,7 @@ def ancestral(process: Process, variance: str = "fixed_small", noise: Noise = ja
             mean = mean + jnp.exp(logvar) * p.grad
         spread = jnp.where(process.sigma(s) > 0, jnp.exp(logvar / 2), 0)
         x = mean + spread * noise(k_noise, x.shape, x.dtype)
-        return x, _Before(t.astype(jnp.float32), jnp.zeros((), bool))
+        return x, _Before(t.astype(float), jnp.zeros((), bool))
 
     return Sampler(init, step)
 
@@ -157,11 +157,11 @@ def ddim(process: Process, eta: float = 0.0, noise: Noise = jax.random.normal) -
     def step(denoise, x, state, t, s, key):
         k_denoise, k_noise = jax.random.split(key)
         x0, eps = resolve(process, denoise(x, t, k_denoise), x, t)
+        if not eta:                             # q is infinite on the way up from a clean t, or to pure noise
+            return process.alpha(s) * x0 + process.sigma(s) * eps, state
         fresh = eta**2 * (1 - ratio(process, t, s) ** 2)
         x = process.alpha(s) * x0 + process.sigma(s) * jnp.sqrt(1 - fresh) * eps
-        if eta:
-            x = x + process.sigma(s) * jnp.sqrt(fresh) * noise(k_noise, x.shape, x.dtype)
-        return x, state
+        return x + process.sigma(s) * jnp.sqrt(fresh) * noise(k_noise, x.shape, x.dtype), state
 
     return Sampler(_stateless, step)
 
@@ -226,11 +226,13 @@ def _karras(process: Process, churn: Churn, correct: bool, stale: bool, noise: N
         r, r_s = process.sigma(t) / process.alpha(t), process.sigma(s) / process.alpha(s)
         y, t_hat, r_hat, x_hat = x / process.alpha(t), t, r, x
         if churn.churn:
-            r_hat = jnp.where((churn.low <= r) & (r <= churn.high), 1 + gamma, 1) * r
+            g = jnp.where((churn.low <= r) & (r <= churn.high), gamma, 0)
+            r_hat = (1 + g) * r
             if not stale:                       # a table of noise levels ends: no level above its last
-                t_hat = process.time(r_hat)
-                r_hat = process.sigma(t_hat) / process.alpha(t_hat)
-            y = y + churn.noise * jnp.sqrt(jnp.maximum(r_hat**2 - r**2, 0)) * noise(k_noise, x.shape, x.dtype)
+                t_hat = jnp.where(g > 0, process.time(r_hat), t)
+                r_hat = jnp.where(g > 0, process.sigma(t_hat) / process.alpha(t_hat), r)
+            spread = jnp.sqrt(jnp.maximum((r_hat - r) * (r_hat + r), 0))           # exactly 0 without churn
+            y = y + churn.noise * spread * noise(k_noise, x.shape, x.dtype)
             x_hat = process.alpha(t_hat) * y
         seen, at = (x, t) if stale else (x_hat, t_hat)
         _, eps = resolve(process, denoise(seen, at, first), seen, at)

@@ -203,13 +203,9 @@ class DiT(nn.Module):
                 z = make(name=f"blocks_{i}")(z, c)
             return z
         over_layers = nn.scan(
-            lambda layer, z, c: (layer(z, c), None),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
+            lambda layer, z: (layer(z, c), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
         )
-        return over_layers(make(name="blocks"), z, c)[0]
+        return over_layers(make(name="blocks"), z)[0]
 
 
 def stack_layers(params: Params) -> Params:

@@ -100,7 +100,7 @@ def shapes(model: DiT, cond: Label) -> Params:
     return jax.eval_shape(init)
 
 
-def convert(state_dict: Mapping[str, Array], model: DiT, cond: Label) -> Params:
+def convert(state_dict: rules.Weights, model: DiT, cond: Label) -> Params:
     """An official state dict as the parameters {'model': ..., 'cond': ...}, stacked where the model scans its layers.
 
     Raises:

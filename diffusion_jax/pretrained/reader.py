@@ -48,7 +48,7 @@ def _select(content: Mapping[str, Any], key: str | None, path: Path) -> dict[str
         if key is None:
             raise ConfigError(f"{path} holds several state dicts, choose one with key: {', '.join(parts)}")
         raise unknown(f"state dict in {path}", key, parts)
-    content = content[key] if parts else content
+    content = content[str(key)] if parts else content
     for name, value in content.items():
         if not isinstance(value, np.ndarray):
             raise ConfigError(f"{path}: {name} is a {type(value).__name__}, not an array; this is no state dict")

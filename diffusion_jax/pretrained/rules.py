@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.core import Tracer
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.types import Array, Params
 
 Shape = tuple[int, ...]
+Weights = Mapping[str, Array | np.ndarray]
 
 
 class Layout(NamedTuple):
@@ -33,8 +34,8 @@ class Layout(NamedTuple):
       official: (our array, official shape) -> official array; the inverse.
     """
 
-    ours: Callable[[Array], Array]
-    official: Callable[[Array, Shape], Array]
+    ours: Callable[[Any], Any]
+    official: Callable[[Any, Shape], Any]
 
 
 SAME = Layout(lambda w: w, lambda w, shape: w)
@@ -77,7 +78,7 @@ Rules = Sequence[Rule | Constant]
 CONSTANT_ATOL = 2e-3  # published tables may have been through float16
 
 
-def convert(state_dict: Mapping[str, Array], rules: Rules, target: Params) -> Params:
+def convert(state_dict: Weights, rules: Rules, target: Params) -> Params:
     """Official weights as our parameters.
 
     Args:
@@ -91,20 +92,21 @@ def convert(state_dict: Mapping[str, Array], rules: Rules, target: Params) -> Pa
     Raises:
       ConfigError: names, in one line, the keys left over, the parameters missing and the shapes that do not fit.
     """
-    wanted, filled, problems = flatten_dict(target, sep="/"), {}, []
+    wanted: dict[str, Any] = flatten_dict(target, sep="/")
+    filled, problems = {}, []
     for key, value in state_dict.items():
         rule, path = _find(key, rules)
         if isinstance(rule, Constant):
             problems += _differs(key, value, rule)
-        elif path not in wanted or path in filled:
+        elif rule is None or path not in wanted or path in filled:
             problems.append(f"left over: {key}")
         else:
-            filled[path] = jnp.asarray(rule.layout.ours(value), wanted[path].dtype)
-            if filled[path].shape != wanted[path].shape:
-                problems.append(f"wrong shape: {key} gives {path} {filled[path].shape} in place of {wanted[path].shape}")
+            filled[path] = _ours(value, rule.layout)
+            if np.shape(filled[path]) != wanted[path].shape:
+                problems.append(f"wrong shape: {key} {value.shape} does not give {path} {wanted[path].shape}")
     problems += [f"missing: {path}" for path in wanted if path not in filled]
     _refuse("the weights do not fit the model", problems)
-    return unflatten_dict(filled, sep="/")
+    return unflatten_dict({path: jnp.asarray(value, wanted[path].dtype) for path, value in filled.items()}, sep="/")
 
 
 def revert(params: Params, rules: Rules, shapes: Mapping[str, Shape]) -> dict[str, Array]:
@@ -121,12 +123,13 @@ def revert(params: Params, rules: Rules, shapes: Mapping[str, Shape]) -> dict[st
     Raises:
       ConfigError: names, in one line, the keys without a parameter and the parameters without a key.
     """
-    have, used, out, problems = flatten_dict(params, sep="/"), set(), {}, []
+    have: dict[str, Any] = flatten_dict(params, sep="/")
+    used, out, problems = set(), {}, []
     for key, shape in shapes.items():
         rule, path = _find(key, rules)
         if isinstance(rule, Constant):
             out[key] = rule.value(tuple(shape))
-        elif path not in have or path in used:
+        elif rule is None or path not in have or path in used:
             problems.append(f"missing: {key}")
         else:
             used.add(path)
@@ -136,23 +139,31 @@ def revert(params: Params, rules: Rules, shapes: Mapping[str, Shape]) -> dict[st
     return out
 
 
-def _find(key: str, rules: Rules) -> tuple[Rule | Constant | None, str | None]:
-    """The one rule for `key` and our path, or None twice."""
+def _find(key: str, rules: Rules) -> tuple[Rule | Constant | None, str]:
+    """The one rule for `key`, if any, and our path, if it has one."""
     found = [(rule, match) for rule in rules if (match := re.fullmatch(rule.key, key))]
     if len(found) > 1:
         raise ConfigError(f"{len(found)} rules match the key {key!r}: {', '.join(rule.key for rule, _ in found)}")
     if not found:
-        return None, None
+        return None, ""
     rule, match = found[0]
-    return rule, match.expand(rule.path) if isinstance(rule, Rule) else None
+    return rule, match.expand(rule.path) if isinstance(rule, Rule) else ""
 
 
-def _differs(key: str, value: Array, rule: Constant) -> list[str]:
+def _ours(value: Array | np.ndarray, layout: Layout) -> Array | np.ndarray | None:
+    """`value` in our layout; None where it has too few or too many axes for that."""
+    try:
+        return layout.ours(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _differs(key: str, value: Array | np.ndarray, rule: Constant) -> list[str]:
     """The problem with an official constant, if any; a traced value has a shape only."""
     want = rule.value(value.shape)
     if want.shape != value.shape:
         return [f"wrong shape: {key} {value.shape} in place of {want.shape}"]
-    if isinstance(value, jax.core.Tracer) or np.allclose(np.asarray(value, np.float64), want, rtol=0, atol=CONSTANT_ATOL):
+    if isinstance(value, Tracer) or np.allclose(np.asarray(value, np.float64), want, rtol=0, atol=CONSTANT_ATOL):
         return []
     return [f"wrong values: {key} is not the constant that this model uses"]
 

@@ -43,7 +43,7 @@ def test_shapes_alone_go_the_same_way():
     ({"head.weight": np.zeros(2)}, "left over: head.weight"),
     ({"layers.2.weight": np.zeros((2, 2))}, "left over: layers.2.weight"),
     ({"layers.0.bias": None}, "missing: model/layer_0/bias"),
-    ({"layers.0.bias": np.zeros(4)}, r"wrong shape: layers.0.bias gives model/layer_0/bias \(4,\) in place of \(3,\)"),
+    ({"layers.0.bias": np.zeros(4)}, r"wrong shape: layers.0.bias \(4,\) does not give model/layer_0/bias \(3,\)"),
     ({"table": np.arange(6.0)[::-1].reshape(2, 3)}, "wrong values: table is not the constant"),
 ])
 def test_refuses_what_does_not_fit(change, message):
@@ -58,6 +58,12 @@ def test_shape_mismatches_show_on_shapes_too():
     structs["layers.0.weight"] = jax.ShapeDtypeStruct((2, 3), jnp.float32)
     with pytest.raises(ConfigError, match="wrong shape: layers.0.weight"):
         jax.eval_shape(lambda state: convert(state, RULES, TARGET), structs)
+
+
+def test_a_layout_that_cannot_apply_is_a_wrong_shape():
+    target = {"w": jax.ShapeDtypeStruct((12, 6), jnp.float32)}
+    with pytest.raises(ConfigError, match=r"wrong shape: conv \(6, 12\) does not give w \(12, 6\)"):
+        convert({"conv": np.zeros((6, 12))}, [Rule("conv", "w", PATCH)], target)
 
 
 def test_many_problems_stay_one_line():

@@ -1,0 +1,195 @@
+"""facebookresearch/DiT: its diffusion, which is also ADM's: tables, sampling loops, losses and training steps."""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from golden_case import Case
+from golden_routines.replay import nchw, nhwc, record, replay, watched
+
+from diffusion_jax.diffusion import guidance, process, samplers, scales, times
+from diffusion_jax.diffusion import losses as objectives
+from diffusion_jax.models.cond import Label
+from diffusion_jax.models.dit import DiT
+from diffusion_jax.pretrained import dit as pretrained
+from diffusion_jax.tasks.diffusion import Diffusion
+from diffusion_jax.train import ema
+from diffusion_jax.train.optim import optimizer
+from diffusion_jax.types import Array, Network, Params
+
+Found = dict[str, Any]
+SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "squaredcos"}
+KEY = jax.random.key(0)
+
+
+class Spaced:
+    """create_diffusion's options as ours, and the steps that its respacing keeps.
+
+    Attributes: process, scale, variance; t, s, above [S], the kept times ascending, the time below and above each.
+    """
+
+    def __init__(self, options: dict[str, Any]):
+        steps = options.get("diffusion_steps", 1000)
+        self.process = process.DDPM(SCHEDULES[options.get("noise_schedule", "linear")], steps)
+        self.scale = scales.X0() if options.get("predict_xstart") else scales.Eps()
+        fixed = "fixed_small" if options.get("sigma_small") else "fixed_large"
+        self.variance = "learned_range" if options.get("learn_sigma", True) else fixed
+        self.t = times.space(options.get("timestep_respacing", ""), steps)
+        self.s, self.above = np.append(-1, self.t[:-1]), np.append(self.t[1:], steps)
+
+
+def schedule(case: Case) -> Found:
+    """The tables of each respacing, in float64."""
+    found = {}
+    with jax.enable_x64(True):
+        for spec in case.config["timestep_respacing"]:
+            d = Spaced(case.config | {"diffusion_steps": int(case.inputs["diffusion_steps"]), "timestep_respacing": spec})
+            p, t, s = d.process, d.t, d.s
+            q, alpha, sigma = process.posterior(p, t, s), p.alpha(t), p.sigma(t)
+            tables = dict(
+                timestep_map=t.astype(np.int64), betas=q.large, alphas_cumprod=alpha**2, alphas_cumprod_prev=p.alpha(s) ** 2,
+                alphas_cumprod_next=p.alpha(d.above) ** 2, sqrt_alphas_cumprod=alpha, sqrt_one_minus_alphas_cumprod=sigma,
+                log_one_minus_alphas_cumprod=2 * jnp.log(sigma), sqrt_recip_alphas_cumprod=1 / alpha,
+                sqrt_recipm1_alphas_cumprod=sigma / alpha, posterior_variance=q.small, posterior_mean_coef1=q.x0,
+                posterior_log_variance_clipped=samplers.log_variance(p, "fixed_small", t, s, d.above, None),
+                posterior_mean_coef2=q.xt,
+            )
+            found |= {f"{spec.replace(',', '+') or 'full'}/{name}": np.asarray(value) for name, value in tables.items()}
+    return found
+
+
+def q_sample(case: Case) -> Found:
+    """The forward process, its posterior and the two conversions at given steps of a respaced process, in float64."""
+    with jax.enable_x64(True):
+        d, i = Spaced(case.config), case.inputs["t"]
+        p, t, s, above = d.process, d.t[i], d.s[i], d.above[i]
+        x0, eps = (jnp.asarray(nhwc(case.inputs[name]), jnp.float64) for name in ("x_start", "noise"))
+        xt, q = process.noised(p, x0, t, eps), process.posterior(p, t, s)
+        logvar = samplers.log_variance(p, "fixed_small", t, s, above, None)
+        images = dict(
+            x_t=xt, q_mean=process.noised(p, x0, t, 0 * eps), q_var=p.sigma(t) ** 2, q_logvar=2 * jnp.log(p.sigma(t)),
+            post_mean=process.bcast(q.x0, x0) * x0 + process.bcast(q.xt, xt) * xt, post_var=q.small, post_logvar_clipped=logvar,
+            eps_from_xstart=guidance.eps_of(p, x0, xt, t), xstart_from_eps=scales.to_x0(scales.Eps()(p, t), xt, eps),
+        )
+        found = {name: nchw(jnp.broadcast_to(process.bcast(value, x0), x0.shape)) for name, value in images.items()}
+        return found | {"prior_bpd": np.asarray(objectives.BITS * objectives.prior_bound(p, x0, d.t[-1]))}
+
+
+def load(case: Case) -> tuple[DiT, Label, Params]:
+    """The network, its conditioner and their official weights."""
+    model, cond = pretrained.config(case.config["model"])
+    model, cond = DiT(**model), Label(**cond)
+    return model, cond, pretrained.convert(case.weights, model, cond)
+
+
+def guided(network: Network, w: Array) -> Network:
+    """The official guidance: three channels only, both halves of the result from the first half of x, [cond, null] rows."""
+    def both(x: Array, label: Array, cond: dict[str, Array]) -> Array:
+        half = jnp.split(x, 2)[0]
+        c, n = jnp.split(network(jnp.concatenate([half, half]), label, cond), 2)
+        g = guidance.mix_outputs(c, n, w, guidance.Mix(channels=3))
+        return jnp.concatenate([g, jnp.concatenate([g[..., :3], n[..., 3:]], axis=-1)])
+
+    return both
+
+
+def trajectory(case: Case) -> Found:
+    """A sampling loop with the real network."""
+    c, d, (model, cond, params) = case.config, Spaced(case.config["create_diffusion"]), load(case)
+    outputs, calls = [], []
+    bare = lambda x, label, cond: model.apply({"params": params["model"]}, x, label, cond)  # noqa: E731
+    network = guided(bare, case.inputs["cfg_scale"]) if c["guided"] else bare
+
+    def recorded(x: Array, label: Array, cond: dict[str, Array]) -> Array:
+        out = network(x, label, cond)
+        record(outputs, label, out)
+        return out
+
+    denoise = scales.denoiser(recorded, d.process, d.scale, d.variance == "learned_range")
+    denoise = watched((guidance.Clip() if c["clip_denoised"] else guidance.chain())(denoise), calls)
+    noise = replay(nhwc(case.inputs["noise"]))
+    ddim, ddpm = samplers.ddim(d.process, c["eta"], noise), samplers.ancestral(d.process, d.variance, noise)
+    vec = cond.apply({"params": params["cond"]}, {"label": case.inputs["y"]})
+    grid = np.append(d.t[::-1], np.int32(-1))
+    path = samplers.sample(denoise, ddim if c["sampler"] == "ddim" else ddpm, nhwc(case.inputs["x_T"]), grid, vec, KEY, keep=True)
+    jax.effects_barrier()
+    labels, outs = (np.stack(column) for column in zip(*outputs, strict=True))
+    return dict(x=nchw(path), pred_xstart=nchw([x0 for _, _, x0 in calls]), t_model=labels.astype(np.int64), model_out=nchw(outs))
+
+
+def task_of(case: Case, d: Spaced) -> tuple[Diffusion, Params]:
+    """The training task and the official weights."""
+    model, cond, params = load(case)
+    objective = "hybrid" if d.variance == "learned_range" else "mse"
+    rate = case.config["model"]["class_dropout_prob"]
+    drop = {"label": rate} if rate else {}
+    shape = nhwc(case.inputs["x_start"]).shape[-3:]
+    return Diffusion(model, cond, d.process, d.scale, shape, variance=d.variance, objective=objective, drop=drop), params
+
+
+def losses(case: Case) -> Found:
+    """The terms of the loss and the gradient of its mean, label dropout from stored draws; t counts the respaced steps."""
+    o, d, inputs = case.config["create_diffusion"], Spaced(case.config["create_diffusion"]), case.inputs
+    task, params = task_of(case, d)
+    i, steps, p = inputs["t"], len(d.t), d.process
+    x0, eps, t = nhwc(inputs["x_start"]), nhwc(inputs["noise"]), d.t[i]
+    xt = process.noised(p, x0, t, eps)
+    kl, rescaled = o.get("use_kl", False), o.get("rescale_learned_sigmas", False)
+
+    def terms(params: Params) -> dict[str, Array]:
+        raw = task.dropped({"label": inputs["y"]}, {"label": inputs["u"]})
+        found = task.denoiser(params)(xt, t, task.embed(params, raw), KEY)
+        mse = objectives.mean_flat((found.x0 - x0) ** 2) / d.scale(p, t).out ** 2
+        if not kl:
+            found = replace(found, x0=jax.lax.stop_gradient(found.x0))
+        vb = objectives.BITS * objectives.bound(p, found, x0, xt, t, d.s[i], d.above[i], d.variance)
+        if kl:
+            return {"loss": steps * vb}
+        if d.variance != "learned_range":
+            return {"loss": mse, "mse": mse}
+        vb = vb * (steps / 1000 if rescaled else 1)
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+    def mean(params: Params) -> tuple[Array, dict[str, Array]]:
+        found = terms(params)
+        return jnp.mean(found["loss"]), found
+
+    grads, found = jax.jit(jax.grad(mean, has_aux=True))(params)
+    return found | {f"grad/{key}": value for key, value in official(case, grads).items() if key != "pos_embed"}
+
+
+def official(case: Case, params: Params) -> dict[str, Array]:
+    """Parameters or their gradients under the official keys."""
+    return pretrained.revert(params, {key: w.shape for key, w in case.weights.items()})
+
+
+def train_steps(case: Case) -> Found:
+    """Loss, AdamW and EMA over some steps."""
+    c, inputs = case.config, case.inputs
+    task, params = task_of(case, Spaced({"learn_sigma": c["model"]["learn_sigma"]}))
+    adam, profile = optimizer("adamw", c["lr"], weight_decay=c["weight_decay"], no_decay=()), ema.Constant(c["ema_decay"], False)
+
+    @jax.jit
+    def step(params: Params, average: Params, state: Any, number: Array, x0: Array, eps: Array, t: Array, y: Array, u: Array):
+        def mean(params: Params) -> Array:
+            batch = task.dropped({"image": x0, "label": y}, {"label": u})
+            return jnp.mean(task.terms(params, batch, t, eps, KEY)["loss"])
+
+        loss, grads = jax.value_and_grad(mean)(params)
+        updates, state = adam.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+        return params, ema.update(average, params, profile, number), state, loss
+
+    average, state, found = params, adam.init(params), []
+    draws = zip(nhwc(inputs["x_start"]), nhwc(inputs["noise"]), inputs["t"], inputs["y"], inputs["u"], strict=True)
+    for number, draw in enumerate(draws, 1):
+        params, average, state, loss = step(params, average, state, number, *draw)
+        found.append(loss)
+    out = {"losses": np.stack(found)}
+    for name, tree in (("after", params), ("ema", average)):
+        out |= {f"{name}/{key}": value for key, value in official(case, tree).items()}
+    return out

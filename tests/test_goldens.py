@@ -1,0 +1,33 @@
+"""Official numbers: one test for every case file, computed by the routine `golden_routines/<system>.py:<kind>`.
+
+GOLDENS names another folder of cases. A case without a routine fails.
+"""
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+
+import golden_case
+import pytest
+
+FOLDER = Path(os.environ.get("GOLDENS", Path(__file__).parent / "goldens"))
+
+
+def cases() -> list:
+    """Every case file, named '<system>/<case>'."""
+    found = []
+    for file in sorted(FOLDER.rglob("*.json")):
+        doc = json.loads(file.read_text())
+        found.append(pytest.param(file, doc["system"], doc["kind"], id=f"{doc['system']}/{doc['case']}"))
+    assert found, f"no cases in {FOLDER}"
+    return found
+
+
+@pytest.mark.parametrize("file, system, kind", cases())
+def test_golden(file: Path, system: str, kind: str):
+    routine = getattr(importlib.import_module(f"golden_routines.{system}"), kind)
+    case = golden_case.load(file)
+    problems = golden_case.compare(case, routine(case))
+    assert not problems, "; ".join(problems)
