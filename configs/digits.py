@@ -14,7 +14,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = dict(
-        name="diffusion_jax.models.dit:DiT", patch=2, width=96, depth=4, heads=4, channels=1, learn_sigma=False,
+        name="diffusion_jax.models.dit:DiT", patch=2, width=96, depth=4, heads=4, channels=1, learn_sigma=False, scan=True,
+        remat="full",
     )
     config.task = dict(
         name="diffusion_jax.tasks.diffusion:Diffusion",

@@ -40,7 +40,7 @@ def test_imports_point_downwards(path):
     for name in imported(path):
         if name.split(".")[0] == "diffusion_jax":
             other = name.split(".")[1]
-            assert other == own or LAYERS[other] < LAYERS[own], f"{path} (layer {LAYERS[own]}) imports {name} (layer {LAYERS[other]})"
+            assert other == own or LAYERS[other] < LAYERS[own], f"{path} imports {name}, which lies in layer {LAYERS[other]}"
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if part(p) == "diffusion"], ids=str)

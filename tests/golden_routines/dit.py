@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from golden_case import Case
 from golden_routines.dit_diffusion import losses, q_sample, schedule, train_steps, trajectory  # noqa: F401
+from golden_routines.replay import nchw, nhwc
 
+from diffusion_jax.diffusion import guidance
 from diffusion_jax.models.cond import Label
 from diffusion_jax.models.dit import Attention, Block, DiT, Final, Mlp, TimeEmbedding
 from diffusion_jax.nn.embed import sincos_2d, timestep_embedding
@@ -19,16 +21,6 @@ from diffusion_jax.pretrained import rules
 from diffusion_jax.types import Array, Params
 
 Found = dict[str, Any]
-
-
-def nhwc(x: Array) -> Array:
-    """[..., C, H, W] -> [..., H, W, C]."""
-    return jnp.moveaxis(x, -3, -1)
-
-
-def nchw(x: Array) -> Array:
-    """[..., H, W, C] -> [..., C, H, W]."""
-    return jnp.moveaxis(x, -1, -3)
 
 
 def modules(config: dict[str, Any]) -> tuple[DiT, Label]:
@@ -73,9 +65,10 @@ def forward_cfg(case: Case) -> Found:
     network, params = load_dit(case, case.config)
     half = np.split(case.inputs["x"], 2)[0]
     out = jax.jit(network)(params, np.concatenate([half, half]), case.inputs["t"], case.inputs["y"])
-    cond, null = jnp.split(out[:, :3], 2)
-    guided = null + case.inputs["cfg_scale"] * (cond - null)
-    return {"y": jnp.concatenate([jnp.concatenate([guided, guided]), out[:, 3:]], axis=1)}
+    cond, null = jnp.split(nhwc(out), 2)
+    guided = guidance.mix_outputs(cond, null, case.inputs["cfg_scale"], guidance.Mix(channels=3))
+    kept = jnp.concatenate([guided[..., :3], null[..., 3:]], axis=-1)      # the official code keeps each half's other channels
+    return {"y": nchw(jnp.concatenate([guided, kept]))}
 
 
 def blocks(case: Case) -> Found:

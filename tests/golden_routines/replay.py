@@ -16,14 +16,14 @@ from jax.experimental import io_callback
 from diffusion_jax.types import Array, Denoiser, Process
 
 
-def nhwc(x: np.ndarray) -> np.ndarray:
-    """[..., C, H, W] -> [..., H, W, C]."""
-    return np.moveaxis(np.asarray(x), -3, -1)
+def nhwc(x: Array | np.ndarray) -> Array | np.ndarray:
+    """[..., C, H, W] -> [..., H, W, C]. What is no JAX array becomes a NumPy one, with its dtype."""
+    return jnp.moveaxis(x, -3, -1) if isinstance(x, jax.Array) else np.moveaxis(np.asarray(x), -3, -1)
 
 
-def nchw(x: np.ndarray) -> np.ndarray:
-    """[..., H, W, C] -> [..., C, H, W]."""
-    return np.moveaxis(np.asarray(x), -1, -3)
+def nchw(x: Array | np.ndarray) -> Array | np.ndarray:
+    """[..., H, W, C] -> [..., C, H, W]. What is no JAX array becomes a NumPy one, with its dtype."""
+    return jnp.moveaxis(x, -1, -3) if isinstance(x, jax.Array) else np.moveaxis(np.asarray(x), -1, -3)
 
 
 def replay(draws: Iterable[np.ndarray]):
