@@ -1,0 +1,20 @@
+"""Pages of configs/ as tests need them."""
+import importlib.util
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def page(name, arg="tiny", **changes):
+    """A page of configs/ with some of its top-level keys changed."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(arg)
+    config.update(changes)
+    return config
+
+
+def files(folder):
+    """The contents of a folder, to see that nothing was lost."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
