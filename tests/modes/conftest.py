@@ -1,47 +1,37 @@
 """What this folder's tests share: one small run trained in-process, the command line in-process, and quick compilation."""
-import importlib.util
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-
-ROOT = Path(__file__).parents[2]
-DIGITS = ROOT / "configs" / "digits.py"
-
-
-def tiny():
-    """A fresh configs/digits.py:tiny."""
-    spec = importlib.util.spec_from_file_location("digits_page", DIGITS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config("tiny")
-
-
-@pytest.fixture(name="tiny")
-def tiny_page():
-    """A fresh configs/digits.py:tiny, to change and to train."""
-    return tiny()
+from jax.experimental.compilation_cache import compilation_cache
+from pages import page
 
 
 @pytest.fixture(scope="package", autouse=True)
-def compile_quickly():
-    before = jax.config.read("jax_disable_most_optimizations")
+def compile_once(tmp_path_factory):
+    cache = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+             "jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
+    before = {name: getattr(jax.config, name) for name in cache}
+    for name, value in cache.items():
+        jax.config.update(name, value)
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="package")
-def trained(tmp_path_factory):
+def tiny_run(tmp_path_factory):
     """The folder of a whole run: configs/digits.py:tiny to its end. Copy it before you change it."""
     from diffusion_jax.modes import train
 
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    train.run(tiny(), str(folder), {})
+    train.run(page("digits"), str(folder), {})
     return folder
 
 
@@ -55,7 +45,7 @@ class Result(NamedTuple):
 
 @pytest.fixture
 def cli(monkeypatch, capsys):
-    """`python -m diffusion_jax.main` in this process: cli('--mode', 'sample', ...) -> Result."""
+    """`python -m diffusion_jax.main` without the cost of a new process: cli('--mode', 'sample', ...) -> Result."""
     from diffusion_jax import main
 
     def command(*arguments: str) -> Result:
@@ -68,18 +58,7 @@ def cli(monkeypatch, capsys):
                 main.guarded(main.parse(argv))
             except SystemExit as end:
                 code = end.code or 0
-            flags.FLAGS.unparse_flags()
+        flags.FLAGS.unparse_flags()
         return Result(code, *capsys.readouterr())
 
     return command
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder with its contents."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@pytest.fixture
-def files():
-    """`snapshot`, for before and after."""
-    return snapshot

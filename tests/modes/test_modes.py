@@ -31,21 +31,21 @@ def npz(folder, out, **options):
 # train ----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_metrics_checkpoints_a_grid_and_a_report(trained):
-    assert [line["step"] for line in lines(trained)] == [1, 2, 3, 4]
-    for line in lines(trained):
+def test_a_run_leaves_metrics_checkpoints_a_grid_and_a_report(tiny_run):
+    assert [line["step"] for line in lines(tiny_run)] == [1, 2, 3, 4]
+    for line in lines(tiny_run):
         assert {"loss", "mse", "lr", "grad_norm", "update_norm", "param_norm"} <= line.keys()
         assert all(map(math.isfinite, line.values()))
-    assert 0.3 < lines(trained)[0]["loss"] < 3                            # a zero network's, of v: about the data's variance + 1
-    assert available(trained) == [2, 4]
-    assert [path.name for path in (trained / "samples").iterdir()] == ["00000004.png"]
-    with Image.open(trained / "samples" / "00000004.png") as grid:
+    assert 0.3 < lines(tiny_run)[0]["loss"] < 3                            # a zero network's, of v: about the data's variance + 1
+    assert available(tiny_run) == [2, 4]
+    assert [path.name for path in (tiny_run / "samples").iterdir()] == ["00000004.png"]
+    with Image.open(tiny_run / "samples" / "00000004.png") as grid:
         assert (grid.size, grid.mode) == ((5 * 10 - 2, 4 * 10 - 2), "L")     # 20 images of 8x8, lines of 2 between
-    assert list((trained / "tensorboard").iterdir())
+    assert list((tiny_run / "tensorboard").iterdir())
 
 
-def test_the_report_holds_the_documented_figures(trained):
-    report = json.loads((trained / "report.json").read_text())
+def test_the_report_holds_the_documented_figures(tiny_run):
+    report = json.loads((tiny_run / "report.json").read_text())
     assert report.keys() == {"samples", "sampler", "steps", "guidance", *SHARES, "novelty[pixels]", "variance[pixels] by class"}
     assert (report["samples"], report["sampler"], report["steps"], report["guidance"]) == (20, "ddim", 5, 1.0)
     assert report[SHARES[1]] > 0.95 and 0 <= report[SHARES[0]] <= 1      # the SVC knows digits; a network of 4 steps does not
@@ -53,21 +53,21 @@ def test_the_report_holds_the_documented_figures(trained):
     assert list(report["variance[pixels] by class"]) == list("0123456789")
 
 
-def test_the_same_command_again_changes_nothing(trained, tiny, tmp_path, capsys):
-    copy = shutil.copytree(trained, tmp_path / "copy")
-    train.run(tiny, str(copy), {})
-    assert lines(copy) == lines(trained) and available(copy) == [2, 4]
-    assert (copy / "report.json").read_bytes() == (trained / "report.json").read_bytes()
+def test_the_same_command_again_changes_nothing(tiny_run, tmp_path, capsys):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    train.run(str(copy), {})
+    assert lines(copy) == lines(tiny_run) and available(copy) == [2, 4]
+    assert (copy / "report.json").read_bytes() == (tiny_run / "report.json").read_bytes()
     assert "resuming from step 4" in capsys.readouterr().out
 
 
-def test_a_run_can_be_made_longer(trained, tiny, tmp_path):
-    copy = shutil.copytree(trained, tmp_path / "copy")
+def test_a_run_can_be_made_longer(tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
     tiny.steps = 6
     tiny.evaluate.num = 0
-    train.run(tiny, str(copy), {})
+    train.run(str(copy), {})
     assert [line["step"] for line in lines(copy)] == [1, 2, 3, 4, 5, 6]
-    assert lines(copy)[:4] == lines(trained) and available(copy) == [2, 4, 6]
+    assert lines(copy)[:4] == lines(tiny_run) and available(copy) == [2, 4, 6]
     assert sorted(path.name for path in (copy / "samples").iterdir()) == ["00000004.png", "00000006.png"]
 
 
@@ -115,86 +115,86 @@ def change(path, value):
         (change("sharding", (("no such parameter", "fsdp"), (".*", "replicate"))), "decides nothing"),
     ],
 )
-def test_a_page_that_cannot_be_trained_is_refused_before_anything_is_written(tiny, tmp_path, apply, says):
+def test_a_page_that_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, apply, says):
     apply(tiny)
     with pytest.raises(ConfigError, match=says) as error:
-        train.run(tiny, str(tmp_path / "run"), {})
+        train.run(str(tmp_path / "run"), {})
     assert "\n" not in str(error.value)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_training_takes_no_options_of_sampling(tiny, tmp_path):
+def test_training_takes_no_options_of_sampling(tmp_path):
     with pytest.raises(ConfigError, match="--steps is for sampling"):
-        train.run(tiny, str(tmp_path), {"steps": "100"})
+        train.run(str(tmp_path), {"steps": "100"})
 
 
-def test_data_must_hold_what_the_model_is_conditioned_on(tiny, tmp_path):
+def test_data_must_hold_what_the_model_is_conditioned_on(tmp_path):
     for i in range(16):
         image.save_png(tmp_path / "images" / f"{i}.png", np.full((8, 8, 1), i, np.uint8))
     tiny.data.train = dict(name="diffusion_jax.data.folder:Folder", path=str(tmp_path / "images"))
     with pytest.raises(ConfigError, match="condition needs 'label', but Folder.* has only: image"):
-        train.run(tiny, str(tmp_path / "run"), {})
+        train.run(str(tmp_path / "run"), {})
 
 
-def test_metrics_need_labels_and_a_task_without_them_says_so_before_it_trains(tiny, tmp_path):
+def test_metrics_need_labels_and_a_task_without_them_says_so_before_it_trains(tmp_path):
     with tiny.unlocked():
         tiny.task.cond = dict(name="diffusion_jax.models.cond:Nothing")
         tiny.task.drop = {}
     with pytest.raises(ConfigError, match="set evaluate.num to 0"):
-        train.run(tiny, str(tmp_path / "run"), {})
+        train.run(str(tmp_path / "run"), {})
 
 
 # sample ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_npz_holds_what_an_evaluator_takes(trained, tmp_path):
-    found = npz(trained, tmp_path / "new" / "x.npz")
+def test_npz_holds_what_an_evaluator_takes(tiny_run, tmp_path):
+    found = npz(tiny_run, tmp_path / "new" / "x.npz")
     assert found.keys() == {"arr_0", "arr_1"}
     assert found["arr_0"].shape == (12, 8, 8, 1) and found["arr_0"].dtype == np.uint8
     np.testing.assert_array_equal(found["arr_1"], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
     assert found["arr_0"].std() > 10
-    np.testing.assert_array_equal(npz(trained, tmp_path / "3.npz", label=3)["arr_1"], [3] * 12)
+    np.testing.assert_array_equal(npz(tiny_run, tmp_path / "3.npz", label=3)["arr_1"], [3] * 12)
 
 
-def test_folder_and_grid_hold_the_images_of_the_npz(trained, tmp_path, capsys):
-    images = npz(trained, tmp_path / "x.npz")["arr_0"]
-    sample.run(None, str(trained), {"out": f"{tmp_path}/many/", "num": 12})
+def test_folder_and_grid_hold_the_images_of_the_npz(tiny_run, tmp_path, capsys):
+    images = npz(tiny_run, tmp_path / "x.npz")["arr_0"]
+    sample.run(None, str(tiny_run), {"out": f"{tmp_path}/many/", "num": 12})
     names = sorted(path.name for path in (tmp_path / "many").iterdir())
     assert names == [f"{i:06d}_{i % 10}.png" for i in range(12)]
     np.testing.assert_array_equal([np.asarray(Image.open(tmp_path / "many" / name)) for name in names], images[..., 0])
-    sample.run(None, str(trained), {"out": str(tmp_path / "grid.png"), "num": 12})
+    sample.run(None, str(tiny_run), {"out": str(tmp_path / "grid.png"), "num": 12})
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), image.grid(images)[..., 0])
     assert f"12 samples: {tmp_path / 'grid.png'}" in capsys.readouterr().out
 
 
-def test_a_grid_in_the_run_is_the_default(trained, tmp_path):
-    copy = shutil.copytree(trained, tmp_path / "copy")
+def test_a_grid_in_the_run_is_the_default(tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
     sample.run(None, str(copy), {"num": 12})
     with Image.open(copy / "samples.png") as grid:
         assert grid.size == (4 * 10 - 2, 3 * 10 - 2)
 
 
-def test_samples_are_a_function_of_the_seed(trained, tmp_path):
-    first = npz(trained, tmp_path / "a.npz")["arr_0"]
-    np.testing.assert_array_equal(npz(trained, tmp_path / "b.npz", seed=0)["arr_0"], first)
-    assert (npz(trained, tmp_path / "c.npz", seed=1)["arr_0"] != first).mean() > 0.5
-    smaller = npz(trained, tmp_path / "d.npz", batch=5)["arr_0"]
+def test_samples_are_a_function_of_the_seed(tiny_run, tmp_path):
+    first = npz(tiny_run, tmp_path / "a.npz")["arr_0"]
+    np.testing.assert_array_equal(npz(tiny_run, tmp_path / "b.npz", seed=0)["arr_0"], first)
+    assert (npz(tiny_run, tmp_path / "c.npz", seed=1)["arr_0"] != first).mean() > 0.5
+    smaller = npz(tiny_run, tmp_path / "d.npz", batch=5)["arr_0"]
     assert np.abs(smaller.astype(int) - first.astype(int)).max() <= 1
 
 
-def test_weights_and_recipe_come_from_the_checkpoint_unless_asked_otherwise(trained, tmp_path):
+def test_weights_and_recipe_come_from_the_checkpoint_unless_asked_otherwise(tiny_run, tmp_path):
     plain_, *others = (
-        npz(trained, tmp_path / "x.npz", **options)["arr_0"]
+        npz(tiny_run, tmp_path / "x.npz", **options)["arr_0"]
         for options in ({}, dict(which="params"), dict(step=2), dict(steps="4"), dict(sampler="heun"), dict(guidance=4.0),
                         dict(cads="s=3,psi=0", guidance=4.0))
     )
     assert len({other.tobytes() for other in others} | {plain_.tobytes()}) == 7
 
 
-def test_the_folder_alone_is_enough(trained, tiny, tmp_path, monkeypatch):
-    first = npz(trained, tmp_path / "x.npz")["arr_0"]
+def test_the_folder_alone_is_enough(tiny_run, tmp_path, monkeypatch):
+    first = npz(tiny_run, tmp_path / "x.npz")["arr_0"]
     moved = tmp_path / "elsewhere" / "renamed"
-    shutil.copytree(trained / "checkpoints" / "4", moved / "4")             # nothing but one checkpoint
+    shutil.copytree(tiny_run / "checkpoints" / "4", moved / "4")             # nothing but one checkpoint
     monkeypatch.chdir(tmp_path / "elsewhere")
     np.testing.assert_array_equal(npz("renamed", "y.npz")["arr_0"], first)
     config, task, params = load("renamed")
@@ -208,20 +208,20 @@ def test_what_cannot_be_written_is_refused_first(tmp_path, out):
         sample.run(None, str(tmp_path / "not even a run"), {"out": out})
 
 
-def test_samples_that_are_not_finite_are_not_written_as_black_ones(trained, tmp_path):
+def test_samples_that_are_not_finite_are_not_written_as_black_ones(tiny_run, tmp_path):
     with pytest.raises(ConfigError, match="not finite"):
-        npz(trained, tmp_path / "x.npz", sampler="ddim,eta=3.0")
+        npz(tiny_run, tmp_path / "x.npz", sampler="ddim,eta=3.0")
     assert not list(tmp_path.iterdir())
 
 
 # evaluate -------------------------------------------------------------------------------------------------------------------
 
 
-def test_evaluate_repeats_the_report_and_takes_options(trained, tmp_path, capsys):
-    copy = shutil.copytree(trained, tmp_path / "copy")
+def test_evaluate_repeats_the_report_and_takes_options(tiny_run, tmp_path, capsys):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
     (copy / "report.json").unlink()
     evaluate.run(None, str(copy), {})
-    assert (copy / "report.json").read_bytes() == (trained / "report.json").read_bytes()
+    assert (copy / "report.json").read_bytes() == (tiny_run / "report.json").read_bytes()
     evaluate.run(None, str(copy), {"num": 30, "guidance": 4.0})
     report = json.loads((copy / "report.json").read_text())
     assert (report["samples"], report["guidance"]) == (30, 4.0)
@@ -229,11 +229,11 @@ def test_evaluate_repeats_the_report_and_takes_options(trained, tmp_path, capsys
     assert all(name in printed for name in SHARES) and f"report: {copy / 'report.json'}" in printed
 
 
-def test_evaluate_needs_an_image_of_each_class(trained):
-    before = (trained / "report.json").read_bytes()
+def test_evaluate_needs_an_image_of_each_class(tiny_run):
+    before = (tiny_run / "report.json").read_bytes()
     with pytest.raises(ConfigError, match="5 samples do not cover the 10 classes of the data: raise num"):
-        evaluate.run(None, str(trained), {"num": 5})
-    assert (trained / "report.json").read_bytes() == before
+        evaluate.run(None, str(tiny_run), {"num": 5})
+    assert (tiny_run / "report.json").read_bytes() == before
 
 
 def test_measures_of_the_data_itself_are_those_of_perfect_samples():
