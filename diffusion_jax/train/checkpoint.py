@@ -145,8 +145,8 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()))
-            state = found.state
-            _check(_parts(state), found.meta)
+            state = found["state"]
+            _check(_parts(state), found["meta"])
         except Exception as error:                         # whatever a broken file makes a reader raise
             state, reason = None, _first_line(error)
         if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array(state is not None)).all():
@@ -190,10 +190,11 @@ def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = 
     """
     import ml_collections
     import orbax.checkpoint as ocp
+    from etils import epath
 
     root, step = _find(folder, step)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    path, handler = root / str(step) / "state", ocp.PyTreeCheckpointHandler()
+    path, handler = epath.Path(root / str(step) / "state"), ocp.PyTreeCheckpointHandler()
     try:
         config, meta = (_json(root, step, item) for item in ("config", "meta"))
         tree = handler.metadata(path).tree
@@ -295,8 +296,9 @@ def _weights(which: str, averages: list[str], folder: Path) -> str:
 
 def _json(root: Path, step: int, item: str) -> Any:
     import orbax.checkpoint as ocp
+    from etils import epath
 
-    return ocp.JsonCheckpointHandler().restore(root / str(step) / item, args=ocp.args.JsonRestore())
+    return ocp.JsonCheckpointHandler().restore(epath.Path(root / str(step) / item), args=ocp.args.JsonRestore())
 
 
 def _damaged(root: Path, step: int, error: Exception) -> ConfigError:

@@ -189,12 +189,12 @@ def _next(stream: Iterator[tuple[int, Raw]], step: int) -> Raw:
       ConfigError: the data has ended.
       RuntimeError: the stream gave the batch of another step.
     """
-    number, batch = next(stream, (None, None))
-    if number is None:
+    item = next(stream, None)
+    if item is None:
         raise ConfigError(f"the data ended before step {step}: a stream of batches is endless, repeat it")
-    if number != step:
-        raise RuntimeError(f"the stream gave batch {number} where batch {step} was due")
-    return batch
+    if item[0] != step:
+        raise RuntimeError(f"the stream gave batch {item[0]} where batch {step} was due")
+    return item[1]
 
 
 def _close(stream: Any) -> None:

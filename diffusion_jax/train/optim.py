@@ -14,19 +14,20 @@ Karras et al. 2024 (EDM2).
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.types import Array
+from diffusion_jax.types import Array, Params
 
 DEFAULTS = {"adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
             "lion": {"b1": 0.9, "b2": 0.99}, "adafactor": {"eps": 1e-30}}
 SCHEDULES = ("constant", "cosine", "inverse_sqrt")
+Rate = Callable[[Any], Array]        # number of updates done -> learning rate
 
 
 class RateState(NamedTuple):
@@ -37,7 +38,7 @@ class RateState(NamedTuple):
 
 
 def learning_rate(schedule: str = "constant", lr: float = 1e-4, warmup: int = 0, steps: int | None = None,
-                  ref: int | None = None) -> optax.Schedule:
+                  ref: int | None = None) -> Rate:
     """The learning rate as a function of the number of updates done.
 
     Args:
@@ -58,25 +59,25 @@ def learning_rate(schedule: str = "constant", lr: float = 1e-4, warmup: int = 0,
     if steps is not None and steps <= warmup:
         raise ConfigError(f"a cosine of {steps} steps leaves nothing after a warm-up of {warmup}: raise steps or lower warmup")
 
-    def rate(count: Array) -> Array:
+    def rate(count: Any) -> Array:
         t = jnp.asarray(count, jnp.float32)
         value = jnp.full_like(t, lr)
-        if schedule == "cosine":
+        if steps is not None:                               # cosine
             value = value * (1 + jnp.cos(jnp.pi * jnp.clip((t - warmup) / (steps - warmup), 0, 1))) / 2
-        if schedule == "inverse_sqrt":
+        if ref is not None:                                 # inverse_sqrt
             value = value / jnp.sqrt(jnp.maximum(t / ref, 1))
         return value * jnp.minimum(t / warmup, 1) if warmup else value
 
     return rate
 
 
-def scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
+def scale_by_rate(rate: Rate) -> optax.GradientTransformation:
     """Multiplies updates by -rate(t), and keeps the rate in the state so that it can be logged."""
-    def init(params: optax.Params) -> RateState:
+    def init(params: Params) -> RateState:
         del params
         return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
-    def update(updates: optax.Updates, state: RateState, params: optax.Params | None = None) -> tuple[optax.Updates, RateState]:
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, RateState]:
         del params
         value = rate(state.count)
         return jax.tree.map(lambda u: (-value * u).astype(u.dtype), updates), RateState(state.count + 1, value)
@@ -128,12 +129,12 @@ def partition(parts: Mapping[str, optax.GradientTransformation]) -> optax.Gradie
     Raises:
       ConfigError: the parameters have other top-level keys.
     """
-    def labels(params: optax.Params) -> dict[str, str]:
+    def labels(params: Params) -> dict[str, str]:
         if set(params) != set(parts):
             raise ConfigError(f"optimizers for {sorted(parts)}, but the parameters are {sorted(params)}: name one for each")
         return {key: key for key in params}
 
-    return optax.partition(dict(parts), labels)
+    return optax.partition({**parts}, labels)
 
 
 def _direction(method: str, b1: float = 0.0, b2: float = 0.0, eps: float = 0.0) -> optax.GradientTransformation:
@@ -146,6 +147,6 @@ def _direction(method: str, b1: float = 0.0, b2: float = 0.0, eps: float = 0.0) 
     return optax.scale_by_adam(b1, b2, eps)
 
 
-def _decayed(params: optax.Params, no_decay: tuple[str, ...]) -> optax.Params:
+def _decayed(params: Params, no_decay: tuple[str, ...]) -> Params:
     """True for every parameter that decays."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in no_decay, params)

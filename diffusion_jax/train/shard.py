@@ -31,12 +31,12 @@ Rules = Sequence[tuple[str, Spec]]
 REPLICATE: Rules = ((".*", "replicate"),)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh ('data', 'fsdp', 'tensor').
 
     Args:
       data, fsdp, tensor: devices along each axis; -1 (one of them at most) takes what the others leave.
-      devices: which devices, all of them by default.
+      devices: which of `jax.devices()`, all by default.
 
     Raises:
       ConfigError: the sizes do not multiply to the number of devices.

@@ -64,8 +64,8 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping
             params = task.project(optax.apply_updates(state.params, updates))                       # (3)
             number = state.step + 1
             ema = {name: averages.update(state.ema[name], params, profile, number) for name, profile in emas.items()}   # (4)
-            metrics = {**metrics, "loss": loss, "grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates),
-                       "param_norm": optax.global_norm(params), **_rates(opt_state)}
+            metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
+                       "param_norm": optax.tree.norm(params), **_rates(opt_state)}
             metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
             return TrainState(step=number, params=params, opt_state=opt_state, ema=ema), metrics
 
@@ -111,7 +111,7 @@ def split(x: Array, accumulate: int, mesh: Mesh) -> Array:
 
 def _rates(opt_state: Any) -> dict[str, Array]:
     """The learning rates that an optimiser keeps, named after their part of the parameters where there are several."""
-    found = optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")
+    found: list[tuple[Any, Array]] = optax.tree.get_all_with_path(opt_state, "learning_rate")
     if len(found) == 1:
         return {"lr": found[0][1]}
     parts = [[str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)] for path, _ in found]

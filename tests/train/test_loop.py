@@ -1,4 +1,5 @@
 """The loop: resumed equals uninterrupted bit for bit, and nothing bad is ever saved."""
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,15 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.train import loop, shard
 from diffusion_jax.train.checkpoint import Checkpoints, available, load
 from diffusion_jax.train.log import Writer
+
+# What orbax leaves half read when a file is damaged.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collect():
+    yield
+    gc.collect()
 
 
 def assert_equal(got, want):
@@ -43,26 +53,28 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, stops):
         assert_equal(load(tmp_path, which)[2], load(whole[0], which)[2])
 
 
-def test_resumed_equals_uninterrupted_on_a_mesh_with_microbatches(tmp_path):
+def test_resumed_equals_uninterrupted_on_a_mesh_and_runs_move_between_meshes(whole, tmp_path):
     rules = ((r"inner/kernel$", ("fsdp", "tensor")), (".*", "fsdp"))
-    options = dict(mesh=shard.make_mesh(data=2, fsdp=2, tensor=2), rules=rules, accumulate=2, every=3, config={"steps": 6})
-    want = train(tmp_path / "whole", **options)[1]
-    train(tmp_path / "parts", stop_at=5, **options)
-    assert_equal(train(tmp_path / "parts", **options)[1], want)
+    meshed = dict(mesh=shard.make_mesh(data=2, fsdp=2, tensor=2), rules=rules)
+    want = train(tmp_path / "whole", **meshed)[1]
+    for folder, options in (("parts", meshed), ("moved", {})):
+        train(tmp_path / folder, stop_at=7, **options)
+    assert_equal(train(tmp_path / "parts", **meshed)[1], want)
     assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    for got in (want, train(tmp_path / "moved", **meshed)[1]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.params, whole[1].params)
 
 
-def test_a_run_moves_to_another_mesh(whole, tmp_path):
-    train(tmp_path, stop_at=5)
-    got = train(tmp_path, mesh=shard.make_mesh(data=4, fsdp=2), rules=((".*", "fsdp"),))[1]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got.params, whole[1].params)
+def test_the_first_loss_follows_from_the_seed(whole):
+    task, key = train_toy.Toy(train_toy.Net()), jax.random.key(config()["seed"])
+    params = task.init(jax.random.fold_in(key, loop.INIT), {})
+    loss, _ = task.loss(params, None, train_toy.batch_of(0, 16), jax.random.fold_in(key, 0), True)
+    np.testing.assert_allclose(losses(whole[0])[0], loss, rtol=1e-6)
 
 
-def test_it_learns_and_another_seed_is_another_run(whole, tmp_path):
+def test_it_learns(whole):
     found = losses(whole[0])
     assert len(found) == 12 and sum(found[-4:]) < 0.85 * sum(found[:4])
-    train(tmp_path, config={"seed": 1, "steps": 2})
-    assert set(losses(tmp_path)).isdisjoint(found)
 
 
 def test_a_longer_run_goes_on_and_a_finished_one_does_nothing(whole, tmp_path):
@@ -74,8 +86,8 @@ def test_a_longer_run_goes_on_and_a_finished_one_does_nothing(whole, tmp_path):
 
 def test_a_damaged_newest_checkpoint_costs_only_time(whole, tmp_path):
     train(tmp_path, stop_at=9)
-    damaged = max((tmp_path / "checkpoints" / "8" / "state").glob("ocdbt.*/d/*"), key=lambda path: path.stat().st_size)
-    damaged.write_bytes(damaged.read_bytes()[:500])
+    for path in (tmp_path / "checkpoints" / "8" / "state").glob("ocdbt.*/d/*"):
+        path.write_bytes(path.read_bytes()[:100])
     assert_equal(train(tmp_path)[1], whole[1])
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
     assert available(tmp_path) == [4, 8, 12] and (tmp_path / "checkpoints" / "8.unreadable").is_dir()

@@ -14,7 +14,7 @@ from train_toy import Net, Toy, batch_of
 from diffusion_jax.build import ConfigError
 from diffusion_jax.train import ema, optim, shard
 from diffusion_jax.train.state import create
-from diffusion_jax.train.step import gradients, make_step, split
+from diffusion_jax.train.step import _rates, gradients, make_step, split
 from diffusion_jax.types import TrainState
 
 EMAS = {"slow": ema.Constant(0.9), "power": ema.Power(0.1)}
@@ -63,7 +63,7 @@ def test_a_step_is_the_maths_of_its_docstring():
         averages = {name: ema.update(state.ema[name], params, profile, number + 1) for name, profile in EMAS.items()}
         norms = {"grad_norm": grads, "update_norm": updates, "param_norm": params}
         return TrainState(number + 1, params, opt_state, averages), {"loss": loss, "lr": 1e-2} | {
-            name: optax.global_norm(tree) for name, tree in norms.items()}
+            name: optax.tree.norm(tree) for name, tree in norms.items()}
 
     for number, batch in enumerate(batches(mesh, 2)):
         want, wanted = by_hand(jax.device_get(state), batch, number)
@@ -104,27 +104,44 @@ def test_the_same_seed_gives_the_same_bits_on_many_devices():
     jax.tree.map(np.testing.assert_array_equal, *runs)
 
 
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One kernel, which compiles fast; noise = 0 uses no key."""
+
+    noise: float
+
+    def init(self, key, batch):
+        return {"inner": {"kernel": jnp.linspace(-1.0, 1.0, 64).reshape(8, 8)}, "bias": jnp.ones(8)}
+
+    def loss(self, params, frozen, batch, key, train):
+        x = batch["image"] + self.noise * jax.random.uniform(key, batch["image"].shape) if self.noise else batch["image"]
+        return jnp.mean((x @ params["inner"]["kernel"] + params["bias"][None] - batch["target"]) ** 2), {"mean": jnp.mean(x)}
+
+    def project(self, params):
+        return params
+
+
 def gradients_on(mesh, task, batch, key, accumulate, rules=shard.REPLICATE):
-    """(loss, metrics, gradient) of fresh parameters."""
-    params = jax.jit(task.init)(jax.random.key(1), {})
+    """(loss, metrics, gradient) of the initial parameters."""
+    params = task.init(key, {})
     shardings = shard.shardings(mesh, params, rules)
     return jax.jit(lambda params, batch, key: gradients(task, params, None, batch, key, mesh, shardings, accumulate))(
         jax.device_put(params, shardings), jax.device_put(batch, shard.batch_sharding(mesh)), key)
 
 
 def test_accumulation_changes_nothing_without_keys():
-    task, batch, key = Toy(Net(), noise=0.0), batch_of(0, 32), jax.random.key(0)
+    task, batch, key = Line(0.0), batch_of(0, 32), jax.random.key(0)
     want = gradients_on(one(), task, batch, key, 1)
-    assert_close(gradients_on(one(), task, batch, key, 4), want, 1e-6)
-    assert_close(gradients_on(shard.make_mesh(data=2, fsdp=2, tensor=2), task, batch, key, 4, RULES), want, 1e-6)
+    assert_close(gradients_on(one(), task, batch, key, 4), want, 2e-6)
+    assert_close(gradients_on(shard.make_mesh(data=2, fsdp=2, tensor=2), task, batch, key, 4, RULES), want, 2e-6)
 
 
 def test_each_microbatch_has_its_own_key_and_rows():
-    task, batch, key = Toy(Net(), noise=0.5), batch_of(0, 32), jax.random.key(2)
+    task, batch, key = Line(0.5), batch_of(0, 32), jax.random.key(2)
     parts = [gradients_on(one(), task, {name: x[a::4] for name, x in batch.items()}, jax.random.fold_in(key, a), 1)
              for a in range(4)]
     assert len({float(part[0]) for part in parts}) == 4
-    assert_close(gradients_on(one(), task, batch, key, 4), jax.tree.map(lambda *g: sum(g) / 4, *parts), 1e-6)
+    assert_close(gradients_on(one(), task, batch, key, 4), jax.tree.map(lambda *g: sum(g) / 4, *parts), 2e-6)
 
 
 def test_microbatches_keep_every_row_on_its_device():
@@ -180,9 +197,9 @@ def test_the_step_compiles_once():
     assert step._cache_size() == 1
 
 
-def test_learning_rates_of_a_partition_are_named():
-    rates = {"first": 0.1, "inner": 0.2, "last": 0.3}
-    optimizer = optim.partition({name: optim.optimizer("adam", lr) for name, lr in rates.items()})
-    step, state = start(Toy(Net()), one(), optimizer=optimizer)
-    _, metrics = step(state, None, next(batches(one(), 1)))
-    assert_close({name: metrics[f"lr/{name}"] for name in rates}, rates, 1e-6)
+def test_learning_rates_are_found_and_named():
+    params = {"gen": jnp.ones(2), "disc": jnp.ones(2)}
+    both = optim.partition({"gen": optim.optimizer("adam", 0.1), "disc": optim.optimizer("lion", 0.2, clip=1.0)})
+    assert_close(_rates(both.update(params, both.init(params), params)[1]), {"lr/gen": 0.1, "lr/disc": 0.2}, 1e-7)
+    assert_close(_rates(OPTIMIZER.update(params, OPTIMIZER.init(params), params)[1]), {"lr": 1e-2}, 1e-7)
+    assert _rates(optax.sgd(0.1).init(params)) == {}

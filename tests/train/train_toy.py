@@ -72,7 +72,7 @@ sys.modules[MODULE] = sys.modules[__name__]
 def config(**changes: Any) -> dict[str, Any]:
     """A run's config, changed at its top level."""
     return {"model": {"name": f"{MODULE}:Net", "width": 16, "depth": 2}, "task": {"name": f"{MODULE}:Toy", "noise": 0.1},
-            "seed": 0, "steps": 12} | changes
+            "seed": 3, "steps": 12} | changes
 
 
 def batch_of(step: int, size: int) -> dict[str, np.ndarray]:
