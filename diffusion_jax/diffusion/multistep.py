@@ -5,6 +5,9 @@
 
 with h = ln(alpha_s / sigma_s) - ln(alpha_t / sigma_t) and D0, D1, D2 the value, slope and curvature of the past x0 against it.
 The form of DPM-Solver (2206.00927) is (2) with eps for x0, alpha and sigma exchanged and h negated.
+
+The published third-order formula, which is kept here, takes D2 as half of what it approximates, h^2 times the second derivative.
+So it converges with the second order, at half the error of the second-order formula; with the whole of it the order would be 3.
 """
 from __future__ import annotations
 

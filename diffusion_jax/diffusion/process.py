@@ -15,6 +15,7 @@ nothing cancels in float32: 1 - q^2 is never small, unlike 1 - alpha_t^2 / alpha
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import unknown
+from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.types import Array, Process
 
 LARGEST_RATIO = 2.0**16      # stands for sigma / alpha = inf where a float time is interpolated towards it
@@ -91,6 +92,9 @@ class DDPM:
       steps: length of the table.
       start, end: first and last beta (or ends of the sigmoid) where the schedule has them; None: the published ones.
       zero_snr: rescale the table to zero terminal signal (2305.08891).
+
+    Raises:
+      ConfigError: an unknown schedule, an end that it does not have, or so few steps that a beta reaches 1.
     """
 
     schedule: str = "linear"
@@ -102,12 +106,23 @@ class DDPM:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.steps < 1:
+            raise ConfigError(f"a DDPM process has at least 1 step, got {self.steps}")
+        for end in self._ends:
+            if end not in inspect.signature(SCHEDULES[self.schedule]).parameters:
+                raise ConfigError(f"schedule {self.schedule!r} has no {end!r}: leave it out")
+        betas = SCHEDULES[self.schedule](self.steps, **self._ends)
+        if not 0 < betas.min() <= betas.max() < 1:
+            raise ConfigError(f"schedule {self.schedule!r} of {self.steps} steps has betas outside (0, 1): use more steps")
+
+    @property
+    def _ends(self) -> dict[str, float]:
+        return {name: value for name, value in (("start", self.start), ("end", self.end)) if value is not None}
 
     @functools.cached_property
     def betas(self) -> np.ndarray:
         """[steps] float64."""
-        ends = {k: v for k, v in (("start", self.start), ("end", self.end)) if v is not None}
-        betas = SCHEDULES[self.schedule](self.steps, **ends)
+        betas = SCHEDULES[self.schedule](self.steps, **self._ends)
         return zero_terminal_snr(betas) if self.zero_snr else betas
 
     @functools.cached_property

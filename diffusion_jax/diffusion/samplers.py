@@ -10,7 +10,8 @@ Every step t -> s starts from x0 and eps = (x - alpha_t x0) / sigma_t. With q = 
 An Euler step of the ODE in any of these coordinates is DDIM with eta = 0, and k-diffusion's Euler ancestral is DDIM with its
 eta: both are (2). (3) is regular at alpha = 0, where (4) is not. multistep.py holds the methods with a memory.
 
-`sample` takes times of any direction: descending samples, ascending inverts.
+`sample` takes times of any direction: descending samples, ascending inverts. An image that is inverted stands at the first time
+of its grid, which must be a noisy one (the least noisy that was trained): a clean x says nothing of eps.
 """
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def _sections(counts: Sequence[int], steps: int) -> np.ndarray:
     sizes = [steps // len(counts) + (i < steps % len(counts)) for i in range(len(counts))]
     kept, first = [], 0
     for size, count in zip(sizes, counts, strict=True):
-        if count > size:
+        if not 1 <= count <= size:
             raise ConfigError(f"cannot take {count} of a section of {size} times")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         at = 0.0                                             # summed, not multiplied: the published rounding depends on it

@@ -265,26 +265,27 @@ def scheduler(case) -> dict:
     keep = p if method.sampler is ddim_sampler and not step.get("use_clipped_model_output") else None
     denoise = watched(on_x0({"clip_sample": False} | options, keep)(denoise), calls)
 
-    def y(x, t):
-        return x / np.asarray(p.alpha(t)) if method.in_y else np.asarray(x)
+    def scale(t):                               # from x to the scheduler's own state
+        return 1 / np.asarray(p.alpha(t)) if method.in_y else np.ones_like(t, np.float32)
 
-    start = nhwc(case.inputs["x_start"]) / y(1.0, grid.pairs[0, 0])
+    ends = np.append(grid.pairs[:, 0], grid.pairs[-1, 1])
     sampler = method.sampler(grid, options, step, replay(noise))
-    path = samplers.sample(denoise, sampler, start, grid.pairs, {}, KEY, keep=True)
+    path = samplers.sample(
+        denoise, sampler, nhwc(case.inputs["x_start"]) / scale(ends[0]), grid.pairs, {}, KEY, keep=True
+    )
     jax.effects_barrier()
-    states = [*(y(x, t) for x, t, _ in calls[1:]), y(path[-1], grid.pairs[-1, 1])]
+    x, t, x0 = (np.stack(column) for column in zip(*calls, strict=True))
+    seen, r = x * process.bcast(scale(t), x), ratio(p, ends)
+    states = np.append(seen[1:], [path[-1] * scale(ends[-1])], axis=0)
     if name == "DDPMScheduler":
-        states[-1] = states[-1] + last_noise(grid, options, outputs[-1][0][..., 3:] if learned else None, noise[-1])
-    x0, ends = [x0 for _, _, x0 in calls], np.append(grid.pairs[:, 0], grid.pairs[-1, 1])
-    r = ratio(p, ends)
-    shown = p.sigma(ends) if options.get("use_flow_sigmas") else r
+        states[-1] += last_noise(grid, options, outputs[-1][0][..., 3:] if learned else None, noise[-1])
     if step.get("s_churn"):                     # that of the state after the churn, which the step to the next r reveals
-        x0 = [s - r[i + 1] * (y(x, t) - x0) / r[i] for i, (s, (x, t, x0)) in enumerate(zip(states, calls, strict=True))]
+        x0 = states - process.bcast(r[1:] / r[:-1], x) * (seen - x0)
     each = twice if name == "HeunDiscreteScheduler" else np.asarray
     found = dict(
         x=nchw(states), model_output=nchw([o for o, in outputs]), pred_x0=nchw(x0), timesteps=each(grid.labels),
         noise_used=each(draws(name, options, step, grid, r)), alphas_cumprod=ddpm_of(options).alpha_bar[1:-1],
-        sigmas=np.append(each(shown[:-1]), shown[-1]),
+        sigmas=np.append(each(r[:-1]), r[-1]) if not options.get("use_flow_sigmas") else p.sigma(ends),
     )
     return {key: value for key, value in found.items() if key in case.want}
 

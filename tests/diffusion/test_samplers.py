@@ -1,0 +1,247 @@
+"""Samplers on Gaussian data: order of convergence, moments, identities, refusals."""
+import itertools
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gaussian import Gaussian
+from golden_routines.replay import replay
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.diffusion import multistep, process, samplers, times
+from diffusion_jax.types import Prediction
+
+DATA = Gaussian()
+KEY = jax.random.key(0)
+PROCESSES = {"ddpm": process.DDPM(), "cosine": process.Cosine(), "edm": process.EDM(), "flow": process.Flow()}
+ZERO = process.DDPM("scaled_linear", zero_snr=True)
+
+ORDERS = {      # sampler -> the order that it shows; the published third-order formulas show the second, see multistep.py
+    "ddim": (samplers.ddim, 1), "heun": (samplers.heun, 2), "edm": (samplers.edm, 2), "plms": (multistep.plms, 2),
+    "dpmpp_2m": (multistep.dpmpp_2m, 2), "dpmpp_2m_heun": (partial(multistep.dpm_solver, corrector="heun"), 2),
+    "dpmpp_3m": (partial(multistep.dpm_solver, order=3), 2),
+    "dpm_2": (partial(multistep.dpm_solver, form="eps"), 2), "dpm_3": (partial(multistep.dpm_solver, order=3, form="eps"), 2),
+}
+FEW = {"flow": ("ddim", "heun", "dpmpp_2m", "dpmpp_2m_heun", "dpmpp_3m"), "ddpm": ("ddim", "heun", "dpmpp_2m")}
+PAIRS = [(name, kind) for name in ORDERS for kind in PROCESSES if name in FEW.get(kind, ORDERS)]
+
+
+def error(p, make, high=60.0):
+    """n -> the distance from the exact flow after n steps that are equal in log SNR, one compiled step at a time."""
+    sampler, exact = make(p), DATA.denoiser(p)
+    step = jax.jit(lambda x, state, t, s: sampler.step(lambda x, t, key: exact(x, t, {}, key), x, state, t, s, KEY))
+    grid = {n: p.time(jnp.asarray(np.geomspace(high, 0.05, n + 1))) for n in (40, 80)}
+
+    def run(n):
+        start = DATA.width(p, grid[n][0]) * jnp.linspace(-1, 1, 4)
+        x, state = start, sampler.init(start, n)
+        for t, s in zip(grid[n][:-1], grid[n][1:], strict=True):
+            x, state = step(x, state, t, s)
+        return float(jnp.abs(x - DATA.flow(p, start, grid[n][0], grid[n][-1])).max())
+
+    return run
+
+
+@pytest.mark.parametrize("name, kind", PAIRS)
+def test_order_of_convergence(name, kind):
+    with jax.enable_x64(True):
+        make, order = ORDERS[name]
+        run = error(PROCESSES[kind], make)
+        coarse, fine = run(40), run(80)
+        assert math.log2(coarse / fine) > order - 0.1, (coarse, fine)
+
+
+def test_third_order_formulas_are_the_better_second_order_ones():
+    with jax.enable_x64(True):
+        second, third = (error(process.Cosine(), ORDERS[name][0])(80) for name in ("dpmpp_2m", "dpmpp_3m"))
+        assert third < second / 2
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "dpmpp_3m"])
+@pytest.mark.parametrize("p", [process.Flow(), process.Flow(shift=3.0), ZERO], ids=["flow", "shifted", "zero_snr"])
+def test_from_pure_noise(name, p):
+    sampler, grid = ORDERS[name][0](p), times.uniform(p, 100)
+    x = jnp.linspace(-1, 1, 4)
+    out = samplers.sample(DATA.denoiser(p), sampler, x, grid, {}, KEY)
+    np.testing.assert_allclose(out, DATA.flow(p, x, grid[0], grid[-1]), atol=2e-3 if name == "heun" else 0.02)
+
+
+STOCHASTIC = {
+    "fixed_small": (samplers.ancestral, PROCESSES["ddpm"]),
+    "fixed_large": (partial(samplers.ancestral, variance="fixed_large"), PROCESSES["ddpm"]),
+    "ancestral_flow": (samplers.ancestral, PROCESSES["flow"]),
+    "ddim_half": (partial(samplers.ddim, eta=0.5), PROCESSES["flow"]),
+    "euler_ancestral": (samplers.euler_ancestral, PROCESSES["edm"]),
+    "sde": (multistep.dpmpp_2m_sde, PROCESSES["cosine"]),
+    "sde_eps": (partial(multistep.dpm_solver, form="eps", sde=True), PROCESSES["cosine"]),
+    "edm_churn": (partial(samplers.edm, s_churn=40.0), PROCESSES["edm"]),
+    "edm_churn_ddpm": (partial(samplers.edm, s_churn=40.0, s_min=0.05, s_max=50.0), PROCESSES["ddpm"]),
+    "euler_churn": (partial(samplers.euler, s_churn=4.0), PROCESSES["edm"]),
+}
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_stochastic_samplers_keep_the_distribution(name):
+    make, p = STOCHASTIC[name]
+    grid = times.log_snr(p, 100, 0.02, 60.0) if p is not PROCESSES["flow"] else times.uniform(p, 100)
+    draw = np.random.default_rng(0).standard_normal
+    start = p.alpha(grid[0]) * DATA.mean + DATA.width(p, grid[0]) * draw(40000, np.float32)
+    sampler = make(p, noise=replay(draw(40000, np.float32) for _ in itertools.count()))
+    x = samplers.sample(DATA.denoiser(p), sampler, start, grid, {}, KEY)
+    np.testing.assert_allclose(x.mean(), DATA.mean, atol=0.02)
+    np.testing.assert_allclose(x.std(), DATA.std, rtol=0.05)
+
+
+# Identities -----------------------------------------------------------------------------------------------------------------
+
+
+def run(sampler, p, grid, x=None, keep=False, denoise=None):
+    x = jnp.linspace(-1, 1, 6).reshape(2, 3) if x is None else x
+    return samplers.sample(denoise or DATA.denoiser(p), sampler, x, grid, {}, KEY, keep)
+
+
+def wave(key, shape, dtype):
+    """Any noise: the same at every step."""
+    return jnp.cos(jnp.arange(math.prod(shape), dtype=dtype)).reshape(shape)
+
+
+@pytest.mark.parametrize("kind", PROCESSES)
+def test_ddim_1_is_the_posterior(kind):
+    p = PROCESSES[kind]
+    grid = times.uniform(p, 10)
+    one, other = samplers.ddim(p, 1.0, wave), samplers.ancestral(p, noise=wave)
+    np.testing.assert_allclose(run(one, p, grid), run(other, p, grid), rtol=1e-4, atol=1e-5)
+
+
+ddim_1, first_order = partial(samplers.ddim, eta=1.0, noise=wave), partial(multistep.dpm_solver, order=1)
+EQUAL = {       # pairs of methods that are one
+    "euler_ancestral = ddim(1)": (partial(samplers.euler_ancestral, noise=wave), ddim_1),
+    "dpmpp_1 = ddim": (first_order, samplers.ddim),
+    "dpm_1 = ddim": (partial(first_order, form="eps"), samplers.ddim),
+    "sde_1 = ddim(1)": (partial(first_order, sde=True, noise=wave), ddim_1),
+    "edm without churn in range = edm": (partial(samplers.edm, s_churn=40.0, s_min=1e3, noise=wave), samplers.edm),
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_methods(name):
+    one, other = EQUAL[name]
+    p = PROCESSES["ddpm"]
+    grid = times.respace(p, 10)
+    np.testing.assert_allclose(run(one(p), p, grid), run(other(p), p, grid), rtol=1e-5, atol=1e-5)
+
+
+def test_heun_of_flow_is_heun_of_its_velocity():
+    p, grid = PROCESSES["flow"], np.linspace(1, 0, 11)
+    x = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    velocity = lambda x, t: (x - DATA.x0(p, x, t)) / t  # noqa: E731
+    by_hand = x
+    for t, s in itertools.pairwise(grid):
+        v = velocity(by_hand, t)
+        if s > 0:
+            v = (v + velocity(by_hand + (s - t) * v, s)) / 2
+        by_hand = by_hand + (s - t) * v
+    np.testing.assert_allclose(run(samplers.heun(p), p, times.uniform(p, 10), x), by_hand, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "flow"])
+def test_ddim_returns_from_its_inversion(kind):
+    p = PROCESSES[kind]
+    low, high = (20, 980) if kind == "ddpm" else (0.02, 0.98)
+    x, gaps = jnp.linspace(-1, 1, 6).reshape(2, 3), []
+    for n in (10, 100):
+        grid = np.linspace(high, low, n + 1).astype(np.int32 if kind == "ddpm" else np.float32)
+        up = run(samplers.ddim(p), p, grid[::-1], x)
+        np.testing.assert_allclose(up, DATA.flow(p, x, grid[-1], grid[0]), rtol=4 / n)
+        gaps.append(float(jnp.abs(run(samplers.ddim(p), p, grid, up) - x).max()))
+    assert gaps[1] < gaps[0] / 5
+
+
+def test_inversion_reaches_pure_noise_and_starts_clean():
+    p = PROCESSES["ddpm"]
+    x = jnp.linspace(-1, 1, 6).reshape(2, 3)
+    up = np.append(times.leading(p, 100)[-2::-1], p.steps).astype(np.int32)
+    eps = DATA.flow(p, x, up[0], up[-1])
+    np.testing.assert_allclose(run(samplers.ddim(p), p, up, x), eps, rtol=0.05)            # the last state is eps itself
+    clean = np.append(np.int32(-1), np.linspace(0, 990, 100).astype(np.int32))
+    np.testing.assert_allclose(run(samplers.ddim_inversion(p), p, clean, x), DATA.flow(p, x, -1, 990), atol=0.05)
+
+
+def test_pairs_and_kept_states():
+    p = PROCESSES["ddpm"]
+    grid = times.leading(p, 10)
+    chain, path = run(samplers.ddim(p), p, grid), run(samplers.ddim(p), p, np.stack([grid[:-1], grid[1:]], 1), keep=True)
+    assert path.shape == (10, 2, 3)
+    np.testing.assert_array_equal(chain, path[-1])
+
+
+def test_known_region():
+    p = PROCESSES["ddpm"]
+    known, x, grid = jnp.ones((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), 9.0), times.respace(p, 10)
+    mask = jnp.array([[1.0, 1.0], [0.0, 0.0]])[None, :, :, None]
+    inpaint = samplers.with_known(samplers.ddim(p), p, known, mask, wave)
+    one, two, bare = run(inpaint, p, grid, x), run(inpaint, p, grid, -x), run(samplers.ddim(p), p, grid, x)
+    np.testing.assert_array_equal(one[:, 0], two[:, 0])           # where it is known the start does not matter
+    np.testing.assert_allclose(one[:, 1], bare[:, 1], rtol=1e-6)
+
+
+def test_start_has_the_width_of_the_process():
+    for kind, width in (("ddpm", 1.0), ("edm", 80.0), ("flow", 1.0)):
+        p = PROCESSES[kind]
+        x = samplers.start(p, times.uniform(p, 4), KEY, (20000,))
+        np.testing.assert_allclose(x.std(), width, rtol=0.02)
+
+
+# Variances and gradients ----------------------------------------------------------------------------------------------------
+
+
+def test_learned_range_interpolates_the_logs():
+    p, t, s, above = PROCESSES["ddpm"], jnp.int32(500), jnp.int32(400), jnp.int32(600)
+    small, large = (samplers.log_variance(p, kind, t, s, above, None) for kind in ("fixed_small", "fixed_large"))
+    raw = jnp.array([-1.0, 0.0, 1.0])
+    found = samplers.log_variance(p, "learned_range", t, s, above, raw)
+    np.testing.assert_allclose(found, [small, (small + large) / 2, large], rtol=1e-6)
+    np.testing.assert_array_equal(samplers.log_variance(p, "learned", t, s, above, raw), raw)
+
+
+def test_the_last_log_variance_is_that_of_the_step_before():
+    p = PROCESSES["ddpm"]
+    last = samplers.log_variance(p, "fixed_small", jnp.int32(0), jnp.int32(-1), jnp.int32(1), None)
+    bar, beta = np.cumprod(1 - p.betas), p.betas
+    np.testing.assert_allclose(last, np.log(beta[1] * (1 - bar[0]) / (1 - bar[1])), rtol=1e-5)
+
+
+def test_a_gradient_shifts_the_ancestral_mean_by_the_variance():
+    p, x = PROCESSES["ddpm"], jnp.linspace(-1, 1, 6).reshape(2, 3)
+    grad = jnp.cos(3 * x)
+    with_grad = lambda x, t, cond, key: Prediction(DATA.x0(p, x, t), grad=grad)  # noqa: E731
+    pair = np.array([[500, 400]], np.int32)
+    variance = process.posterior(p, jnp.int32(500), jnp.int32(400)).small
+    sampler = samplers.ancestral(p, noise=wave)
+    shift = run(sampler, p, pair, x, denoise=with_grad) - run(sampler, p, pair, x)
+    np.testing.assert_allclose(shift, variance * grad, rtol=1e-3, atol=1e-6)
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    (lambda: samplers.edm(process.Flow()), "heun"),
+    (lambda: samplers.euler(process.Flow(), s_churn=1.0), "euler"),
+    (lambda: multistep.plms(ZERO), "dpmpp_2m"),
+    (lambda: multistep.dpm_solver(ZERO, form="eps"), "form x0"),
+    (lambda: multistep.dpm_solver(process.EDM(), form="x00"), "did you mean 'x0'"),
+    (lambda: multistep.dpm_solver(process.EDM(), corrector="huen"), "did you mean 'heun'"),
+    (lambda: multistep.dpm_solver(process.EDM(), order=4), "orders 1, 2 and 3"),
+    (lambda: samplers.ancestral(process.DDPM(), "fixed_smal"), "did you mean 'fixed_small'"),
+    (lambda: samplers.log_variance(process.DDPM(), "learned", 5, 4, 6, None), "learned"),
+    (lambda: run(multistep.plms(process.EDM()), process.EDM(), times.karras(process.EDM(), 1)), "at least 2 steps"),
+]
+
+
+@pytest.mark.parametrize("call, message", REFUSED)
+def test_refusals(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()

@@ -1,0 +1,159 @@
+"""Grids against published values, and draws against their distributions."""
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.diffusion import process, times
+
+DDPM = process.DDPM()
+KEY = jax.random.key(0)
+
+KEPT = {        # (string, length) -> what the published respacing keeps
+    ("8", 1000): [0, 143, 285, 428, 571, 714, 856, 999],
+    ("ddim8", 1000): range(0, 1000, 125),
+    ("ddim25", 1000): range(0, 1000, 40),
+    ("3", 102): [0, 50, 101],                              # 50.5 rounds to even
+    ("2", 1000): [0, 999],
+    ("1,1", 10): [0, 5],
+    ("5,4,3", 1001): [0, 83, 166, 250, 333, 334, 445, 556, 667, 668, 834, 1000],
+    ("10,15,20", 300): [
+        0, 11, 22, 33, 44, 55, 66, 77, 88, 99, 100, 107, 114, 121, 128, 135, 142, 149, 157, 164, 171, 178, 185, 192, 199, 200,
+        205, 210, 216, 221, 226, 231, 236, 242, 247, 252, 257, 263, 268, 273, 278, 283, 289, 294, 299,
+    ],
+    ("fast27", 1000): [
+        0, 22, 44, 66, 88, 111, 133, 155, 177, 199, 200, 222, 244, 266, 288, 311, 333, 355, 377, 399, 400, 500, 599, 600, 799,
+        800, 997,
+    ],
+    ("", 7): range(7),
+    ((2, 3), 10): [0, 4, 5, 7, 9],
+}
+
+
+@pytest.mark.parametrize("spec, steps", KEPT)
+def test_space(spec, steps):
+    found = times.space(spec, steps)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, KEPT[spec, steps])
+
+
+GRIDS = {       # (grid, steps) -> its times
+    ("respace", 8): [999, 856, 714, 571, 428, 285, 143, 0, -1],
+    ("leading", 4): [750, 500, 250, 0, -1],
+    ("trailing", 4): [999, 749, 499, 249, -1],
+    ("trailing", 7): [999, 856, 713, 570, 428, 285, 142, -1],
+    ("linspace", 4): [999, 666, 333, 0, -1],
+    ("uniform", 2): [999, 0, -1],
+}
+
+
+@pytest.mark.parametrize("name, steps", GRIDS)
+def test_counted_grids(name, steps):
+    found = getattr(times, name)(DDPM, steps)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, GRIDS[name, steps])
+
+
+def test_leading_with_an_offset_and_strings():
+    np.testing.assert_array_equal(times.leading(DDPM, 4, offset=1)[:-1], [751, 501, 251, 1])
+    np.testing.assert_array_equal(times.respace(DDPM, "ddim4"), [750, 500, 250, 0, -1])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 30, 999, 1000])
+@pytest.mark.parametrize("name", times.GRIDS[:4])
+def test_counted_grids_descend(name, steps):
+    grid = getattr(times, name)(DDPM, steps)
+    assert len(grid) == steps + 1 and grid[-1] == -1 and grid[0] <= 999
+    assert (np.diff(grid) < 0).all()
+
+
+@pytest.mark.parametrize("p", [DDPM, process.Cosine(), process.EDM()], ids=["ddpm", "cosine", "edm"])
+@pytest.mark.parametrize("name", ["karras", "log_snr"])
+def test_level_grids(name, p):
+    n, low, high, rho = 10, 0.1, 10.0, 7.0
+    grid = getattr(times, name)(p, n, low, high)
+    i = np.arange(n) / (n - 1)
+    levels = {
+        "karras": (high ** (1 / rho) + i * (low ** (1 / rho) - high ** (1 / rho))) ** rho, "log_snr": high * (low / high) ** i,
+    }
+    np.testing.assert_allclose(p.sigma(grid[:-1]) / p.alpha(grid[:-1]), levels[name], rtol=1e-4)
+    assert grid[-1] == p.t_clean and grid.dtype == np.float32
+
+
+def test_level_grids_default_to_the_trained_range():
+    grid = times.karras(process.EDM(), 18)
+    np.testing.assert_allclose([grid[0], grid[-2]], [80, 0.002], rtol=1e-5)
+    np.testing.assert_allclose(times.log_snr(DDPM, 5)[[0, -2]], [999, 0], atol=1e-3)
+
+
+def test_uniform_in_continuous_time():
+    np.testing.assert_allclose(times.uniform(process.Flow(), 4), [1, 0.75, 0.5, 0.25, 0])
+
+
+REFUSED = [
+    (lambda: times.space("ddim300", 1000), "no integer stride"),
+    (lambda: times.space("1001", 1000), "cannot take 1001"),
+    (lambda: times.space((0, 3), 10), "cannot take 0"),
+    (lambda: times.space("ten", 1000), "no respacing"),
+    (lambda: times.space("10,x", 1000), "no respacing"),
+    (lambda: times.space("ddim", 1000), "no respacing"),
+    (lambda: times.leading(process.Flow(), 10), "continuous"),
+    (lambda: times.trailing(DDPM, 1001), "1 ... 1000"),
+    (lambda: times.linspace(DDPM, 0), "1 ... 1000"),
+]
+
+
+@pytest.mark.parametrize("call, message", REFUSED)
+def test_refusals(call, message):
+    with pytest.raises(ConfigError, match=message):
+        call()
+
+
+# Draws ----------------------------------------------------------------------------------------------------------------------
+
+N = 4000
+
+
+def distance(values, cdf) -> float:
+    """The Kolmogorov-Smirnov statistic."""
+    values = np.sort(np.asarray(values, np.float64))
+    return np.abs(cdf(values) - (np.arange(len(values)) + 0.5) / len(values)).max()
+
+
+def normal(mean, std):
+    return lambda x: np.array([0.5 * (1 + np.vectorize(math.erf)((v - mean) / std / 2**0.5)) for v in x])
+
+
+DRAWS = {
+    "uniform": (times.Uniform(), process.Flow(), lambda t: t, lambda x: x),
+    "uniform ddpm": (times.Uniform(), DDPM, lambda t: (t + 0.5) / 1000, lambda x: x),
+    "uniform edm": (times.Uniform(), process.EDM(), process.EDM().unit, lambda x: x),
+    "lognormal": (times.LogNormal(), process.EDM(), jnp.log, normal(-1.2, 1.2)),
+    "lognormal cosine": (
+        times.LogNormal(-0.4, 1.0), process.Cosine(),
+        lambda t: jnp.log(process.Cosine().sigma(t) / process.Cosine().alpha(t)), normal(-0.4, 1.0),
+    ),
+    "logitnormal": (times.LogitNormal(0.5, 0.8), process.Flow(), lambda t: jnp.log(t / (1 - t)), normal(0.5, 0.8)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws(name):
+    draw, p, transform, cdf = DRAWS[name]
+    t = draw(p, KEY, N)
+    assert t.shape == (N,)
+    assert distance(transform(t), cdf) < 1.63 / N**0.5          # 1 % level
+
+
+def test_stratified_draws_once_per_stratum():
+    t = times.Stratified()(process.Flow(), KEY, 64)
+    np.testing.assert_array_equal(np.floor(t * 64), np.arange(64))
+
+
+def test_counted_draws_are_integers_of_the_table():
+    t = times.Uniform()(process.DDPM(steps=50), KEY, N)
+    assert t.dtype == jnp.int32
+    np.testing.assert_array_equal(np.unique(t), np.arange(50))
