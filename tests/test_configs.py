@@ -1,37 +1,71 @@
-"""Every page of configs/: the full one makes sense, the tiny one trains, saves, loads and samples."""
+"""Every page of configs/: the full one makes sense, the tiny one trains, saves, loads and samples with nothing from outside."""
 import importlib.util
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from diffusion_jax.build import build
+from diffusion_jax.data.digits import Digits
 from diffusion_jax.modes import config as page
 from diffusion_jax.modes import sample, train
 from diffusion_jax.train.checkpoint import available
 from diffusion_jax.train.state import plain, task_of
 
 PAGES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+each = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
 
-def get_config(path, arg):
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def load_page(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert f"configs/{path.name}" in module.__doc__, "a page's docstring holds its exact command"
-    return module.get_config(arg)
+    return module
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_the_full_page_builds_its_task(path):
-    config = plain(get_config(path, ""))
+@each
+def test_the_docstring_holds_the_command_the_hardware_and_the_number(path):
+    text = load_page(path).__doc__
+    assert f"python -m diffusion_jax.main --config configs/{path.name}" in text
+    assert "Hardware:" in text
+    assert any(word in text for word in ("Expect", "FID", "promises no number"))
+
+
+@pytest.mark.parametrize(
+    ("path", "arg"), [(path, arg) for path in PAGES for arg in ("", "../data") if not arg or "shared/data" in path.read_text()],
+    ids=lambda value: getattr(value, "stem", value),
+)
+def test_the_full_page_builds_everything_and_reads_nothing(path, arg):
+    config = plain(load_page(path).get_config(arg))
     page.check(config)
-    page.recipe_of(config, {}).check(task_of(config))
+    task = task_of(config)
+    page.recipe_of(config, {}).check(task)
+    batch = {"image": np.zeros((2, *task.shape), np.float32), "label": np.zeros(2, np.int32)}
+    params = jax.eval_shape(task.init, jax.random.key(0), batch)
+    optimizer, emas = build(config["optim"]), [build(spec) for spec in config["ema"].values()]
+    jax.eval_shape(optimizer.init, params)
+    loss, _ = jax.eval_shape(lambda params: task.loss(params, None, batch, jax.random.key(0), True), params)
+    assert loss.shape == () and emas
+    for part in ("train", "test", "decode"):
+        build(config["data"][part])                                         # their options exist; nothing is read
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_the_tiny_page_trains_saves_loads_and_samples(path, tmp_path):
-    config = get_config(path, "tiny")
+@each
+def test_the_tiny_page_trains_saves_loads_and_samples(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_page(path).get_config("tiny")
+    assert {build(plain(config.data[split])) for split in ("train", "test")} == {Digits("train"), Digits("test")}
     config.steps = 2
-    train.run(config, str(tmp_path), {})
-    assert available(tmp_path) == [2]
-    sample.run(None, str(tmp_path), dict(num=3, steps=2, out=str(tmp_path / "x.png")))
-    assert (tmp_path / "x.png").stat().st_size > 0
+    config.evaluate.num = 0
+    train.run(config, "run", {})
+    assert available("run") == [2] and Path("run/samples/00000002.png").exists()
+    sample.run(None, "run", {"num": config.sample.num, "seed": config.seed, "out": "x.png"})
+    assert Path("x.png").read_bytes() == Path("run/samples/00000002.png").read_bytes()        # the same weights, the same seed

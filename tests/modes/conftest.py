@@ -1,13 +1,12 @@
 """What this folder's tests share: one small run trained in-process, the command line in-process, and quick compilation."""
 import sys
-from typing import NamedTuple
 
 import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
-from pages import page
+from pages import Result, page
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -33,14 +32,6 @@ def tiny_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
     train.run(page("digits"), str(folder), {})
     return folder
-
-
-class Result(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture

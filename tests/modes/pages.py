@@ -1,6 +1,7 @@
-"""Pages of configs/ as tests need them."""
+"""Pages of configs/ as tests need them, and what commands do."""
 import importlib.util
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -18,3 +19,11 @@ def page(name, arg="tiny", **changes):
 def files(folder):
     """The contents of a folder, to see that nothing was lost."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str

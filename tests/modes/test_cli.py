@@ -6,110 +6,188 @@ import sys
 
 import numpy as np
 import pytest
-from pages import ROOT, files, page
+from pages import ROOT, Result, files
 from PIL import Image
 
-from diffusion_jax.build import ConfigError
-from diffusion_jax.modes import sample, train
 from diffusion_jax.train.checkpoint import available
 
-DIGITS = str(ROOT / "configs" / "digits.py:tiny")
+DIGITS = f"{ROOT / 'configs' / 'digits.py'}:tiny"
 
 
-def command(*arguments, **environment):
+def command(*arguments, cwd):
+    """A real process, from any folder."""
     clean = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    return subprocess.run([sys.executable, "-m", "diffusion_jax.main", *map(str, arguments)], capture_output=True, text=True,
-                          cwd=ROOT, env=clean | environment, timeout=300)
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
+                          env=clean | {"PYTHONPATH": str(ROOT)}, timeout=300)
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
-def test_the_command_line_is_light():
-    heavy = ("jax", "flax", "orbax", "tensorflow_datasets", "sklearn", "matplotlib", "grain")
-    code = f"import sys, diffusion_jax.main; print([m for m in {heavy} if m in sys.modules and m not in ('jax', 'flax')])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert out.stdout.strip() == "[]", out.stderr
+def refused(result, *says):
+    """Whether a command ended with code 2 and one line that says all of these."""
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    return result.code == 2 and len(errors) == 1 and "Traceback" not in result.err and all(word in errors[0] for word in says)
+
+
+# Real processes -------------------------------------------------------------------------------------------------------------
+
+
+def test_starting_up_imports_nothing_that_is_slow(tmp_path):
+    slow = ("orbax.checkpoint", "tensorflow_datasets", "tensorboardX", "torch", "sklearn", "matplotlib", "grain", "optax", "clu")
+    done = command("-c", f"import sys, diffusion_jax.main; print([name for name in {slow} if name in sys.modules])", cwd=tmp_path)
+    assert done.out.strip() == "[]", done.err
+
+
+def test_help_lists_the_flags_and_ends_well(tmp_path):
+    done = command("-m", "diffusion_jax.main", "--help", cwd=tmp_path)
+    assert done.code == 0 and not done.err
+    assert all(f"--{flag}:" in done.out for flag in ("config", "workdir", "sampler", "guidance", "cads", "label", "out"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--config", DIGITS, "--config.model.detph=3"), "detph"),
-        (("--config", DIGITS, "--config.task.scale.name=os:system"), "diffusion_jax"),
-        (("--mode", "train"), "--config"),
-        (("--mode", "sample", "--label", "three"), "label"),
+        (("--config", DIGITS, "--config.model.detph=3"), ("detph", "depth")),
+        (("--config", DIGITS, "--config.sample.sampler=ddmi"), ("did you mean 'ddim'",)),
+        (("--mode", "sample", "--label", "three"), ("label", "three")),
     ],
-    ids=["unknown override", "foreign symbol", "no config", "label that is no number"],
+    ids=["unknown override", "unknown sampler", "label that is no number"],
 )
-def test_errors_are_one_line(tmp_path, arguments, says):
-    done = command("--workdir", tmp_path / "run", *arguments)
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert [line for line in lines if line.startswith("error: ") and says in line], done.stderr
-    assert not (tmp_path / "run").exists() or not files(tmp_path / "run")
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, says):
+    done = command("-m", "diffusion_jax.main", "--workdir", "run", *arguments, cwd=tmp_path)
+    assert refused(done, *says) and done.err.count("\n") == 1, done.err
+    assert not files(tmp_path)
+
+
+# The same in this process ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("arguments", "says"),
     [
-        (dict(stpes=10), "did you mean 'steps'"),
-        (dict(sample=dict(num=4, every=2, sampler="ddmi")), "did you mean 'ddim'"),
-        (dict(data=dict(train=dict(name="diffusion_jax.data.digits:Digits", split="trian"), test={}, decode={})), "did you mean"),
-        (dict(batch=10, accumulate=3), "multiple"),
-        (dict(mesh=dict(data=3, fsdp=1, tensor=1)), "devices"),
-        (dict(sharding=(("no/such/path", "fsdp"), (".*", "replicate"))), "no/such/path"),
+        (("--workdir", "run"), "--config configs/"),
+        (("--config", DIGITS), "--workdir"),
+        (("--config", "no_such_page.py", "--workdir", "run"), "no_such_page.py"),
+        (("--config", DIGITS, "--workdir", "run", "--config.stpes=3"), "no key 'stpes'"),
+        (("--config", DIGITS, "--workdir", "run", "--config.steps=many"), "many"),
+        (("--config", DIGITS, "--workdir", "run", "--config.task.scale.name=os:system"), "symbols of this package only"),
+        (("--config", DIGITS, "--workdir", "run", "--steps", "100"), "--steps is for sampling"),
+        (("--config", DIGITS, "--workdir", "run", "--distributed"), "JAX_COORDINATOR_ADDRESS"),
+        (("--workdir", "run", "--mode", "smaple"), "train|sample|evaluate"),
+        (("--workdir", "run", "--mode", "sample"), "there is no folder"),
+        (("--workdir", "run", "--mode", "sample", "--out", "x.jpg"), "end it in .png"),
+        (("--workdir", "run", "--mode", "sample", "--num", "0"), "num"),
+        (("--workdir", "run", "--mode", "sample", "--label", "-1"), "label"),
+        (("--workdir", "run", "--mode", "sample", "--labl", "1"), "Did you mean: label"),
+        (("--workdir", "run", "--mode", "sample", "extra"), "unexpected argument 'extra'"),
     ],
-    ids=["unknown key", "unknown sampler", "unknown split", "batch", "mesh", "rule without a path"],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
 )
-def test_a_page_is_checked_before_anything_is_written(tmp_path, changes, says):
-    config = page("digits").to_dict() | changes
-    with pytest.raises(ConfigError, match=says):
-        train.run(config, str(tmp_path), {})
-    assert not (tmp_path / "metrics.jsonl").exists()
+def test_mistakes_on_the_command_line(cli, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    result = cli(*arguments)
+    assert refused(result, says), result.err
+    assert not files(tmp_path)
 
 
-def test_a_folder_of_another_config_is_refused_and_kept(tiny_run):
+def test_the_flags_reach_the_modes(cli, tiny_run, tmp_path):
+    result = cli("--workdir", tiny_run, "--mode", "sample", "--num", 6, "--label", 3, "--sampler", "ddim,eta=0.5", "--steps", 3,
+                 "--guidance", 3.0, "--cads", "s=0.1", "--clip", 1, "--seed", 7, "--out", tmp_path / "x.npz")
+    assert result.code == 0 and "6 samples" in result.out, result.err
+    found = np.load(tmp_path / "x.npz")
+    assert found["arr_0"].shape == (6, 8, 8, 1) and (found["arr_1"] == 3).all()
+
+
+PAGE = """
+import runpy
+
+def get_config():
+    config = runpy.run_path({digits!r})['get_config']('tiny')
+    {change}
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("config.learning_rte = 1e-3", "unknown config key 'learning_rte'"),
+        ("config.checkpoint.evry = 3", "did you mean 'checkpoint.every'"),
+        ("config.model = 3 + 'x'", "TypeError: unsupported operand"),
+        ("config.steps = config.stpes", "no key 'stpes'"),
+    ],
+)
+def test_mistakes_in_a_page(cli, tmp_path, change, says):
+    (tmp_path / "page.py").write_text(PAGE.format(digits=str(ROOT / "configs" / "digits.py"), change=change))
+    result = cli("--config", tmp_path / "page.py", "--workdir", tmp_path / "run")
+    assert refused(result, says), result.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--mode", "sample", "--label", "10"), "label 10 is outside 0 ... 9"),
+        (("--mode", "sample", "--sampler", "ddmi"), "did you mean 'ddim'"),
+        (("--mode", "sample", "--which", "emma"), "did you mean 'ema'"),
+        (("--mode", "evaluate", "--out", "x.png"), "unknown sampling option 'out'"),
+        (("--config", DIGITS, "--config.model.depth=2"), "model.depth: 1 in the folder, 2 asked"),
+        (("--config", DIGITS, "--config.seed=1"), "another config (seed: 0 in the folder, 1 asked): choose another workdir"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
+)
+def test_mistakes_about_a_run_leave_it_as_it_was(cli, tiny_run, arguments, says):
     before = files(tiny_run)
-    config = page("digits")
-    config.model.depth = 2
-    with pytest.raises(ConfigError, match="model.depth"):
-        train.run(config, str(tiny_run), {})
+    result = cli("--workdir", tiny_run, *arguments)
+    assert refused(result, says), result.err
     assert files(tiny_run) == before
 
 
-def test_damaged_checkpoints_are_named_and_kept(tiny_run, tmp_path):
-    damaged = tmp_path / "run"
-    shutil.copytree(tiny_run, damaged)
+def test_damaged_checkpoints_are_named_and_kept(cli, tiny_run, tmp_path):
+    damaged = shutil.copytree(tiny_run, tmp_path / "run")
     for path in (damaged / "checkpoints").rglob("*"):
-        if path.is_file() and path.stat().st_size > 2000 and "state" in path.parts:
+        if path.is_file() and "state" in path.parts and path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[:1000])
     before = files(damaged)
-    with pytest.raises(ConfigError, match="damaged|read") as error:
-        sample.run(None, str(damaged), dict(num=2, out=str(tmp_path / "x.png")))
-    assert "\n" not in str(error.value)
-    with pytest.raises(ConfigError):
-        train.run(page("digits", steps=6), str(damaged), {})
-    assert {name: content for name, content in files(damaged).items() if name in before} == before
+    for arguments, says in ((("--mode", "sample"), "checkpoint of step 4"), (("--mode", "sample", "--step", "2"), "step 2"),
+                            (("--config", DIGITS), "none of the checkpoints")):
+        result = cli("--workdir", damaged, *arguments)
+        assert refused(result, says), result.err
+        assert files(damaged) == before
 
 
-def test_a_corrupt_image_is_named(tmp_path):
+def test_a_workdir_that_is_a_file_is_refused_and_kept(cli, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    assert refused(cli("--config", DIGITS, "--workdir", tmp_path / "run"), "run")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_corrupt_image_is_named(cli, tmp_path):
     rng = np.random.default_rng(0)
     for label in "ab":
         (tmp_path / "data" / label).mkdir(parents=True)
         for i in range(8):
             Image.fromarray(rng.integers(0, 255, (8, 8), np.uint8)).save(tmp_path / "data" / label / f"{i}.png")
     broken = tmp_path / "data" / "b" / "3.png"
-    broken.write_bytes(broken.read_bytes()[:40])
-    config = page("digits")
-    folder = dict(name="diffusion_jax.data.folder:Folder", path=str(tmp_path / "data"))
-    config.data.train = config.data.test = folder
-    with pytest.raises(ConfigError, match="b/3.png"):
-        train.run(config, str(tmp_path / "run"), {})
-    assert broken.exists()
+    broken.write_bytes(broken.read_bytes()[:60])
+    before = files(tmp_path)
+    folder = f"config.data.train = dict(name='diffusion_jax.data.folder:Folder', path={str(tmp_path / 'data')!r})"
+    (tmp_path / "page.py").write_text(PAGE.format(digits=str(ROOT / "configs" / "digits.py"), change=folder))
+    result = cli("--config", tmp_path / "page.py", "--workdir", tmp_path / "run", "--config.evaluate.num=0")
+    assert refused(result, "b/3.png: cannot read this image"), result.err
+    assert {name: files(tmp_path)[name] for name in before} == before
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    config = page("digits", steps=40)
-    config.optim = dict(name="diffusion_jax.train.optim:optimizer", method="adam", lr=1e30)
-    with pytest.raises(ConfigError, match="at step [12], stopped; there is no checkpoint yet"):
-        train.run(config, str(tmp_path), {})
-    assert not available(tmp_path)
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(cli, tmp_path):
+    run = tmp_path / "run"
+    arguments = ("--config", DIGITS, "--workdir", run, "--config.optim.lr=1e30", "--config.checkpoint.every=1")
+    for _ in range(2):                                                    # the second goes on from step 1, to the same end
+        result = cli(*arguments)
+        assert refused(result, "at step 2, stopped; the last good checkpoint is step 1"), result.err
+        assert available(run) == [1]                                      # where the rate was still 0
+        assert [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()] == ['{"step": 1']
+
+
+def test_a_page_that_is_no_json_is_refused(cli, tmp_path):
+    page = PAGE.format(digits=str(ROOT / "configs" / "digits.py"), change="config.data.train.rows = {1, 2}")
+    (tmp_path / "page.py").write_text(page)
+    assert refused(cli("--config", tmp_path / "page.py", "--workdir", tmp_path / "run"), "a config holds JSON only")

@@ -3,14 +3,15 @@ import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
+from pages import files, page
 from PIL import Image
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
 from diffusion_jax.data.digits import Digits
-from diffusion_jax.modes import config as page
 from diffusion_jax.modes import evaluate, sample, train
 from diffusion_jax.train.checkpoint import available, load
 from diffusion_jax.train.state import plain
@@ -55,7 +56,7 @@ def test_the_report_holds_the_documented_figures(tiny_run):
 
 def test_the_same_command_again_changes_nothing(tiny_run, tmp_path, capsys):
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
-    train.run(str(copy), {})
+    train.run(page("digits"), str(copy), {})
     assert lines(copy) == lines(tiny_run) and available(copy) == [2, 4]
     assert (copy / "report.json").read_bytes() == (tiny_run / "report.json").read_bytes()
     assert "resuming from step 4" in capsys.readouterr().out
@@ -63,85 +64,86 @@ def test_the_same_command_again_changes_nothing(tiny_run, tmp_path, capsys):
 
 def test_a_run_can_be_made_longer(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
-    tiny.steps = 6
-    tiny.evaluate.num = 0
-    train.run(str(copy), {})
+    train.run(page("digits", steps=6, evaluate=dict(num=0, guidance=1.0)), str(copy), {})
     assert [line["step"] for line in lines(copy)] == [1, 2, 3, 4, 5, 6]
     assert lines(copy)[:4] == lines(tiny_run) and available(copy) == [2, 4, 6]
     assert sorted(path.name for path in (copy / "samples").iterdir()) == ["00000004.png", "00000006.png"]
 
 
-def change(path, value):
-    def apply(config):
-        *sections, key = path.split(".")
-        with config.unlocked():
-            for section in sections:
-                config = config[section]
-            config[key] = value
-
-    return apply
+def changed(path, value=...):
+    """The page as plain data with one key set, or taken away."""
+    config = page("digits").to_dict()
+    *sections, key = path.split(".")
+    place = config
+    for section in sections:
+        place = place[section]
+    if value is ...:
+        del place[key]
+    else:
+        place[key] = value
+    return config
 
 
 @pytest.mark.parametrize(
-    ("apply", "says"),
+    ("change", "says"),
     [
-        (change("modle", 1), "unknown config key 'modle': did you mean 'model'"),
-        (lambda config: config.pop("optim"), "lacks 'optim'"),
-        (change("mesh.tenser", 1), "unknown config key 'mesh.tenser': did you mean 'mesh.tensor'"),
-        (change("checkpoint.keeep", 3), "did you mean 'checkpoint.keep'"),
-        (change("evaluate.guidence", 1.0), "did you mean 'evaluate.guidance'"),
-        (lambda config: config.evaluate.pop("guidance"), "lacks 'evaluate.guidance'"),
-        (change("data.valid", {}), "unknown config key 'data.valid'"),
-        (lambda config: config.data.pop("test"), "lacks 'data.test'"),
-        (change("sample.smapler", "ddim"), "did you mean 'sampler'"),
-        (change("sample.sampler", "ddmi"), "did you mean 'ddim'"),
-        (change("sample.sampler", "edm,s_chrun=3"), "did you mean 's_churn'"),
-        (change("sample.times", "karas"), "did you mean 'karras'"),
-        (change("sample.every", 0), "config.sample.every is a number, at least 1: got 0"),
-        (lambda config: config.sample.pop("num"), "config.sample.num is a number, at least 1: got None"),
-        (change("log_every", 0), "config.log_every"),
-        (change("steps", 2.5), "config.steps"),
-        (change("batch", 20), "batch 20 is no multiple of accumulate 1 x 8 devices"),
-        (change("accumulate", 3), "no multiple of accumulate 3"),
-        (change("mesh.data", 3), "exactly 8 devices"),
-        (change("model.dpeth", 3), "did you mean 'depth'"),
-        (change("task.cond.num_classes", 7), "the data has 10 classes, the model 7"),
-        (change("task.shape", (16, 16, 1)), "task.shape"),
-        (change("data.train.split", "tarin"), "did you mean 'train'"),
-        (change("data.decode.channels", 3), "task.shape"),
-        (change("optim.method", "adamm"), "did you mean 'adam'"),
-        (change("ema.ema.decay", 2.0), "decay"),
-        (change("evaluate.num", 9), "9 samples do not cover the 10 classes"),
-        (change("sharding", (("no such parameter", "fsdp"), (".*", "replicate"))), "decides nothing"),
+        (("modle", 1), "unknown config key 'modle': did you mean 'model'"),
+        (("optim",), "lacks 'optim'"),
+        (("mesh.tenser", 1), "unknown config key 'mesh.tenser': did you mean 'mesh.tensor'"),
+        (("checkpoint.keeep", 3), "did you mean 'checkpoint.keep'"),
+        (("evaluate.guidence", 1.0), "did you mean 'evaluate.guidance'"),
+        (("evaluate.guidance",), "lacks 'evaluate.guidance'"),
+        (("data.valid", {}), "unknown config key 'data.valid'"),
+        (("data.test",), "lacks 'data.test'"),
+        (("sample.smapler", "ddim"), "did you mean 'sampler'"),
+        (("sample.sampler", "ddmi"), "did you mean 'ddim'"),
+        (("sample.sampler", "edm,s_chrun=3"), "did you mean 's_churn'"),
+        (("sample.times", "karas"), "did you mean 'karras'"),
+        (("sample.every", 0), "config.sample.every is a number, at least 1: got 0"),
+        (("sample.num",), "config.sample.num is a number, at least 1: got None"),
+        (("log_every", 0), "config.log_every"),
+        (("steps", 2.5), "config.steps"),
+        (("batch", 20), "batch 20 is no multiple of accumulate 1 x 8 devices"),
+        (("accumulate", 3), "no multiple of accumulate 3"),
+        (("mesh.data", 3), "exactly 8 devices"),
+        (("model.dpeth", 3), "did you mean 'depth'"),
+        (("task.cond.num_classes", 7), "the data has 10 classes, the model 7"),
+        (("task.shape", (16, 16, 1)), "task.shape"),
+        (("data.decode.channels", 3), "task.shape"),
+        (("data.train.split", "tarin"), "did you mean 'train'"),
+        (("optim.method", "adamm"), "did you mean 'adam'"),
+        (("ema.ema.decay", 2.0), "decay"),
+        (("evaluate.num", 9), "9 samples do not cover the 10 classes"),
+        (("sharding", (("no such parameter", "fsdp"), (".*", "replicate"))), "decides nothing"),
+        (("task.scale.name", "os:system"), "symbols of this package only"),
     ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
-def test_a_page_that_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, apply, says):
-    apply(tiny)
+def test_a_page_that_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, change, says):
     with pytest.raises(ConfigError, match=says) as error:
-        train.run(str(tmp_path / "run"), {})
+        train.run(changed(*change), str(tmp_path / "run"), {})
     assert "\n" not in str(error.value)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not files(tmp_path)
 
 
 def test_training_takes_no_options_of_sampling(tmp_path):
     with pytest.raises(ConfigError, match="--steps is for sampling"):
-        train.run(str(tmp_path), {"steps": "100"})
+        train.run(page("digits"), str(tmp_path), {"steps": "100"})
 
 
 def test_data_must_hold_what_the_model_is_conditioned_on(tmp_path):
     for i in range(16):
         image.save_png(tmp_path / "images" / f"{i}.png", np.full((8, 8, 1), i, np.uint8))
-    tiny.data.train = dict(name="diffusion_jax.data.folder:Folder", path=str(tmp_path / "images"))
+    config = changed("data.train", dict(name="diffusion_jax.data.folder:Folder", path=str(tmp_path / "images")))
     with pytest.raises(ConfigError, match="condition needs 'label', but Folder.* has only: image"):
-        train.run(str(tmp_path / "run"), {})
+        train.run(config, str(tmp_path / "run"), {})
 
 
-def test_metrics_need_labels_and_a_task_without_them_says_so_before_it_trains(tmp_path):
-    with tiny.unlocked():
-        tiny.task.cond = dict(name="diffusion_jax.models.cond:Nothing")
-        tiny.task.drop = {}
+def test_a_task_without_labels_cannot_be_measured_and_says_so_before_it_trains(tmp_path):
+    config = changed("task.cond", dict(name="diffusion_jax.models.cond:Nothing"))
+    config["task"]["drop"] = {}
     with pytest.raises(ConfigError, match="set evaluate.num to 0"):
-        train.run(str(tmp_path / "run"), {})
+        train.run(config, str(tmp_path / "run"), {})
 
 
 # sample ---------------------------------------------------------------------------------------------------------------------
@@ -182,23 +184,52 @@ def test_samples_are_a_function_of_the_seed(tiny_run, tmp_path):
     assert np.abs(smaller.astype(int) - first.astype(int)).max() <= 1
 
 
-def test_weights_and_recipe_come_from_the_checkpoint_unless_asked_otherwise(tiny_run, tmp_path):
-    plain_, *others = (
-        npz(tiny_run, tmp_path / "x.npz", **options)["arr_0"]
-        for options in ({}, dict(which="params"), dict(step=2), dict(steps="4"), dict(sampler="heun"), dict(guidance=4.0),
-                        dict(cads="s=3,psi=0", guidance=4.0))
-    )
-    assert len({other.tobytes() for other in others} | {plain_.tobytes()}) == 7
+def test_the_recipe_comes_from_the_checkpoint_unless_asked_otherwise(tiny_run, tmp_path):
+    options = ({}, dict(steps="4"), dict(sampler="heun"), dict(sampler="ancestral"))
+    made = [npz(tiny_run, tmp_path / "x.npz", **asked)["arr_0"].tobytes() for asked in options]
+    assert len(set(made)) == 4
+    assert npz(tiny_run, tmp_path / "x.npz", sampler="ddim", steps="5", times="uniform")["arr_0"].tobytes() == made[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(which="emma"), "did you mean 'ema'"),
+        (dict(step=3), "no checkpoint of step 3; it has: 2, 4"),
+        (dict(label=10), "label 10 is outside 0 ... 9"),
+        (dict(sampler="ddmi"), "did you mean 'ddim'"),
+        (dict(cads="tau3=1"), "did you mean 'tau"),
+        (dict(guidence=3.0), "did you mean 'guidance'"),
+        (dict(sampler="plms", steps="1"), "at least 2 steps"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_options_of_sampling_are_refused(tiny_run, tmp_path, options, says):
+    before = files(tiny_run)
+    with pytest.raises(ConfigError, match=says):
+        npz(tiny_run, tmp_path / "x.npz", **options)
+    assert files(tiny_run) == before and not files(tmp_path)
+
+
+@pytest.mark.parametrize("which", ["ema", "params"])
+@pytest.mark.parametrize("step", [2, 4])
+def test_samples_are_of_the_weights_asked_for(tiny_run, tmp_path, monkeypatch, which, step):
+    seen = []
+    monkeypatch.setattr(sample, "generate", lambda task, params, *rest: seen.append(params) or iter([np.zeros((12, 8, 8, 1))]))
+    npz(tiny_run, tmp_path / "x.npz", which=which, step=step)
+    want = load(tiny_run, which, step)[2]
+    jax.tree.map(np.testing.assert_array_equal, seen[0], want)
+    others = [load(tiny_run, *other)[2]["model"]["final"] for other in (("ema", 2), ("params", 2), ("ema", 4), ("params", 4))]
+    assert len({np.asarray(final["linear"]["kernel"]).tobytes() for final in others}) == 4
 
 
 def test_the_folder_alone_is_enough(tiny_run, tmp_path, monkeypatch):
     first = npz(tiny_run, tmp_path / "x.npz")["arr_0"]
-    moved = tmp_path / "elsewhere" / "renamed"
-    shutil.copytree(tiny_run / "checkpoints" / "4", moved / "4")             # nothing but one checkpoint
+    shutil.copytree(tiny_run / "checkpoints" / "4", tmp_path / "elsewhere" / "renamed" / "4")      # nothing but one checkpoint
     monkeypatch.chdir(tmp_path / "elsewhere")
     np.testing.assert_array_equal(npz("renamed", "y.npz")["arr_0"], first)
     config, task, params = load("renamed")
-    assert plain(config) == plain(tiny)
+    assert plain(config) == plain(page("digits"))
     assert task.shape == (8, 8, 1) and params.keys() == {"model", "cond"}
 
 
@@ -211,7 +242,7 @@ def test_what_cannot_be_written_is_refused_first(tmp_path, out):
 def test_samples_that_are_not_finite_are_not_written_as_black_ones(tiny_run, tmp_path):
     with pytest.raises(ConfigError, match="not finite"):
         npz(tiny_run, tmp_path / "x.npz", sampler="ddim,eta=3.0")
-    assert not list(tmp_path.iterdir())
+    assert not files(tmp_path)
 
 
 # evaluate -------------------------------------------------------------------------------------------------------------------
@@ -244,7 +275,3 @@ def test_measures_of_the_data_itself_are_those_of_perfect_samples():
     assert report["novelty[pixels]"] == pytest.approx(1)
     assert all(0.7 < ratio < 1.4 for ratio in report["variance[pixels] by class"].values())
     assert evaluate.measure(*whole, whole, test)["novelty[pixels]"] == 0   # copies
-
-
-def test_sections_are_those_that_a_resumed_run_may_change_or_must_keep():
-    assert set(page.MAY_CHANGE) <= set(page.SECTIONS)

@@ -1,0 +1,219 @@
+"""Sampling as text: what is read, what is refused, and that every combination runs."""
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from toy_task import CLASSES, SHAPE, make, parameters
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.diffusion import scales
+from diffusion_jax.diffusion.process import DDPM
+from diffusion_jax.models.cond import Nothing
+from diffusion_jax.pipelines.diffusion import conditions, generate
+from diffusion_jax.pipelines.recipe import GRIDS, SAMPLERS, Recipe, parse
+
+PARAMS = parameters(0.1, -0.2, 0.3, 0.05)
+EVERYTHING = dict(guidance=3.0, phi=0.7, cads="s=0.2,psi=0.5", interval="0.2,6", clip=1.5, threshold=0.9, channels=1)
+CFG = dict(guidance=2.5)
+TABLE = ("ddpm", "flow", "cosine")
+REFUSED = {("plms", "flow"): "dpmpp_2m", ("edm", "flow"): "heun"}                     # alpha = 0 at the start
+
+
+def images(recipe, name="ddpm", params=PARAMS, task=None, seed=0):
+    task = task or make(name)
+    return np.concatenate(list(generate(task, params, recipe, conditions(task, CLASSES), CLASSES, seed)))
+
+
+@pytest.fixture(autouse=True)
+def eagerly():
+    """A hundred programs of three steps: running them op by op is ten times as fast as compiling them."""
+    with jax.disable_jit():
+        yield
+
+
+# As text --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("ddim", ("ddim", {})),
+        ("ddim,eta=0.5", ("ddim", {"eta": 0.5})),
+        (" edm , s_churn=40,s_max=1e2 ", ("edm", {"s_churn": 40, "s_max": 100.0})),
+        ("dpm_solver,form=eps,sde=True", ("dpm_solver", {"form": "eps", "sde": True})),
+        ("s=0.1,tau1=0.6", ("", {"s": 0.1, "tau1": 0.6})),
+        ("karras,rho=-7", ("karras", {"rho": -7})),
+        ("", ("", {})),
+    ],
+)
+def test_parse(text, want):
+    got = parse(text)
+    assert got == want
+    assert [type(v) for v in got[1].values()] == [type(v) for v in want[1].values()]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (dict(sampler="ddmi"), "unknown sampler 'ddmi': did you mean 'ddim'"),
+        (dict(sampler="dpmpp2m"), "did you mean 'dpmpp_2m'"),
+        (dict(sampler="ddim,0.5"), "key=value"),
+        (dict(sampler="ddim,etaa=0.5"), "unknown option of ddim 'etaa': did you mean 'eta'"),
+        (dict(sampler="ddim,eta=half"), "eta takes a number, not 'half'"),
+        (dict(sampler="dpm_solver,form=2"), "form takes a word, not 2"),
+        (dict(sampler="ddim,noise=1"), "unknown option of ddim 'noise'"),              # parts of the program are no options
+        (dict(sampler="ddim,process=1"), "unknown option of ddim 'process'"),
+        (dict(sampler="heun,eta=1"), "heun takes no options"),
+        (dict(times="tailing"), "unknown times 'tailing': did you mean 'trailing'"),
+        (dict(times="karras,rhoo=7"), "did you mean 'rho'"),
+        (dict(schedule="constnt"), "unknown schedule 'constnt': did you mean 'constant'"),
+        (dict(schedule="power_cosine,powr=4"), "did you mean 'power'"),
+        (dict(cads="cads,s=0.1"), "write options"),
+        (dict(cads="tau=0.1"), "unknown option of CADS 'tau': did you mean 'tau"),
+        (dict(interval="0.1"), "low,high"),
+        (dict(interval="5,0.1"), "low,high"),
+        (dict(interval="a,b"), "low,high"),
+        (dict(steps="ddim50"), "times 'respace'"),
+        (dict(steps=-3), "respacing"),
+        (dict(steps=0), "at least 1"),
+        (dict(threshold=2.0), "quantile"),
+        (dict(clip=-1.0), "positive"),
+        (dict(guidence=2.0), "unknown sampling option 'guidence': did you mean 'guidance'"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_refused_before_there_is_a_model(options, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        Recipe.of(options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("times", GRIDS)
+def test_every_grid_falls_from_noise_to_clean(times):
+    grid = Recipe(times=times, steps=5).grid(DDPM())
+    assert len(grid) == 6 and (np.diff(grid) < 0).all() and grid[-1] == -1
+
+
+def test_respacings_go_through():
+    np.testing.assert_array_equal(Recipe(times="respace", steps="ddim50").grid(DDPM()), [*range(980, -1, -20), -1])
+    assert len(Recipe(times="respace", steps="10,15,20").grid(DDPM())) == 46
+
+
+# Against a model ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "task", "says"),
+    [
+        (dict(times="trailing"), dict(name="flow"), "continuous"),
+        (dict(steps="ddim300", times="respace"), {}, "no integer stride"),
+        (dict(steps=1001), {}, "1000 times"),
+        (dict(sampler="plms", steps=1), {}, "at least 2 steps"),
+        (dict(sampler="euler,s_churn=10"), dict(name="flow"), "divides by alpha"),
+        (dict(sampler="ancestral,variance=learned_range"), {}, "needs a network that learned it"),
+        (dict(sampler="ancestral,variance=fixed"), {}, "unknown variance 'fixed': did you mean"),
+        (dict(sampler="dpm_solver,order=4"), {}, "orders 1, 2 and 3"),
+        (dict(), dict(name="flow", scale=scales.Eps()), "predict v, x0 or velocity"),
+        (dict(guidance=2.0), dict(cond=Nothing()), "no condition"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_with_the_model_is_refused_before_anything_runs(recipe, task, says):
+    task = make(**task)
+    with pytest.raises(ConfigError, match=says):
+        Recipe(**recipe).check(task)
+    with pytest.raises(ConfigError, match=says):
+        generate(task, PARAMS, Recipe(**recipe), {}, 1, 0)
+
+
+@pytest.mark.parametrize(("sampler", "name"), [pair for pair in itertools.product(SAMPLERS, TABLE) if pair not in REFUSED])
+def test_every_sampler_on_every_process_with_all_guidance_at_once(sampler, name):
+    with jax.disable_jit(False):                                                       # traced: the types of the scan hold
+        for guidance in ({}, CFG, EVERYTHING):
+            Recipe(sampler=sampler, steps=3, **guidance).check(make(name))
+    got = images(Recipe(sampler=sampler, steps=3, **EVERYTHING), name)
+    assert got.shape == (CLASSES, *SHAPE) and np.isfinite(got).all()
+    assert np.abs(got).max() < (1e3 if sampler == "plms" else 5)                       # plms divides by alpha
+    assert len({image.tobytes() for image in got}) == CLASSES                         # its own label and noise for each
+
+
+@pytest.mark.parametrize(("sampler", "name"), REFUSED)
+def test_what_divides_by_alpha_is_refused_where_it_is_0(sampler, name):
+    with pytest.raises(ConfigError, match=REFUSED[sampler, name]):
+        Recipe(sampler=sampler, steps=3).check(make(name))
+
+
+MOVED = parameters(*(0.05 + 2.5 * (m - 0.05) for m in (0.1, -0.2, 0.3)), 0.05)         # what guidance by 2.5 makes of PARAMS
+
+
+@pytest.mark.parametrize(
+    ("options", "same_as"),
+    [
+        (CFG, {}),
+        (dict(CFG, schedule="constant"), {}),
+        (dict(CFG, interval="0,inf"), {}),
+        (dict(CFG, channels=2), {}),
+        (dict(CFG, clip=9.0), {}),
+        (dict(CFG, threshold=1.0), dict(threshold=1.0)),
+        (dict(CFG, clip=0.2), dict(clip=0.2)),
+        (dict(CFG, cads="tau1=2,tau2=3"), {}),                                         # gamma is 1 throughout: no noise
+        (dict(CFG, cads="s=0.0,tau1=0.9,tau2=1.1,psi=1"), {}),                         # rescaling undoes the shrinking
+    ],
+    ids=str,
+)
+def test_guidance_of_an_affine_model_is_a_moved_condition(options, same_as):
+    moved = images(Recipe(steps=3, **same_as), params=MOVED)
+    np.testing.assert_allclose(images(Recipe(steps=3, **options)), moved, atol=2e-5)
+    assert np.abs(moved - images(Recipe(steps=3, **same_as))).max() > 0.01
+
+
+@pytest.mark.parametrize(("sampler", "name"), [("heun", "flow"), ("edm", "edm"), ("dpmpp_2m_sde", "ddpm")])
+def test_samplers_see_guidance_at_each_of_their_calls(sampler, name):
+    guided, moved = Recipe(sampler=sampler, steps=3, **CFG), Recipe(sampler=sampler, steps=3)
+    np.testing.assert_allclose(images(guided, name), images(moved, name, MOVED), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(interval="1e8,1e9"), dict(guidance=1.0, schedule="power_cosine"), dict(guidance=1.0, cads="tau1=2,tau2=3")], ids=str,
+)
+def test_guidance_that_is_none(options):
+    np.testing.assert_allclose(images(Recipe(steps=3, **CFG | options)), images(Recipe(steps=3)), atol=1e-6)
+
+
+def test_channels_guides_the_first_only():
+    got, plain, guided = (images(Recipe(steps=3, **options)) for options in (dict(CFG, channels=1), {}, CFG))
+    np.testing.assert_allclose(got[..., 0], guided[..., 0], atol=1e-6)
+    np.testing.assert_allclose(got[..., 1], plain[..., 1], atol=1e-6)
+
+
+def test_phi_keeps_the_spread_of_the_conditional_prediction():
+    plain, rescaled, guided = (images(Recipe(steps=1, **o)).std(axis=(1, 2, 3), ddof=1) for o in ({}, dict(CFG, phi=1.0), CFG))
+    np.testing.assert_allclose(rescaled, plain, rtol=1e-5)                              # a single step ends at x0 itself
+    assert np.abs(guided / plain - 1).max() > 0.02
+
+
+@pytest.mark.parametrize(("schedule", "first"), [("dynamic_cfg", "null"), ("power_cosine", "plain")])
+def test_schedules_begin_at_full_noise(schedule, first):
+    """One step from t_max, where dynamic CFG weighs by 0 and the power cosine by 1."""
+    got = images(Recipe(steps=1, times="trailing", schedule=schedule, **CFG))
+    want = {"null": parameters(*[0.05] * 4), "plain": PARAMS}[first]
+    np.testing.assert_allclose(got, images(Recipe(steps=1, times="trailing"), params=want), atol=1e-4)
+
+
+def test_cads_draws_afresh_for_every_image_and_step():
+    task, noisy = make(), Recipe(steps=3, cads="s=1.0,psi=0")
+    raw = {"label": np.zeros(3, np.int32)}
+    pair = [np.concatenate(list(generate(task, PARAMS, recipe, raw, 3, 0))) for recipe in (noisy, Recipe(steps=3))]
+    moved = (pair[0] - pair[1]).mean(axis=(1, 2, 3))
+    assert np.unique(np.round(moved, 6)).size == 3                                     # the same label, a different noise each
+
+
+def test_the_ancestral_sampler_takes_the_variance_of_the_task():
+    task = make(variance="learned_range", objective="hybrid")                          # raw 0: half-way in log variance
+    got = images(Recipe(sampler="ancestral", steps=3), task=task)
+    told = images(Recipe(sampler="ancestral,variance=learned_range", steps=3), task=task)
+    np.testing.assert_array_equal(got, told)
+    small, large = (images(Recipe(sampler=f"ancestral,variance=fixed_{v}", steps=3), task=task) for v in ("small", "large"))
+    assert np.abs(got - small).max() > 1e-3 and np.abs(got - large).max() > 1e-3
