@@ -2,7 +2,7 @@
 
     python -m diffusion_jax.main --config configs/digits.py --workdir runs/digits
 
-Hardware: 2 CPU cores, about 4 minutes. Expect, of 1,000 samples at guidance 1: accuracy[pixel SVC] 0.97.
+Hardware: 2 CPU cores, about 3 minutes. Expect, of 1,000 samples at guidance 1: accuracy[pixel SVC] 0.98, novelty[pixels] 1.1.
 """
 from ml_collections import ConfigDict
 
@@ -32,16 +32,16 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.batch = 128
     config.accumulate = 1
-    config.steps = 1200
+    config.steps = 1000
     config.optim = dict(
-        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=3e-3, schedule="cosine", warmup=100, steps=1200, clip=1.0,
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=3e-3, schedule="cosine", warmup=100, steps=1000, clip=1.0,
     )
     config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.995))
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.sharding = ((".*", "replicate"),)
-    config.checkpoint = dict(every=400, keep=3)
+    config.checkpoint = dict(every=500, keep=3)
     config.log_every = 50
-    config.sample = dict(num=100, every=400, sampler="ddim", steps=50, times="uniform", guidance=1.0)
+    config.sample = dict(num=100, every=500, sampler="ddim", steps=50, times="uniform", guidance=1.0)
     config.evaluate = dict(num=1000, guidance=1.0)
     if arg == "tiny":
         return tiny(config, model=dict(width=32, depth=1), cond=dict(width=32))

@@ -25,8 +25,9 @@ ORDERS = {      # sampler -> the order that it shows; the published third-order 
     "dpmpp_3m": (partial(multistep.dpm_solver, order=3), 2),
     "dpm_2": (partial(multistep.dpm_solver, form="eps"), 2), "dpm_3": (partial(multistep.dpm_solver, order=3, form="eps"), 2),
 }
-FEW = {"flow": ("ddim", "heun", "dpmpp_2m", "dpmpp_2m_heun", "dpmpp_3m"), "ddpm": ("ddim", "heun", "dpmpp_2m")}
-PAIRS = [(name, kind) for name in ORDERS for kind in PROCESSES if name in FEW.get(kind, ORDERS)]
+EVERYWHERE = ("ddim", "heun", "dpmpp_2m")
+PAIRS = [(name, kind) for name in ORDERS for kind in PROCESSES if kind == "cosine" or name in EVERYWHERE]
+PAIRS += [("edm", "edm"), ("plms", "edm"), ("dpm_2", "edm"), ("dpmpp_3m", "flow")]
 
 
 def error(p, make, high=60.0):

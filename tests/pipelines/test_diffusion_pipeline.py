@@ -66,10 +66,10 @@ def test_guidance_scales_share_a_program():
 
 
 @pytest.mark.parametrize(
-    ("sampler", "calls"), [("ddim", 5), ("ancestral", 5), ("dpmpp_2m", 5), ("plms", 6), ("heun", 9), ("edm", 9)]
+    ("sampler", "guidance", "calls"),
+    [("ddim", 1.0, 5), ("ddim", 3.0, 5), ("dpmpp_2m", 1.0, 5), ("plms", 1.0, 6), ("heun", 1.0, 9), ("edm", 3.0, 9)],
 )
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_network_is_called_once_a_step_and_order(sampler, calls, guidance):
+def test_the_network_is_called_once_a_step_and_order(sampler, guidance, calls):
     task = make("cosine", calls=True)
     COUNT.clear()
     images(Recipe(sampler=sampler, steps=5, guidance=guidance), 3, 3, task=task)
