@@ -49,8 +49,9 @@ def test_help_lists_the_flags_and_ends_well(tmp_path):
         (("--config", DIGITS, "--config.model.detph=3"), ("detph", "depth")),
         (("--config", DIGITS, "--config.sample.sampler=ddmi"), ("did you mean 'ddim'",)),
         (("--mode", "sample", "--label", "three"), ("label", "three")),
+        (("--config", DIGITS, "--distributed"), ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")),
     ],
-    ids=["unknown override", "unknown sampler", "label that is no number"],
+    ids=["unknown override", "unknown sampler", "label that is no number", "no cluster"],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, says):
     done = command("-m", "diffusion_jax.main", "--workdir", "run", *arguments, cwd=tmp_path)
@@ -71,7 +72,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, says):
         (("--config", DIGITS, "--workdir", "run", "--config.steps=many"), "many"),
         (("--config", DIGITS, "--workdir", "run", "--config.task.scale.name=os:system"), "symbols of this package only"),
         (("--config", DIGITS, "--workdir", "run", "--steps", "100"), "--steps is for sampling"),
-        (("--config", DIGITS, "--workdir", "run", "--distributed"), "JAX_COORDINATOR_ADDRESS"),
         (("--workdir", "run", "--mode", "smaple"), "train|sample|evaluate"),
         (("--workdir", "run", "--mode", "sample"), "there is no folder"),
         (("--workdir", "run", "--mode", "sample", "--out", "x.jpg"), "end it in .png"),
