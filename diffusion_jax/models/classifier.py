@@ -1,0 +1,135 @@
+"""The classifier of noised images that guides a diffusion model (Dhariwal & Nichol 2021, arXiv 2105.05233, section 4).
+
+The first half of the UNet (models/unet.py, (1) to (5)) and one of four ways to read a label off its output h:
+
+    adaptive     W mean_pixels(silu(norm(h)))                                         (1)
+    attention    W attention(q, k, v)_0,   q, k, v = W' ([mean_pixels(y), y] + position),   y = silu(norm(h))       (2)
+    spatial      MLP([mean_pixels(h') for every h' that the UNet would keep, and h]), with a ReLU                   (3)
+    spatial_v2   the same with norm and SiLU                                                                        (4)
+
+log p(y | x_t) is the log-softmax of what comes out; its gradient by x_t guides (diffusion/guidance.py).
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.models.unet import Backbone, TimeEmbedding
+from diffusion_jax.nn.attention import attention
+from diffusion_jax.nn.group_norm import GroupNorm
+from diffusion_jax.nn.linear import Linear
+from diffusion_jax.types import Array
+
+POOLS = ("adaptive", "attention", "spatial", "spatial_v2")
+HIDDEN = 2048
+
+
+class AttentionPool(nn.Module):
+    """What the mean of all pixels attends to, (2) after y; CLIP's ResNets pool so too.
+
+    Attributes:
+      head_channels: channels of a head.
+      features: width of the output.
+
+    Parameters: position [H * W + 1, C] for the size of the image that initialises it, qkv, proj.
+    """
+
+    head_channels: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, features].
+
+        Raises:
+          ConfigError: the image has another size than the table.
+        """
+        b, height, width, c = x.shape
+        tokens = x.reshape(b, height * width, c)
+        tokens = jnp.concatenate([jnp.mean(tokens, axis=1, keepdims=True), tokens], axis=1)  # [B, T, C]
+        if self.has_variable("params", "position"):
+            pixels = self.get_variable("params", "position").shape[0] - 1
+            if pixels != height * width:
+                raise ConfigError(f"this classifier pools {pixels} pixels, not {height}x{width}: give it images of its own size")
+        position = self.param("position", nn.initializers.normal(c**-0.5), tokens.shape[1:], jnp.float32)
+        qkv = Linear(3 * c, name="qkv")(tokens + position[None])
+        qkv = qkv.reshape(b, -1, 3, c // self.head_channels, self.head_channels)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, d]
+        return Linear(self.features, name="proj")(attention(q[:, :, :1], k, v).reshape(b, c))
+
+
+class Classifier(Backbone):
+    """The classifier.
+
+    Attributes:
+      num_classes: width of the output.
+      pool: 'adaptive' (1), 'attention' (2), 'spatial' (3) or 'spatial_v2' (4).
+
+    and those of `Backbone`.
+
+    Example:
+      >>> model = Classifier(**preset('adm-imagenet64'))
+      >>> model.apply({'params': params}, x, noise)                     # x [B, 64, 64, 3], noise [B] -> [B, 1000]
+    """
+
+    num_classes: int = 1000
+    pool: str = "attention"
+
+    @nn.compact
+    def __call__(self, x: Array, noise: Array) -> Array:
+        """The logits.
+
+        Args:
+          x: [B, H, W, C], the noised image.
+          noise: [B], the DDPM step 0 ... 999; may be fractional.
+
+        Returns:
+          [B, num_classes] float32.
+
+        Raises:
+          ConfigError: a size that does not divide or an unknown option.
+        """
+        self._check(x, {})
+        if self.pool not in POOLS:
+            raise unknown("pool", self.pool, POOLS)
+        h, kept = self._down(x, TimeEmbedding(self.width, self.ddpm, name="time")(noise), {})
+        if self.pool in ("spatial", "spatial_v2"):
+            return self._read([*kept, h])
+        y = nn.silu(GroupNorm(self.groups, self._eps, name="final_norm")(h.astype(jnp.float32)))
+        if self.pool == "adaptive":
+            return Linear(self.num_classes, nn.initializers.zeros, name="final_linear")(jnp.mean(y, axis=(1, 2)))
+        size = y.shape[-1] // self.heads_for(y.shape[-1], self.heads)
+        return AttentionPool(size, self.num_classes, name="pool_attn")(y)
+
+    def _read(self, features: list[Array]) -> Array:
+        """(3) and (4)."""
+        means = jnp.concatenate([jnp.mean(h.astype(jnp.float32), axis=(1, 2)) for h in features], axis=-1)
+        h = Linear(HIDDEN, name="hidden")(means)
+        h = nn.relu(h) if self.pool == "spatial" else nn.silu(GroupNorm(self.groups, self._eps, name="final_norm")(h))
+        return Linear(self.num_classes, name="final_linear")(h)
+
+
+_256, _512 = (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
+PRESETS = {
+    # Side of the image in pixels. FID-50K of the diffusion model of that size with this guide, arXiv 2105.05233, table 5.
+    "adm-imagenet64":  {"size": 64,  "mults": (1, 2, 3, 4), "depth": 4},
+    "adm-imagenet128": {"size": 128, "mults": (1, 1, 2, 3, 4), "depth": 2},  # 2.97
+    "adm-imagenet256": {"size": 256, "mults": _256, "depth": 2},             # 4.59
+    "adm-imagenet512": {"size": 512, "mults": _512, "depth": 2},             # 7.72
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The options of a published classifier, 'adm-imagenet256' for example.
+
+    Raises:
+      ConfigError: no such network; names the nearest.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    options = dict(PRESETS[name])
+    size = options.pop("size")
+    return {"width": 128, "head_channels": 64, "attend": tuple(size // side for side in (32, 16, 8))} | options

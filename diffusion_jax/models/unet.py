@@ -1,0 +1,353 @@
+"""The UNet of DDPM and ADM (Ho et al. 2006.11239; Dhariwal & Nichol 2105.05233), which GLIDE (2112.10741) uses too.
+
+With x the image, t the noise label and vec, cat, seq the condition:
+
+    e     = MLP(sincos(t)) + vec                                                      (1)
+    h     = conv([x, bilinear(cat)])                                                  (2)
+    res   h + conv(dropout(silu(film(conv(silu(norm(h)))))))                          (3)
+          film(y) = (1 + scale) norm(y) + shift,   scale, shift = W silu(e)           (4)   or  norm(y + W silu(e))
+    attn  h + W attention(q, [k', k], [v', v]),   q, k, v = W norm(h),   k', v' = W seq     (5)
+    out   = conv(silu(norm(h)))                                                       (6)
+
+Down: on each level `depth` times res (and attn where the level attends), then half the size; every output is kept. Middle: res,
+attn, res. Up: on each level, in reverse, depth + 1 times res of [h, what was kept last], attn as before, then twice the size.
+
+The last layers of (3), (5) and (6) start at zero, so that every block starts as the identity and the network as zero.
+"""
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.nn.conv import Conv
+from diffusion_jax.nn.embed import timestep_embedding
+from diffusion_jax.nn.group_norm import GroupNorm
+from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.linear_attention import linear_attention, scaled_linear_attention
+from diffusion_jax.nn.masked_attention import masked_attention
+from diffusion_jax.nn.resample import bilinear, double, halve
+from diffusion_jax.types import Array, Cond
+
+DTYPES = ("float32", "bfloat16")
+ATTENTION = {"softmax": masked_attention, "linear": linear_attention, "linear_scaled": scaled_linear_attention}
+RESIZE = {None: lambda x: x, "down": halve, "up": double}
+RESAMPLE = ("res", "conv", "pool")
+CONDITIONS = ("vec", "cat", "seq", "seq_mask")
+
+
+def _products(primitive: Any, *_: Any, **params: Any) -> bool:
+    """What remat='dots' keeps: the products with weights."""
+    dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, **params)
+    return dense or primitive is jax.lax.conv_general_dilated_p
+
+
+REMAT = {"full": None, "dots": _products}
+
+
+class TimeEmbedding(nn.Module):
+    """The MLP of (1), in float32, four times as wide as the network.
+
+    Attributes:
+      width: channels of the sines and cosines.
+      ddpm: sines before cosines, with the frequencies 10000^(-i / (half - 1)).
+    """
+
+    width: int
+    ddpm: bool = False
+
+    @nn.compact
+    def __call__(self, noise: Array) -> Array:
+        """noise [B] -> [B, 4 * width]."""
+        half = self.width // 2
+        waves = timestep_embedding(noise, self.width)
+        if self.ddpm:
+            angle = noise.astype(jnp.float32)[:, None] * 1e4 ** (-jnp.arange(half) / (half - 1))[None]
+            waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+        h = Linear(4 * self.width, name="fc1")(waves)
+        return Linear(4 * self.width, name="fc2")(nn.silu(h))
+
+
+class ResBlock(nn.Module):
+    """The residual block (3).
+
+    Attributes:
+      features: channels of the output.
+      resize: None, or 'down' or 'up': the image changes size between the first norm and convolution, and beside them.
+      scale_shift: the two forms of (4).
+      dropout: rate; acts where a key named 'dropout' is given.
+      groups, eps: of the norms.
+      dtype: of the convolutions and the output.
+    """
+
+    features: int
+    resize: str | None = None
+    scale_shift: bool = True
+    dropout: float = 0.0
+    groups: int = 32
+    eps: float = 1e-5
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array) -> Array:
+        """x [B, H, W, C], emb [B, E] -> [B, H', W', features]."""
+        norm, conv = partial(GroupNorm, self.groups, self.eps), partial(Conv, self.features, dtype=self.dtype)
+        resize = RESIZE[self.resize]
+        h = conv(name="conv1")(resize(nn.silu(norm(name="norm1")(x))))
+        e = Linear(self.features * (1 + self.scale_shift), name="emb")(nn.silu(emb))
+        if self.scale_shift:
+            h = norm(name="norm2")(h, *jnp.split(e, 2, axis=-1))
+        else:
+            h = norm(name="norm2")(h + e.astype(h.dtype)[:, None, None])
+        h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.silu(h))
+        h = conv(kernel_init=nn.initializers.zeros, name="conv2")(h)
+        x = resize(x)
+        if x.shape[-1] != self.features:
+            x = Linear(self.features, dtype=self.dtype, name="skip")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """The attention block (5) over all pixels, and over the tokens of a condition before them.
+
+    Attributes:
+      heads: a divisor of the channels.
+      kind: 'softmax', or 'linear' or 'linear_scaled' (nn/linear_attention.py).
+      groups, eps: of the norm.
+      dtype: of the products and the output.
+    """
+
+    heads: int
+    kind: str = "softmax"
+    groups: int = 32
+    eps: float = 1e-5
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, seq: Array | None = None, seq_mask: Array | None = None) -> Array:
+        """x [B, H, W, C], seq [B, L, D], seq_mask [B, L] -> [B, H, W, C]."""
+        b, height, width, c = x.shape
+        h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(b, height * width, c)
+        q, k, v = self._heads(Linear(3 * c, dtype=self.dtype, name="qkv")(h), 3)  # each [B, heads, T, d]
+        if seq is not None:
+            k_seq, v_seq = self._heads(Linear(2 * c, dtype=self.dtype, name="kv")(seq), 2)
+            k, v = jnp.concatenate([k_seq, k], axis=2), jnp.concatenate([v_seq, v], axis=2)
+        if seq_mask is not None:
+            seq_mask = jnp.concatenate([seq_mask.astype(bool), jnp.ones((b, height * width), bool)], axis=1)
+        out = ATTENTION[self.kind](q, k, v, seq_mask).transpose(0, 2, 1, 3)
+        out = Linear(c, nn.initializers.zeros, self.dtype, name="proj")(out.reshape(b, height, width, c))
+        return x + out
+
+    def _heads(self, x: Array, parts: int) -> Array:
+        """[B, T, parts * C] -> [parts, B, heads, T, d]."""
+        b, t, c = x.shape
+        return x.reshape(b, t, parts, self.heads, c // parts // self.heads).transpose(2, 0, 3, 1, 4)
+
+
+class Backbone(nn.Module):
+    """The first half of the UNet, (1) to (5) down and middle: all of a classifier's network but its pool.
+
+    Attributes:
+      width: channels of the first level, before its multiple.
+      mults: channels of each level over width; may be fractions.
+      depth: residual blocks on each level.
+      attend: the levels that attend, each by the factor by which its images are smaller: 1, 2, 4 ...
+      heads: attention heads.
+      head_channels: channels of a head, in place of a number of heads.
+      attention: 'softmax', or 'linear' or 'linear_scaled' (nn/linear_attention.py).
+      scale_shift: the two forms of (4).
+      resample: how the size changes: 'res' by a residual block, 'conv' by a strided convolution, and one after doubling, 'pool'
+        by means and copies.
+      dropout: rate within the residual blocks; acts where a key is given: apply(..., rngs={'dropout': key}).
+      groups: of every norm; divides all channels.
+      ddpm: three conventions in which Ho et al. differ from ADM: sines before cosines in (1), norms with eps 1e-6, and strided
+        convolutions padded at the far edges only.
+      dtype: what the blocks are computed in: 'float32' or 'bfloat16'. Parameters, norms, softmax, embeddings and output are
+        float32.
+      remat: what the backward pass computes again: None nothing, 'full' every block, 'dots' all but the products with weights.
+    """
+
+    width: int
+    mults: tuple[float, ...] = (1, 2, 3, 4)
+    depth: int = 2
+    attend: tuple[int, ...] = (4, 8)
+    heads: int = 1
+    head_channels: int | None = None
+    attention: str = "softmax"
+    scale_shift: bool = True
+    resample: str = "res"
+    dropout: float = 0.0
+    groups: int = 32
+    ddpm: bool = False
+    dtype: str = "float32"
+    remat: str | None = None
+
+    def channels_at(self, level: int) -> int:
+        """The width of a level."""
+        return int(self.width * self.mults[level])
+
+    def attends(self, level: int) -> bool:
+        """Whether a level has attention."""
+        return 2**level in self.attend
+
+    def heads_for(self, channels: int, heads: int) -> int:
+        """The heads of an attention block of so many channels: `heads`, unless head_channels decides.
+
+        Raises:
+          ConfigError: they do not divide the channels.
+        """
+        size = self.head_channels or channels // heads
+        if channels % size or (self.head_channels is None and channels % heads):
+            raise ConfigError(f"{channels} channels do not divide into heads of {size}: change the width or the heads")
+        return channels // size
+
+    def _down(self, x: Array, emb: Array, cond: Cond) -> tuple[Array, list[Array]]:
+        """The output of the middle, and all that was kept on the way down."""
+        h = Conv(self.channels_at(0), dtype=self.dtype, name="stem")(x)
+        kept, last = [h], len(self.mults) - 1
+        for level in range(last + 1):
+            for i in range(self.depth):
+                h = self._res(f"down_{level}_res_{i}", self.channels_at(level))(h, emb)
+                if self.attends(level):
+                    h = self._attn(f"down_{level}_attn_{i}", self.heads, h, cond)
+                kept.append(h)
+            if level < last:
+                h = self._resize(f"down_{level}_resize", "down", h, emb)
+                kept.append(h)
+        h = self._res("mid_res_0", h.shape[-1])(h, emb)
+        h = self._attn("mid_attn", self.heads, h, cond)
+        return self._res("mid_res_1", h.shape[-1])(h, emb), kept
+
+    def _res(self, name: str, features: int, resize: str | None = None) -> nn.Module:
+        block = self._maybe_remat(ResBlock)
+        return block(features, resize, self.scale_shift, self.dropout, self.groups, self._eps, self.dtype, name=name)
+
+    def _attn(self, name: str, heads: int, h: Array, cond: Cond) -> Array:
+        heads = self.heads_for(h.shape[-1], heads)
+        block = self._maybe_remat(Attention)(heads, self.attention, self.groups, self._eps, self.dtype, name=name)
+        return block(h, cond.get("seq"), cond.get("seq_mask"))
+
+    def _resize(self, name: str, resize: str, h: Array, emb: Array) -> Array:
+        """Half or twice the size."""
+        if self.resample == "res":
+            return self._res(name, h.shape[-1], resize)(h, emb)
+        if self.resample == "pool":
+            return RESIZE[resize](h)
+        if resize == "up":
+            return Conv(h.shape[-1], dtype=self.dtype, name=name)(double(h))
+        return Conv(h.shape[-1], 3, 2, (0, 1) if self.ddpm else (1, 1), dtype=self.dtype, name=name)(h)
+
+    def _maybe_remat(self, block: type[nn.Module]) -> type[nn.Module]:
+        return block if self.remat is None else nn.remat(block, policy=REMAT[self.remat])
+
+    @property
+    def _eps(self) -> float:
+        return 1e-6 if self.ddpm else 1e-5
+
+    def _check(self, x: Array, cond: Cond) -> None:
+        for kind, got, known in (
+            ("dtype", self.dtype, DTYPES), ("attention", self.attention, ATTENTION), ("resample", self.resample, RESAMPLE),
+            ("remat", self.remat or "full", REMAT), *((f"condition of {type(self).__name__}", key, CONDITIONS) for key in cond),
+        ):
+            if got not in known:
+                raise unknown(kind, got, known)
+        levels = [2**level for level in range(len(self.mults))]
+        if not set(self.attend) <= set(levels):
+            raise ConfigError(f"attend={tuple(self.attend)} names levels that are not there, {len(levels)} mults make {levels}")
+        if any(side % levels[-1] for side in x.shape[1:3]):
+            raise ConfigError(f"an image of {x.shape[1]}x{x.shape[2]} does not halve {len(levels) - 1} times: change one")
+
+
+class UNet(Backbone):
+    """The UNet.
+
+    Attributes:
+      channels: channels C of the prediction, those of the image.
+      learn_sigma: predict C more channels, the raw variances, after the first C.
+      heads_up: attention heads on the way up, where they differ from `heads`.
+
+    and those of `Backbone`.
+
+    Example:
+      >>> model = UNet(**preset('adm-imagenet64'))
+      >>> params = model.init(key, x, noise, {})['params']               # x [B, 64, 64, 3], noise [B]
+      >>> model.apply({'params': params}, x, noise, {'vec': vec})       # [B, 64, 64, 6]; vec [B, 768]
+    """
+
+    channels: int = 3
+    learn_sigma: bool = True
+    heads_up: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, noise: Array, cond: Cond) -> Array:
+        """The raw output of the network.
+
+        Args:
+          x: [B, H, W, C], already scaled; H and W halve len(mults) - 1 times.
+          noise: [B], the DDPM step 0 ... 999; may be fractional.
+          cond: any of vec [B, 4 * width], added to the embedding of the noise; cat [B, h, w, c], a smaller image, enlarged and
+            stacked behind x; seq [B, L, D], tokens that every attention block sees, those where seq_mask [B, L] is True.
+
+        Returns:
+          [B, H, W, C], or [B, H, W, 2C] with learn_sigma, float32.
+
+        Raises:
+          ConfigError: a size that does not divide, an unknown option or a condition that this network cannot take.
+        """
+        self._check(x, cond)
+        emb = TimeEmbedding(self.width, self.ddpm, name="time")(noise)  # [B, 4 * width]
+        if "vec" in cond:
+            emb = emb + cond["vec"]
+        if "cat" in cond:
+            x = jnp.concatenate([x, bilinear(cond["cat"], x.shape[1], x.shape[2])], axis=-1)
+        h, kept = self._down(x, emb, cond)
+        for level in reversed(range(len(self.mults))):
+            for i in range(self.depth + 1):
+                h = jnp.concatenate([h, kept.pop()], axis=-1)
+                h = self._res(f"up_{level}_res_{i}", self.channels_at(level))(h, emb)
+                if self.attends(level):
+                    h = self._attn(f"up_{level}_attn_{i}", self.heads_up or self.heads, h, cond)
+            if level:
+                h = self._resize(f"up_{level}_resize", "up", h, emb)
+        h = nn.silu(GroupNorm(self.groups, self._eps, name="final_norm")(h.astype(jnp.float32)))
+        return Conv(self.channels * (1 + self.learn_sigma), kernel_init=nn.initializers.zeros, name="final_conv")(h)
+
+
+_ADM = {"depth": 2, "pixels": (32, 16, 8), "head_channels": 64}
+_DDPM = {"depth": 2, "pixels": (16,), "scale_shift": False, "resample": "conv", "learn_sigma": False, "ddpm": True}
+_64, _128, _256, _512 = (1, 2, 3, 4), (1, 1, 2, 3, 4), (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)
+PRESETS = {
+    # Sides of the image and, as "pixels", of the levels that attend. FID-50K without, with classifier guidance, of an upsampler
+    # together with the network of the smaller size (2105.05233, tables 4 and 5; 2006.11239).
+    "adm-imagenet64":         _ADM | {"size": 64,  "width": 192, "mults": _64,  "depth": 3, "dropout": 0.1},         # 2.07
+    "adm-imagenet128":        _ADM | {"size": 128, "width": 256, "mults": _128, "heads": 4, "head_channels": None},  # 5.91, 2.97
+    "adm-imagenet256":        _ADM | {"size": 256, "width": 256, "mults": _256},                                     # 10.94, 4.59
+    "adm-imagenet256-uncond": _ADM | {"size": 256, "width": 256, "mults": _256},                                     # 26.2, 12.0
+    "adm-imagenet512":        _ADM | {"size": 512, "width": 256, "mults": _512},                                     # 23.24, 7.72
+    "adm-upsample-64-256":    _ADM | {"size": 256, "width": 192, "mults": _256, "heads": 4, "head_channels": None},  # 7.49, 3.94
+    "adm-upsample-128-512":   _ADM | {"size": 512, "width": 192, "mults": _256, "pixels": (32, 16)},                 # 9.96, 3.85
+    "adm-lsun-bedroom":       _ADM | {"size": 256, "width": 256, "mults": _256, "dropout": 0.1},                     # 1.90
+    "adm-lsun-cat":           _ADM | {"size": 256, "width": 256, "mults": _256, "dropout": 0.1},                     # 5.57
+    "adm-lsun-horse":         _ADM | {"size": 256, "width": 256, "mults": _256, "dropout": 0.1},                     # 2.57
+    "ddpm-cifar10":           _DDPM | {"size": 32,  "width": 128, "mults": (1, 2, 2, 2), "dropout": 0.1},            # 3.17
+}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The options of a published network, 'adm-imagenet64' for example; the class-conditional ones take a vec of 4 * width.
+
+    Raises:
+      ConfigError: no such network; names the nearest.
+
+    Example:
+      >>> dict(name='diffusion_jax.models.unet:UNet', **preset('adm-imagenet64'), dtype='bfloat16')
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    options = dict(PRESETS[name])
+    size, pixels = options.pop("size"), options.pop("pixels")
+    return options | {"attend": tuple(size // side for side in pixels)}

@@ -1,0 +1,291 @@
+"""The official ADM weights (openai/guided-diffusion, arXiv 2105.05233) as our UNet, Classifier and Label.
+
+The published files are flat state dicts that number the blocks of the network in one row:
+
+    64x64_diffusion.pt  128x128_diffusion.pt  256x256_diffusion.pt  256x256_diffusion_uncond.pt  512x512_diffusion.pt
+    64_256_upsampler.pt  128_512_upsampler.pt  lsun_bedroom.pt  lsun_cat.pt  lsun_horse.pt  lsun_horse_nodropout.pt
+    64x64_classifier.pt  128x128_classifier.pt  256x256_classifier.pt  512x512_classifier.pt
+
+Our blocks are named by level, so keys are renamed first (`block_names`), then one table serves every network. The channels of
+query, key and value come in two official orders, [head][q, k, v][channel] and [q, k, v][head][channel]; ours is the second.
+"""
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.models import classifier, unet
+from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.models.unet import Backbone, UNet
+from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained.reader import read
+from diffusion_jax.pretrained.rules import SAME, TRANSPOSE, Layout, Rule
+from diffusion_jax.types import Array, Params
+
+CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w, shape: w.transpose(3, 2, 0, 1))
+"""A convolution: (out, in, h, w) <-> (h, w, in, out)."""
+POINT = Layout(lambda w: w.reshape(w.shape[:2]).T, lambda w, shape: w.T.reshape(shape))
+"""A convolution over single pixels or tokens, as a linear layer: (out, in, 1 ...) <-> (in, out)."""
+
+
+def _swap(w: Array, outer: int, inner: int) -> Array:
+    """[outer][inner][...] channels in the first axis as [inner][outer][...]."""
+    return w.reshape(outer, inner, -1, *w.shape[1:]).swapaxes(0, 1).reshape(w.shape)
+
+
+def per_head(parts: int, heads: Callable[[int], int]) -> Layout:
+    """A `POINT`, or its bias, whose outputs are ordered [head][part][channel] <-> [part][head][channel].
+
+    Args:
+      parts: 3 for q, k, v.
+      heads: channels of one part -> number of heads.
+    """
+    def ours(w: Array) -> Array:
+        return _swap(w.reshape(w.shape[:2]), heads(w.shape[0] // parts), parts).T
+
+    def official(w: Array, shape: rules.Shape) -> Array:
+        return _swap(w.T, parts, heads(shape[0] // parts)).reshape(shape)
+
+    return Layout(ours, official)
+
+
+def _layer(key: str, path: str, weight: Layout, bias: Layout = SAME, name: str = "kernel") -> list[Rule]:
+    """The rules of a layer with weight and bias."""
+    return [Rule(rf"{key}\.weight", f"{path}/{name}", weight), Rule(rf"{key}\.bias", f"{path}/bias", bias)]
+
+
+_linear = partial(_layer, weight=TRANSPOSE)
+_conv = partial(_layer, weight=CONV)
+_norm = partial(_layer, weight=SAME, name="scale")
+
+
+def _attention(blocks: str, heads: Callable[[int], int], new_order: bool) -> list[Rule]:
+    """The rules of the attention blocks whose names match `blocks`."""
+    qkv, kv = per_head(3, heads), per_head(2, heads)
+    return [
+        *_norm(rf"({blocks})\.norm", r"model/\1/norm"),
+        *_layer(rf"({blocks})\.qkv", r"model/\1/qkv", *((POINT, SAME) if new_order else (qkv, qkv))),
+        *_layer(rf"({blocks})\.encoder_kv", r"model/\1/kv", kv, kv),
+        *_layer(rf"({blocks})\.proj_out", r"model/\1/proj", POINT),
+    ]
+
+
+_RES = r"(\w+_res_\d+|\w+_resize)"
+_BLOCKS = [
+    *_linear(r"time_embed\.0", "model/time/fc1"),
+    *_linear(r"time_embed\.2", "model/time/fc2"),
+    *_conv("stem", "model/stem"),
+    *_norm(rf"{_RES}\.in_layers\.0", r"model/\1/norm1"),
+    *_conv(rf"{_RES}\.in_layers\.2", r"model/\1/conv1"),
+    *_linear(rf"{_RES}\.emb_layers\.1", r"model/\1/emb"),
+    *_norm(rf"{_RES}\.out_layers\.0", r"model/\1/norm2"),
+    *_conv(rf"{_RES}\.out_layers\.3", r"model/\1/conv2"),
+    *_layer(rf"{_RES}\.skip_connection", r"model/\1/skip", POINT),
+    *_conv(r"(\w+_resize)\.(?:op|conv)", r"model/\1"),
+]
+_UNET = [Rule(r"label_emb\.weight", "cond/table"), *_norm(r"out\.0", "model/final_norm"), *_conv(r"out\.2", "model/final_conv")]
+_POOLS = {
+    "adaptive": [*_norm(r"out\.0", "model/final_norm"), *_layer(r"out\.3", "model/final_linear", POINT)],
+    "attention": [
+        *_norm(r"out\.0", "model/final_norm"),
+        Rule(r"out\.2\.positional_embedding", "model/pool_attn/position", TRANSPOSE),
+        *_layer(r"out\.2\.qkv_proj", "model/pool_attn/qkv", POINT),
+        *_layer(r"out\.2\.c_proj", "model/pool_attn/proj", POINT),
+    ],
+    "spatial": [*_linear(r"out\.0", "model/hidden"), *_linear(r"out\.2", "model/final_linear")],
+    "spatial_v2": [
+        *_linear(r"out\.0", "model/hidden"), *_norm(r"out\.1", "model/final_norm"), *_linear(r"out\.3", "model/final_linear"),
+    ],
+}
+
+
+def table(model: Backbone, new_order: bool = False) -> list[Rule]:
+    """The rules for a network: renamed official keys to our parameters; new_order is the official use_new_attention_order."""
+    heads_up = model.heads_up or model.heads if isinstance(model, UNet) else model.heads
+    return [
+        *_BLOCKS,
+        *_attention(r"(?:down|mid)_\w*attn\w*", lambda c: model.heads_for(c, model.heads), new_order),
+        *_attention(r"up_\w*attn\w*", lambda c: model.heads_for(c, heads_up), new_order),
+        *(_POOLS[model.pool] if isinstance(model, Classifier) else _UNET),
+    ]
+
+
+def block_names(model: Backbone) -> dict[str, str]:
+    """Official block -> ours, 'input_blocks.4.1' -> 'down_1_attn_0' for example."""
+    names = {"input_blocks.0.0": "stem"}
+    names |= {f"middle_block.{j}": name for j, name in enumerate(("mid_res_0", "mid_attn", "mid_res_1"))}
+    number, levels = 1, range(len(model.mults))
+    for level in levels:
+        for i in range(model.depth):
+            names |= {f"input_blocks.{number}.0": f"down_{level}_res_{i}", f"input_blocks.{number}.1": f"down_{level}_attn_{i}"}
+            number += 1
+        names[f"input_blocks.{number}.0"] = f"down_{level}_resize"
+        number += 1
+    number = 0
+    for level in reversed(levels):
+        for i in range(model.depth + 1):
+            row = [f"up_{level}_res_{i}"] + [f"up_{level}_attn_{i}"] * model.attends(level)
+            row += [f"up_{level}_resize"] * (level > 0 and i == model.depth)
+            names |= {f"output_blocks.{number}.{j}": name for j, name in enumerate(row)}
+            number += 1
+    return names
+
+
+def rename(keys: Mapping[str, Any], model: Backbone) -> dict[str, Any]:
+    """A state dict (of arrays or shapes) whose blocks have our names; keys outside the blocks, or of none of ours, stay."""
+    names = block_names(model)
+
+    def ours(key: str) -> str:
+        block = re.match(r"(input|output)_blocks\.\d+\.\d+|middle_block\.\d+", key)
+        return names.get(block[0], block[0]) + key[block.end():] if block else key
+
+    return {ours(key): value for key, value in keys.items()}
+
+
+def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to `build` the network and its conditioner from.
+
+    Args:
+      official: the options of the official constructor: model_channels, num_res_blocks, ..., in_channels without those of the
+        low-resolution image; with 'pool', those of a classifier. Options left out have the official defaults.
+    """
+    o = official
+    size, heads = _given(o.get("num_head_channels")), o.get("num_heads", 1)
+    blocks = dict(
+        width=o["model_channels"], mults=tuple(o.get("channel_mult", (1, 2, 4, 8))), depth=o["num_res_blocks"],
+        attend=tuple(sorted(o["attention_resolutions"])), dropout=float(o.get("dropout", 0)),
+        heads=1 if size else heads, head_channels=size, scale_shift=o.get("use_scale_shift_norm", False),
+        resample="res" if o.get("resblock_updown") else "conv" if o.get("conv_resample", True) else "pool",
+    )
+    if "pool" in o:
+        return _classifier(blocks | dict(num_classes=o["out_channels"], pool=o["pool"])), _label(None, 0)
+    heads_up = _given(o.get("num_heads_upsample"))
+    blocks |= dict(channels=o["in_channels"], learn_sigma=o["out_channels"] == 2 * o["in_channels"])
+    blocks |= dict(heads_up=None if size or heads_up == heads else heads_up)
+    return _unet(blocks), _label(o.get("num_classes"), o["model_channels"])
+
+
+def published(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """What to `build` a published network and its conditioner from, and its new_order, by its state dict (of arrays or shapes).
+
+    Raises:
+      ConfigError: none of the published ones, so that the heads are not known.
+    """
+    size = len(state_dict), state_dict["time_embed.0.weight"].shape[1] if "time_embed.0.weight" in state_dict else 0
+    if size in CLASSIFIERS:
+        return _classifier(classifier.preset(CLASSIFIERS[size])), _label(None, 0), False
+    if size not in NETWORKS:
+        raise ConfigError("this is no state dict that was published with ADM: give the options of the official constructor")
+    labels = state_dict["label_emb.weight"].shape[0] if "label_emb.weight" in state_dict else None
+    return _unet(unet.preset(NETWORKS[size])), _label(labels, size[1]), NETWORKS[size] == "adm-imagenet64"
+
+
+NETWORKS = {
+    (541, 192): "adm-imagenet64", (493, 256): "adm-imagenet128", (567, 256): "adm-imagenet256", (645, 256): "adm-imagenet512",
+    (566, 256): "adm-imagenet256-uncond", (567, 192): "adm-upsample-64-256", (537, 192): "adm-upsample-128-512",
+}
+"""(keys, width) of every published network; those of LSUN are built like adm-imagenet256-uncond."""
+CLASSIFIERS = {
+    (307, 128): "adm-imagenet64", (221, 128): "adm-imagenet128", (249, 128): "adm-imagenet256", (281, 128): "adm-imagenet512",
+}
+
+
+def _given(number: int | None) -> int | None:
+    """The official options say -1 for None."""
+    return None if number == -1 else number
+
+
+def _unet(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": "diffusion_jax.models.unet:UNet", **options}
+
+
+def _classifier(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": "diffusion_jax.models.classifier:Classifier", **options}
+
+
+def _label(num_classes: int | None, width: int) -> dict[str, Any]:
+    """The conditioner of an unconditional network, or of one with labels but no null label."""
+    if num_classes is None:
+        return {"name": "diffusion_jax.models.cond:Nothing"}
+    return {"name": "diffusion_jax.models.cond:Label", "num_classes": num_classes, "width": 4 * width, "null_row": False}
+
+
+def shapes(model: Backbone, cond: nn.Module, state_dict: Mapping[str, Any]) -> Params:
+    """Shapes and types of the parameters {'model': ..., 'cond': ...}; computes nothing.
+
+    A state dict (of arrays or shapes) tells what the modules do not: the channels of a low-resolution image, the width of tokens,
+    the pixels that a classifier pools.
+    """
+    channels = state_dict["input_blocks.0.0.weight"].shape[1]
+    tokens = [value.shape[1] for key, value in state_dict.items() if key.endswith("encoder_kv.weight")]
+    table = state_dict.get("out.2.positional_embedding")
+    side = 2 ** (len(model.mults) - 1) * (math.isqrt(table.shape[1] - 1) if table is not None else 1)
+    one = jnp.zeros(1, jnp.int32)
+
+    def init() -> Params:
+        key, conditions = jax.random.key(0), {}
+        if isinstance(model, Classifier):
+            return {"model": model.init(key, jnp.zeros((1, side, side, channels)), one)["params"], "cond": {}}
+        if channels > model.channels:
+            conditions["cat"] = jnp.zeros((1, side, side, channels - model.channels))
+        if tokens:
+            conditions["seq"] = jnp.zeros((1, 1, tokens[0]))
+        params = model.init(key, jnp.zeros((1, side, side, model.channels)), one, conditions)["params"]
+        return {"model": params, "cond": cond.init(key, {"label": one}).get("params", {})}
+
+    return jax.eval_shape(init)
+
+
+def convert(state_dict: Mapping[str, Array], model: Backbone, cond: nn.Module, new_order: bool = False) -> Params:
+    """An official state dict as the parameters {'model': ..., 'cond': ...}.
+
+    Args:
+      state_dict: official key -> array.
+      model, cond: see `config`.
+      new_order: the official option use_new_attention_order.
+
+    Raises:
+      ConfigError: the weights do not fit; the line says where.
+
+    Example:
+      >>> model, cond, new_order = published(state_dict)
+      >>> params = convert(state_dict, build(model), build(cond), new_order)
+    """
+    params = rules.convert(rename(state_dict, model), table(model, new_order), shapes(model, cond, state_dict))
+    return {"cond": {}} | params
+
+
+def revert(params: Params, shapes: Mapping[str, rules.Shape], model: Backbone, new_order: bool = False) -> dict[str, Array]:
+    """Parameters (or gradients) as an official state dict of the given shapes."""
+    official = rename({key: key for key in shapes}, model)
+    found = rules.revert(params, table(model, new_order), {ours: shapes[key] for ours, key in official.items()})
+    return {official[ours]: value for ours, value in found.items()}
+
+
+def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
+    """An official weights file as (config, params).
+
+    Args:
+      path: the file, see `reader.read`.
+      official: the options of the official constructor, for networks that were not published.
+
+    Returns:
+      {'model': ..., 'cond': ...} to `build` the modules from, and their parameters.
+
+    Raises:
+      ConfigError: see `read`, `published` and `convert`.
+    """
+    state_dict = read(path)
+    model, cond, new_order = (
+        (*config(official), official.get("use_new_attention_order", False)) if official else published(state_dict)
+    )
+    return {"model": model, "cond": cond}, convert(state_dict, build(model), build(cond), new_order)
