@@ -24,6 +24,7 @@ Key = jax.Array
 Params = Any                      # a pytree of arrays
 State = Any                       # what a sampler remembers between steps: any pytree
 Metrics = Mapping[str, Array]     # scalars to log
+Memory = Mapping[str, Array]      # what a task remembers from step to step beside its parameters
 
 Cond = Mapping[str, Array]
 """What a network sees, embedded: vec [B, D] | seq [B, L, D] with seq_mask [B, L] | cat [B, H, W, C]."""
@@ -132,8 +133,15 @@ class Task(Protocol):
         """Fresh parameters; `batch` gives shapes only."""
         ...
 
+    def memory(self) -> Memory:
+        """What the first step remembers; {} for a task that remembers nothing."""
+        ...
+
     def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
-        """The scalar to minimise, averaged over the batch, and scalars to log."""
+        """The scalar to minimise, averaged over the batch, and scalars to log.
+
+        A task with a memory finds it in frozen['memory'], and in training returns the next one as metrics['memory'].
+        """
         ...
 
     def project(self, params: Params) -> Params:
@@ -150,9 +158,11 @@ class TrainState:
       params: the task's parameters.
       opt_state: the one optax state.
       ema: profile name -> averaged parameters.
+      memory: see `Task.memory`.
     """
 
     step: Array
     params: Params
     opt_state: Any
     ema: dict[str, Params]
+    memory: Memory = flax.struct.field(default_factory=dict)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,38 @@ def read(data: bytes | str | Path, name: str | None = None) -> np.ndarray:
     except Exception as error:  # decoders raise anything at all on corrupt bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{name}: cannot read this image ({reason}); mend or remove it") from error
+
+
+def read_batch(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images of one size from a file of samples or a folder: what `--out` writes.
+
+    Args:
+      path: an .npz with arr_0 uint8 [N, H, W, C] and perhaps labels arr_1 [N], an image file, or a folder of them (by name).
+
+    Returns:
+      (uint8 [N, H, W, C], labels or None).
+
+    Raises:
+      ConfigError: no such file, no image, or images of several sizes.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"there is no {path}: give an .npz, an image or a folder of images")
+    if path.suffix == ".npz":
+        try:
+            with np.load(path) as npz:
+                arrays = {name: npz[name] for name in ("arr_0", "arr_1") if name in npz.files}
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise ConfigError(f"{path} does not read: {str(error).splitlines()[0]}") from None
+        images = arrays.get("arr_0")
+        if images is None or images.ndim != 4 or images.dtype != np.uint8:
+            raise ConfigError(f"{path} needs an array 'arr_0', uint8 [N, H, W, C], as --out x.npz writes it")
+        return images, arrays.get("arr_1")
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    pictures = [read(file) for file in files]
+    if len({picture.shape for picture in pictures}) != 1:
+        raise ConfigError(f"{path} needs images of one size, it has {len({picture.shape for picture in pictures})}")
+    return np.stack(pictures), None
 
 
 def _eight_bit(picture: Image.Image, name: str) -> np.ndarray:

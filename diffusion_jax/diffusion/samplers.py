@@ -63,13 +63,16 @@ def start(process: Process, times: Array, key: Key, shape: tuple[int, ...], nois
 
 
 def resolve(process: Process, p: Prediction, x: Array, t: Array) -> tuple[Array, Array]:
-    """(x0, eps) of a prediction at x_t, a pending gradient folded into the score: eps - sigma grad (2105.05233 alg. 2)."""
+    """(x0, eps) of a prediction at x_t, a pending gradient folded into the score: eps - sigma grad (2105.05233 alg. 2).
+
+    At alpha = 0 x_t says nothing of x0, and so nothing of y: there x0 stays.
+    """
     a, s = bcast(process.alpha(t), x), bcast(process.sigma(t), x)
     eps = (x - a * p.x0) / s if p.eps is None else p.eps
     if p.grad is None:
         return p.x0, eps
     eps = eps - s * p.grad
-    return (x - s * eps) / a, eps
+    return jnp.where(a > 0, (x - s * eps) / jnp.where(a > 0, a, 1), p.x0), eps
 
 
 def _stateless(x: Array, steps: int) -> State:

@@ -8,6 +8,7 @@ With a = alpha(t), s = sigma(t), sd = sigma_data and n = a^2 sd^2 + s^2:
     x0                  1           label(t)    0             1                    (3)
     eps - x0            1           label(t)    1 / (a + s)   -s / (a + s)         (4)  2209.03003
     EDM                 1/sqrt(n)   ln(s/a)/4   a sd^2 / n    s sd / sqrt(n)       (5)  2206.00364 table 1
+    mean of x_{t-1}     1           label(t)    -c / b        1 / b                (6)  2006.11239 eq. 7, mean b x0 + c x_t
 
 (2) is written for processes with a^2 + s^2 = 1. The training target of F is F* = (x0 - skip x) / out, and |F - F*|^2 is
 each paper's own simple loss.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.diffusion.process import bcast, starts_from_pure_noise
+from diffusion_jax.diffusion.process import DDPM, bcast, posterior, starts_from_pure_noise
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Network, Prediction, Process, Scales
 
 Scale = Callable[[Process, Array], Scales]
@@ -75,6 +76,17 @@ class EDM:
         a, s, sd = process.alpha(t), process.sigma(t), self.sigma_data
         n = (a * sd) ** 2 + s**2
         return Scales(n**-0.5, jnp.log(s / a) / 4, a * sd**2 / n, s * sd * n**-0.5)
+
+
+@dataclass(frozen=True)
+class PreviousMean:
+    """(6): F predicts the mean of q(x_{t-1} | x_t, x0) of a process that counts its steps, whatever steps are sampled."""
+
+    def __call__(self, process: Process, t: Array) -> Scales:
+        if not isinstance(process, DDPM):
+            raise ConfigError(f"the previous mean needs a DDPM process, whose times have a previous one; {process} has none")
+        q = posterior(process, t, t - 1)
+        return Scales(jnp.ones_like(q.x0), process.label(t), -q.xt / q.x0, 1 / q.x0)
 
 
 def target(process: Process, scale: Scale, x0: Array, xt: Array, t: Array) -> Array:

@@ -10,9 +10,14 @@ process counts its times, float32 elsewhere. Integers are computed as integers; 
     karras      sigma_i = (max^(1/rho) + i / (N-1) (min^(1/rho) - max^(1/rho)))^rho   (5)  2206.00364 eq. 5
     log_snr     equal steps of log(sigma / alpha)                                     (6)  2206.00927
     uniform     equal steps of t                                                      (7)
+
+Importance sampling draws t with p_t and divides its loss by T p_t, which leaves the expectation as it was:
+
+    p_t = (1 - u) r_t / sum r + u / T,   r_t = sqrt(mean of the last `history` losses^2 at t)           (8)  2102.09672 sec. 3.3
 """
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +27,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.process import DDPM
-from diffusion_jax.types import Array, Key, Process
+from diffusion_jax.types import Array, Key, Memory, Process
 
 
 def _table(process: Process, what: str) -> int:
@@ -153,8 +158,28 @@ def uniform(process: Process, steps: int) -> np.ndarray:
 GRIDS = ("respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform")
 
 
+class Memoryless(abc.ABC):
+    """Training times that depend on nothing but the key, all of the same weight."""
+
+    @abc.abstractmethod
+    def __call__(self, process: Process, key: Key, n: int) -> Array:
+        """t [n]."""
+
+    def memory(self, process: Process) -> Memory:
+        """Nothing."""
+        return {}
+
+    def draw(self, process: Process, memory: Memory, key: Key, n: int) -> tuple[Array, Array]:
+        """(t [n], the weights [n] of their losses)."""
+        return self(process, key, n), jnp.ones(n)
+
+    def learn(self, memory: Memory, t: Array, loss: Array) -> Memory:
+        """The memory as it was."""
+        return memory
+
+
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Memoryless):
     """Training times spread evenly over `Process.unit`: integers where the process counts."""
 
     def __call__(self, process: Process, key: Key, n: int) -> Array:
@@ -163,7 +188,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Stratified:
+class Stratified(Memoryless):
     """As `Uniform`, one draw in each of n equal strata: less variance of the loss (2107.00630 app. I.1)."""
 
     def __call__(self, process: Process, key: Key, n: int) -> Array:
@@ -172,7 +197,7 @@ class Stratified:
 
 
 @dataclass(frozen=True)
-class LogNormal:
+class LogNormal(Memoryless):
     """ln(sigma / alpha) ~ N(mean, std^2) (2206.00364 table 1: -1.2, 1.2; EDM2: -0.4, 1.0)."""
 
     mean: float = -1.2
@@ -184,7 +209,7 @@ class LogNormal:
 
 
 @dataclass(frozen=True)
-class LogitNormal:
+class LogitNormal(Memoryless):
     """logit(unit t) ~ N(mean, std^2): more of the middle (2403.03206 eq. 19)."""
 
     mean: float = 0.0
@@ -193,3 +218,50 @@ class LogitNormal:
     def __call__(self, process: Process, key: Key, n: int) -> Array:
         """t [n]."""
         return process.at(jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (n,))))
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """Importance sampling by the second moments of the loss, (8); uniform until every t has `history` losses.
+
+    The memory is {'losses': [T, history], 'counts': [T]}, each row a ring whose next place is counts % history.
+
+    Attributes:
+      history: how many losses of each t are remembered.
+      uniform: the share u of uniform draws.
+    """
+
+    history: int = 10
+    uniform: float = 0.001
+
+    def memory(self, process: Process) -> Memory:
+        """No losses yet.
+
+        Raises:
+          ConfigError: the process does not count its times.
+        """
+        steps = _table(process, "importance-sampled")
+        return {"losses": jnp.zeros((steps, self.history)), "counts": jnp.zeros(steps, jnp.int32)}
+
+    def probabilities(self, memory: Memory) -> Array:
+        """p [T] of (8)."""
+        steps = len(memory["counts"])
+        r = jnp.sqrt(jnp.mean(memory["losses"] ** 2, axis=1))
+        p = (1 - self.uniform) * r / jnp.sum(r) + self.uniform / steps
+        return jnp.where(jnp.all(memory["counts"] >= self.history), p, 1 / steps)
+
+    def draw(self, process: Process, memory: Memory, key: Key, n: int) -> tuple[Array, Array]:
+        """(t [n], the weights [n] of their losses)."""
+        p = self.probabilities(memory)
+        t = jax.random.categorical(key, jnp.log(p), shape=(n,)).astype(jnp.int32)
+        return t, 1 / (len(p) * p[t])
+
+    def learn(self, memory: Memory, t: Array, loss: Array) -> Memory:
+        """The memory after losses [n] at times t [n], in their order."""
+        steps, order = len(memory["counts"]), jnp.argsort(t, stable=True)
+        t, loss, place = t[order], loss[order], jnp.arange(len(t))
+        earlier, later = place - jnp.searchsorted(t, t, "left"), jnp.searchsorted(t, t, "right") - place - 1
+        slot = (memory["counts"][t] + earlier) % self.history
+        row = jnp.where(later < self.history, t, steps)            # beyond the table: overwritten within this batch
+        losses = memory["losses"].at[row, slot].set(loss, mode="drop")
+        return {"losses": losses, "counts": memory["counts"].at[t].add(1)}

@@ -5,18 +5,27 @@ embedding of a null raw condition, whatever that is for the model at hand: here 
 conditioner has
 
     __call__(raw) -> Cond        the embedding, with parameters
+    prepare(raw, key, ...)       what follows from the batch itself: an image made small, and noised
     null(raw) -> Raw             the same batch with its condition taken away
     check(raw)                   on the host: refuses a raw condition that a jitted program would accept silently
-    keys                         the raw keys that it reads, each of which may be dropped at its own rate
+    keys                         the raw keys that it reads
+    derived                      those of them that `prepare` makes of the image: a data set need not hold them
+    droppable                    those of them that `null` replaces, each of which may be dropped at its own rate
+    num_classes                  how many labels there are, 0 where it reads none
 """
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.types import Cond, Raw
+from diffusion_jax.diffusion.process import Cosine, noised
+from diffusion_jax.nn.embed import timestep_embedding
+from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.resample import shrink
+from diffusion_jax.types import Array, Cond, Key, Noise, Raw
 
 
 class Label(nn.Module):
@@ -35,6 +44,12 @@ class Label(nn.Module):
     null_row: bool = True
 
     keys = ("label",)
+    derived = ()
+
+    @property
+    def droppable(self) -> tuple[str, ...]:
+        """The label, where there is a null row."""
+        return ("label",) if self.null_row else ()
 
     @nn.compact
     def __call__(self, raw: Raw) -> Cond:
@@ -42,6 +57,10 @@ class Label(nn.Module):
         rows = self.num_classes + int(self.null_row)
         table = self.param("table", nn.initializers.normal(0.02), (rows, self.width), jnp.float32)
         return {"vec": jnp.take(table, raw["label"], axis=0, mode="fill", fill_value=jnp.nan)}
+
+    def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
+        """raw itself."""
+        return raw
 
     def null(self, raw: Raw) -> Raw:
         """The batch with every label replaced by the null label.
@@ -68,11 +87,16 @@ class Label(nn.Module):
 class Nothing(nn.Module):
     """No condition: an unconditional network. Has no parameters."""
 
-    keys = ()
+    keys = derived = droppable = ()
+    num_classes = 0
 
     def __call__(self, raw: Raw) -> Cond:
         """The empty condition."""
         return {}
+
+    def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
+        """raw itself."""
+        return raw
 
     def null(self, raw: Raw) -> Raw:
         """raw itself: there is nothing to take away."""
@@ -80,3 +104,128 @@ class Nothing(nn.Module):
 
     def check(self, raw: Raw) -> None:
         """Accepts everything."""
+
+
+class LowRes(nn.Module):
+    """A smaller image, which the network enlarges and stacks behind x: what makes it an upsampler (2105.05233 sec. 6).
+
+    With augmentation (2106.15282, 2205.11487) the small image is noised to a level that the network is told: what the network of
+    the smaller size gets wrong then looks like what it has seen. In training the level is uniform in [0, augment].
+
+    Attributes:
+      factor: how many times smaller, a divisor of the image's sides; in training its pixels are means over factor x factor.
+      augment: the largest level, 0 ... 1, a time of the cosine process; 0 for none.
+      width: channels of the embedded level, those of the network's vec; needed with `augment`.
+
+    Parameters: fc1, fc2 with `augment`, none without.
+    """
+
+    factor: int
+    augment: float = 0.0
+    width: int = 0
+
+    keys = derived = ("low_res",)
+    droppable = ()
+    num_classes = 0
+
+    @nn.compact
+    def __call__(self, raw: Raw) -> Cond:
+        """raw['low_res'] [B, h, w, C] -> {'cat': the same}, with `augment` and 'vec': the embedded raw['level'] [B]."""
+        if not self.augment:
+            return {"cat": raw["low_res"]}
+        h = Linear(self.width, name="fc1")(timestep_embedding(1000 * raw["level"], self.width))
+        return {"cat": raw["low_res"], "vec": Linear(self.width, name="fc2")(nn.silu(h))}
+
+    def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
+        """`raw` with 'low_res', made of 'image' where it is missing, and with `augment` noised to 'level'.
+
+        Args:
+          raw: a batch.
+          key: of all draws.
+          noise: the source of noise.
+          level: that of every image; None draws them.
+        """
+        raw = dict(raw)
+        if "low_res" not in raw:
+            raw["low_res"] = shrink(raw["image"], self.factor)
+        if self.augment:
+            k_level, k_noise = jax.random.split(key)
+            small = raw["low_res"]
+            drawn = jax.random.uniform(k_level, small.shape[:1], maxval=self.augment)
+            raw["level"] = drawn if level is None else jnp.full(small.shape[:1], level)
+            raw["low_res"] = noised(Cosine(), small, raw["level"], noise(k_noise, small.shape, small.dtype))
+        return raw
+
+    def null(self, raw: Raw) -> Raw:
+        """raw itself: an upsampler always sees its image."""
+        return raw
+
+    def check(self, raw: Raw) -> None:
+        """Refuses what is no batch of images in [-1, 1].
+
+        Raises:
+          ConfigError: says what it is.
+        """
+        small = np.asarray(raw["low_res"])
+        if small.ndim != 4 or not (np.abs(small) <= 1.001).all():
+            raise ConfigError(f"low_res is a batch of images [B, h, w, C] in [-1, 1], not {small.shape} with other values")
+
+
+class Joint(nn.Module):
+    """Several conditioners at once. Where two of them give a vec, the network sees the sum.
+
+    Attributes:
+      parts: the conditioners, which read different keys.
+
+    Parameters: parts_0, parts_1 ...
+
+    Example:
+      >>> Joint((Label(1000, 768, null_row=False), LowRes(4)))            # ADM's upsampler 64 -> 256
+    """
+
+    parts: tuple[nn.Module, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those of all parts."""
+        return tuple(key for part in self.parts for key in part.keys)
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """Those of all parts."""
+        return tuple(key for part in self.parts for key in part.derived)
+
+    @property
+    def droppable(self) -> tuple[str, ...]:
+        """Those of all parts."""
+        return tuple(key for part in self.parts for key in part.droppable)
+
+    @property
+    def num_classes(self) -> int:
+        """That of the part with labels."""
+        return max(part.num_classes for part in self.parts)
+
+    def __call__(self, raw: Raw) -> Cond:
+        """What all parts give."""
+        joint: dict[str, Array] = {}
+        for part in self.parts:
+            cond = part(raw)
+            joint |= {key: joint[key] + value if key == "vec" and key in joint else value for key, value in cond.items()}
+        return joint
+
+    def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
+        """What all parts prepare."""
+        for i, part in enumerate(self.parts):
+            raw = part.prepare(raw, jax.random.fold_in(key, i), noise, level)
+        return raw
+
+    def null(self, raw: Raw) -> Raw:
+        """The batch with every droppable condition taken away."""
+        for part in self.parts:
+            raw = part.null(raw) if part.droppable else raw
+        return raw
+
+    def check(self, raw: Raw) -> None:
+        """What all parts refuse."""
+        for part in self.parts:
+            part.check(raw)

@@ -10,26 +10,36 @@ With p the patch, x the image, t the noise label, c the condition and z the toke
     out = unpatch(W_o ((1 + scale) norm(z) + shift)),   shift, scale = W silu(c)      (6)
 
 "adaLN-Zero": the W of (3) and (6) and W_o start at zero, so that every block starts as the identity and the network as zero.
+The paper compares three other blocks, which see the tokens y of the condition, one for the time, one for vec and those of seq:
+
+    in_context          z <- [z, y] before the blocks, whose norms have affine maps of their own; y is dropped after them      (7)
+    cross_attention     z = z + attention(q = norm(z), k = v = y) between (4) and (5); norms as in (7)                (8)
+    adaln               (4) and (5) without gates                                                             (9)
 """
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.nn.attention import attention
 from diffusion_jax.nn.embed import patchify, sincos_2d, timestep_embedding, unpatchify
 from diffusion_jax.nn.linear import Linear
-from diffusion_jax.nn.norm import layer_norm
+from diffusion_jax.nn.masked_attention import masked_attention
+from diffusion_jax.nn.norm import LayerNorm, layer_norm
+from diffusion_jax.nn.resample import bilinear
 from diffusion_jax.types import Array, Cond, Params
 
 TIME_CHANNELS = 256
 DTYPES = ("float32", "bfloat16")
+BLOCKS = ("adaln_zero", "adaln", "cross_attention", "in_context")
+CONDITIONS = ("vec", "cat")
+TOKENS = ("seq", "seq_mask")
 REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -53,13 +63,37 @@ class Attention(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [B, T, D] -> [B, T, D]."""
-        b, t, d = x.shape
-        qkv = Linear(3 * d, dtype=self.dtype, name="qkv")(x).reshape(b, t, 3, self.heads, d // self.heads)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, d]
-        out = attention(q, k, v).transpose(0, 2, 1, 3).reshape(b, t, d)
-        return Linear(d, dtype=self.dtype, name="proj")(out)
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        """x [B, T, D], mask [B, T], False for tokens to leave out -> [B, T, D]."""
+        qkv = Linear(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
+        out = masked_attention(*_heads(qkv, 3, self.heads), mask)
+        return Linear(x.shape[-1], dtype=self.dtype, name="proj")(_joined(out))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention to the tokens of the condition."""
+
+    heads: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, y: Array, mask: Array | None = None) -> Array:
+        """x [B, T, D], y [B, L, D], mask [B, L], False for tokens to leave out -> [B, T, D]."""
+        (q,) = _heads(Linear(x.shape[-1], dtype=self.dtype, name="q")(x), 1, self.heads)
+        k, v = _heads(Linear(2 * x.shape[-1], dtype=self.dtype, name="kv")(y), 2, self.heads)
+        return Linear(x.shape[-1], dtype=self.dtype, name="proj")(_joined(masked_attention(q, k, v, mask)))
+
+
+def _heads(x: Array, parts: int, heads: int) -> Array:
+    """[B, T, parts * D] -> [parts, B, heads, T, d]."""
+    b, t, d = x.shape
+    return x.reshape(b, t, parts, heads, d // parts // heads).transpose(2, 0, 3, 1, 4)
+
+
+def _joined(x: Array) -> Array:
+    """[B, heads, T, d] -> [B, T, D]."""
+    b, heads, t, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(b, t, heads * d)
 
 
 class Mlp(nn.Module):
@@ -80,46 +114,78 @@ class Modulation(nn.Module):
 
     parts: int
     dtype: str = "float32"
+    kernel_init: nn.initializers.Initializer = nn.initializers.zeros
 
     @nn.compact
     def __call__(self, c: Array) -> list[Array]:
         """c [B, D] -> `parts` arrays [B, 1, D]."""
-        out = Linear(self.parts * c.shape[-1], nn.initializers.zeros, self.dtype, name="linear")(nn.silu(c))
+        out = Linear(self.parts * c.shape[-1], self.kernel_init, self.dtype, name="linear")(nn.silu(c))
         return jnp.split(out[:, None], self.parts, axis=-1)
 
 
+class Tokens(NamedTuple):
+    """What a block sees of the condition.
+
+    Attributes:
+      c: the sum of all embeddings, [B, D].
+      y: the embeddings one by one, [B, L, D].
+      mask: [B, L], or [B, T] for self-attention over image and condition; False for tokens to leave out, None leaves none out.
+    """
+
+    c: Array
+    y: Array
+    mask: Array | None
+
+
 class Block(nn.Module):
-    """One adaLN-Zero block, (3) to (5)."""
+    """One block: adaLN-Zero, (3) to (5), or another one of the paper's four."""
 
     heads: int
     mlp_ratio: float = 4.0
     dtype: str = "float32"
+    kind: str = "adaln_zero"
 
     @nn.compact
-    def __call__(self, x: Array, c: Array) -> Array:
-        """x [B, T, D], c [B, D] -> [B, T, D]."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(6, self.dtype, name="modulation")(c)
+    def __call__(self, x: Array, cond: Tokens) -> Array:
+        """x [B, T, D] -> [B, T, D]."""
         attn = Attention(self.heads, self.dtype, name="attn")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
-        x = x + gate_a * attn(layer_norm(x) * (1 + scale_a) + shift_a)
-        return x + gate_m * mlp(layer_norm(x) * (1 + scale_m) + shift_m)
+        if self.kind == "adaln_zero":
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(6, self.dtype, name="modulation")(cond.c)
+            x = x + gate_a * attn(layer_norm(x) * (1 + scale_a) + shift_a)
+            return x + gate_m * mlp(layer_norm(x) * (1 + scale_m) + shift_m)
+        if self.kind == "adaln":
+            modulation = Modulation(4, self.dtype, nn.initializers.xavier_uniform(), name="modulation")
+            shift_a, scale_a, shift_m, scale_m = modulation(cond.c)
+            x = x + attn(layer_norm(x) * (1 + scale_a) + shift_a)
+            return x + mlp(layer_norm(x) * (1 + scale_m) + shift_m)
+        cross = self.kind == "cross_attention"
+        x = x + attn(LayerNorm(name="norm1")(x), None if cross else cond.mask)
+        if cross:
+            x = x + CrossAttention(self.heads, self.dtype, name="cross_attn")(LayerNorm(name="norm2")(x), cond.y, cond.mask)
+        return x + mlp(LayerNorm(name="norm3")(x))
 
 
 class Final(nn.Module):
-    """The last layer (6) without its unpatching."""
+    """The last layer (6) without its unpatching; its norm is modulated where those of the blocks are."""
 
     features: int
     dtype: str = "float32"
+    adaptive: bool = True
 
     @nn.compact
     def __call__(self, x: Array, c: Array) -> Array:
         """x [B, T, D], c [B, D] -> [B, T, features]."""
-        shift, scale = Modulation(2, self.dtype, name="modulation")(c)
-        return Linear(self.features, nn.initializers.zeros, self.dtype, name="linear")(layer_norm(x) * (1 + scale) + shift)
+        if self.adaptive:
+            shift, scale = Modulation(2, self.dtype, name="modulation")(c)
+            x = layer_norm(x) * (1 + scale) + shift
+        else:
+            x = LayerNorm(name="norm")(x)
+        return Linear(self.features, nn.initializers.zeros, self.dtype, name="linear")(x)
 
 
 class DiT(nn.Module):
-    """The diffusion transformer with adaLN-Zero blocks.
+    """The diffusion transformer.
 
     Positions come from the input's own grid, so any image whose sides are multiples of the patch will do.
 
@@ -131,6 +197,9 @@ class DiT(nn.Module):
       mlp_ratio: hidden channels of the MLP over D.
       channels: channels C of the prediction, those of the image.
       learn_sigma: predict C more channels, the raw variances, after the first C.
+      block: 'adaln_zero', 'adaln', 'cross_attention' or 'in_context', see the top of this file.
+      grid: to fine-tune a model that was trained on grid x grid patches at another size: its positions are interpolated to span
+        the same range. None: positions count patches.
       dtype: what the blocks are computed in: 'float32' or 'bfloat16'. Parameters, norms, softmax, time embedding and output are
         float32.
       scan: one traced block over stacked parameters ('blocks') in place of `depth` blocks ('blocks_0' ...): compile time does not
@@ -152,6 +221,8 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0
     channels: int = 4
     learn_sigma: bool = True
+    block: str = "adaln_zero"
+    grid: int | None = None
     dtype: str = "float32"
     scan: bool = False
     remat: str | None = None
@@ -163,7 +234,8 @@ class DiT(nn.Module):
         Args:
           x: [B, H, W, C], already scaled.
           noise: [B], the DDPM step 0 ... 999; may be fractional.
-          cond: {'vec': [B, width]}, or empty for an unconditional network.
+          cond: any of vec [B, width]; cat [B, h, w, c], a smaller image, enlarged and stacked behind x; with the blocks
+            'cross_attention' and 'in_context' also seq [B, L, width], of which those count where seq_mask [B, L] is True.
 
         Returns:
           [B, H, W, C], or [B, H, W, 2C] with learn_sigma, float32.
@@ -172,20 +244,34 @@ class DiT(nn.Module):
           ConfigError: a size that does not divide, an unknown option or a condition that this network cannot take.
         """
         self._check(cond)
-        _, h, w, _ = x.shape
+        b, h, w, _ = x.shape
+        if "cat" in cond:
+            x = jnp.concatenate([x, bilinear(cond["cat"], h, w)], axis=-1)
         z = Linear(self.width, dtype=self.dtype, name="patch")(patchify(x, self.patch))  # [B, T, D]
-        z = z + jnp.asarray(sincos_2d(h // self.patch, w // self.patch, self.width), z.dtype)[None]
+        z = z + jnp.asarray(sincos_2d(h // self.patch, w // self.patch, self.width, self.grid), z.dtype)[None]
         c = TimeEmbedding(self.width, name="time")(noise)  # [B, D]
+        y = [c[:, None], *([cond["vec"][:, None]] if "vec" in cond else []), *([cond["seq"]] if "seq" in cond else [])]
+        tokens, mask = jnp.concatenate(y, axis=1).astype(self.dtype), cond.get("seq_mask")
+        if mask is not None:
+            mask = jnp.pad(mask.astype(bool), ((0, 0), (tokens.shape[1] - mask.shape[1], 0)), constant_values=True)
         if "vec" in cond:
             c = c + cond["vec"]
-        z = self._blocks(z, c)
-        out = Final(self.patch**2 * self.channels * (1 + self.learn_sigma), self.dtype, name="final")(z, c)
+        patches = z.shape[1]
+        if self.block == "in_context":
+            z = jnp.concatenate([z, tokens], axis=1)
+            mask = None if mask is None else jnp.concatenate([jnp.ones((b, patches), bool), mask], axis=1)
+        z = self._blocks(z, Tokens(c, tokens, mask))[:, :patches]
+        adaptive = self.block.startswith("adaln")
+        out = Final(self.patch**2 * self.channels * (1 + self.learn_sigma), self.dtype, adaptive, name="final")(z, c)
         return unpatchify(out.astype(jnp.float32), h, w, self.patch)
 
     def _check(self, cond: Cond) -> None:
+        if self.block not in BLOCKS:
+            raise unknown("block", self.block, BLOCKS)
+        known = CONDITIONS if self.block.startswith("adaln") else CONDITIONS + TOKENS
         for key in cond:
-            if key != "vec":
-                raise unknown("condition of DiT", key, ["vec"])
+            if key not in known:
+                raise unknown(f"condition of DiT with {self.block} blocks", key, known)
         if self.remat is not None and self.remat not in REMAT:
             raise unknown("remat", self.remat, REMAT)
         if self.dtype not in DTYPES:
@@ -193,17 +279,17 @@ class DiT(nn.Module):
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} does not divide into {self.heads} heads")
 
-    def _blocks(self, z: Array, c: Array) -> Array:
+    def _blocks(self, z: Array, cond: Tokens) -> Array:
         block = Block
         if self.remat is not None:
             block = nn.remat(Block, prevent_cse=not self.scan, policy=REMAT[self.remat])
-        make = partial(block, self.heads, self.mlp_ratio, self.dtype)
+        make = partial(block, self.heads, self.mlp_ratio, self.dtype, self.block)
         if not self.scan:
             for i in range(self.depth):
-                z = make(name=f"blocks_{i}")(z, c)
+                z = make(name=f"blocks_{i}")(z, cond)
             return z
         over_layers = nn.scan(
-            lambda layer, z: (layer(z, c), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
+            lambda layer, z: (layer(z, cond), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
         )
         return over_layers(make(name="blocks"), z)[0]
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_jax.build import ConfigError, build, unknown
+from diffusion_jax.data.image import Decode, to_unit
 from diffusion_jax.data.loader import Batches
+from diffusion_jax.data.source import Source
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.diffusion import Diffusion
+from diffusion_jax.types import Raw, Task
 
 SECTIONS = {
     "seed": "of everything random",
@@ -25,9 +30,10 @@ SECTIONS = {
     "sharding": "ordered rules (regex of a parameter's path, how to place it)",
     "checkpoint": "every, keep, keep_every",
     "log_every": "steps between logged metrics",
-    "sample": "how to sample, and how many images how often while training",
-    "evaluate": "images to measure, and the guidance to measure at, when training ends; num 0 for not at all",
+    "sample": "how to sample, and how many images how often while training; only for what makes images",
+    "evaluate": "images to measure when training ends, num 0 for not at all; and, for what makes images, at which guidance",
 }
+OPTIONAL = ("sample",)
 PARTS = {
     "data": ("train", "test", "decode"),
     "mesh": ("data", "fsdp", "tensor"),
@@ -47,33 +53,35 @@ def check(config: Mapping[str, Any]) -> None:
     for key in config:
         if key not in SECTIONS:
             raise unknown("config key", key, SECTIONS)
-    missing = [key for key in SECTIONS if key not in config]
+    missing = [key for key in SECTIONS if key not in config and key not in OPTIONAL]
     if missing:
         raise ConfigError(f"the config lacks {missing[0]!r} ({SECTIONS[missing[0]]})")
     for section, known in PARTS.items():
         for key in config[section]:
             if key not in known:
                 raise unknown("config key", f"{section}.{key}", [f"{section}.{name}" for name in known])
-        missing = [key for key in known if key not in config[section]] if section in ("data", "evaluate") else []
+        missing = [key for key in known if key not in config[section]] if section == "data" else []
         if missing:
             raise ConfigError(f"the config lacks '{section}.{missing[0]}' ({SECTIONS[section]})")
     for name in COUNTS:
         section, _, key = name.rpartition(".")
+        if section in OPTIONAL and section not in config:
+            continue
         value = (config[section] if section else config).get(key)
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"config.{name} is a number, at least 1: got {value!r}")
-    recipe_of(config, {})
+    if "sample" in config:
+        recipe_of(config, {})
 
 
-def fits(task: Diffusion, batches: Batches, mesh: Mesh, accumulate: int) -> None:
+def fits(task: Task, batches: Batches, mesh: Mesh, accumulate: int) -> None:
     """Raises ConfigError where data, model and devices do not go together, in ways that the train step would not say."""
-    record = batches.source[0]
-    for key in task.cond.keys:
+    record, names = batches.source[0], batches.source.names
+    for key in task.needs:
         if key not in record:
             raise ConfigError(f"the model's condition needs {key!r}, but {batches.source} has only: {', '.join(sorted(record))}")
-    names = batches.source.names
-    if "label" in task.cond.keys and names and len(names) > task.cond.num_classes:
-        raise ConfigError(f"the data has {len(names)} classes, the model {task.cond.num_classes}: raise task.cond.num_classes")
+    if task.num_classes and names and len(names) > task.num_classes:
+        raise ConfigError(f"the data has {len(names)} classes, the model {task.num_classes}: raise num_classes")
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batches.batch % (devices * accumulate):
         raise ConfigError(f"batch {batches.batch} is no multiple of accumulate {accumulate} x {devices} devices: choose one")
@@ -97,7 +105,7 @@ def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:
       model, cond: what of the network and the conditioner to change.
     """
     config.model.update(model)
-    config.task.cond.update(cond)
+    config.task.get("cond", {}).update(cond)
     config.task.shape = (8, 8, 1)
     digits = "diffusion_jax.data.digits:Digits"
     config.data = dict(
@@ -106,8 +114,10 @@ def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:
     )
     config.update(batch=16, steps=4, log_every=1)
     config.checkpoint.update(every=2, keep=3)
-    config.sample.update(num=20, every=4, steps=5, times="uniform")
-    config.evaluate = dict(num=20, guidance=1.0)
+    config.evaluate = dict(num=20)
+    if "sample" in config:
+        config.sample.update(num=20, every=4, steps=5, times="uniform")
+        config.evaluate.guidance = 1.0
     return config
 
 
@@ -115,3 +125,27 @@ def batches_of(config: Mapping[str, Any], process_index: int, process_count: int
     """The training batches of this process."""
     data = config["data"]
     return Batches(build(data["train"]), build(data["decode"]), config["batch"], config["seed"], process_index, process_count)
+
+
+def whole(source: Source, decode: Decode, num: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The first `num` examples of a data set, or all: images uint8 [N, H, W, C] and labels [N], None where it has none."""
+    count = len(source) if num is None else min(num, len(source))
+    records = [decode(source[i], np.random.default_rng(0)) for i in range(count)]
+    labels = np.array([record["label"] for record in records]) if "label" in records[0] else None
+    return np.stack([record["image"] for record in records]), labels
+
+
+def derived_conditions(task: Diffusion, data: Mapping[str, Any], num: int) -> Raw:
+    """Conditions of `num` held-out images where the task makes some of an image, as an upsampler does; else none.
+
+    Args:
+      task: the model.
+      data: the config's section.
+      num: how many; the images come again where the data set has fewer.
+    """
+    if not task.cond.derived:
+        return {}
+    images, labels = whole(build(data["test"]), build(data["decode"]), num)
+    raw = task.cond.prepare({"image": jax.numpy.asarray(to_unit(images))}, jax.random.key(0), level=0.0)
+    found = {name: np.asarray(raw[name]) for name in task.cond.derived} | ({} if labels is None else {"label": labels})
+    return {name: value[np.arange(num) % len(images)] for name, value in found.items()}

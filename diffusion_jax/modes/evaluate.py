@@ -1,48 +1,59 @@
-"""Mode `evaluate`: how good the samples of a run's newest checkpoint are, in pixel space; writes report.json."""
+"""Mode `evaluate`: how good a run's newest checkpoint is; prints a table and writes report.json.
+
+    pixels      samples against the run's data, in pixel space: class accuracy, novelty, variance by class
+    bpd         bits/dim of held-out images, the variational bound of the whole chain
+    accuracy    of a noisy classifier on held-out images, by noise level
+"""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, build
+from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.data import image
-from diffusion_jax.data.source import Source
+from diffusion_jax.diffusion.guidance import Clip
+from diffusion_jax.diffusion.process import DDPM, noised
+from diffusion_jax.diffusion.times import respace
 from diffusion_jax.metrics import pixels
+from diffusion_jax.metrics.bpd import bits_per_dim
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes.sample import pixels_of
+from diffusion_jax.modes.sample import guide_of, pixels_of
 from diffusion_jax.pipelines.diffusion import conditions, generate
+from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train.checkpoint import load
 from diffusion_jax.train.state import plain
+from diffusion_jax.types import Array, Key, Params, Raw, Task
+
+LEVELS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
+Report = dict[str, Any]
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
-    """Samples as many images as the checkpoint's config says, classes in turn, and measures them against its data.
+    """Measures a checkpoint, which alone says what and how.
 
     Args:
       config: not needed: the checkpoint carries its own.
       workdir: the run's folder.
-      options: num, seed, which, step, batch, and the fields of `Recipe`.
+      options: metric, num, seed, which, step, batch; for `pixels` also classifier and the fields of `Recipe`, for `bpd` steps.
 
     Raises:
-      ConfigError: what `check`, `load` or `generate` refuse.
+      ConfigError: a metric that the model does not have, or what `check`, `load` or `generate` refuse.
     """
     options = dict(options)
     stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
     stored = plain(stored)
-    num, seed, batch = options.pop("num", stored["evaluate"]["num"]), options.pop("seed", 1), options.pop("batch", 250)
-    recipe = page.recipe_of(stored, {"guidance": stored["evaluate"]["guidance"]} | options)
-    train, test, decode = (build(stored["data"][part]) for part in ("train", "test", "decode"))
-    check(task, num, len(train.names or ()))
-    raw = conditions(task, num)
-    samples = np.concatenate(list(pixels_of(generate(task, params, recipe, raw, num, seed, batch), num)))
-    report = {"samples": num, "sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
-    report |= measure(samples, raw["label"], whole(train, decode), whole(test, decode))
+    known = ("accuracy",) if isinstance(task, NoisyClassifier) else ("pixels", "bpd")
+    metric = options.pop("metric", known[0])
+    if metric not in known:
+        raise unknown(f"metric of a {type(task).__name__}", metric, known)
+    report = {"accuracy": of_classifier, "pixels": of_samples, "bpd": of_bits}[metric](stored, task, params, options)
     if jax.process_index() == 0:
         path = Path(workdir) / "report.json"
         path.write_text(json.dumps(report, indent=2) + "\n")
@@ -50,23 +61,29 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         print(f"report: {path}")
 
 
-def check(task: Diffusion, num: int, classes: int) -> None:
-    """Raises ConfigError where `num` images of `task`, classes in turn, cannot be measured against data of `classes` classes."""
-    if "label" not in task.cond.keys:
-        raise ConfigError("these metrics need a class-conditional model, and this one takes no label: set evaluate.num to 0")
+def of_samples(stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]) -> Report:
+    """The metrics of metrics/pixels.py on samples, classes in turn."""
+    guide = guide_of(options.pop("classifier", None))
+    num, seed, batch = options.pop("num", stored["evaluate"]["num"]), options.pop("seed", 1), options.pop("batch", 250)
+    recipe = page.recipe_of(stored, {"guidance": stored["evaluate"]["guidance"]} | options)
+    train, test, decode = (build(stored["data"][part]) for part in ("train", "test", "decode"))
+    check(task if guide is None else guide.task, num, len(train.names or ()))
+    raw = conditions(task, num, given=page.derived_conditions(task, stored["data"], num), guide=guide)
+    samples = np.concatenate(list(pixels_of(generate(task, params, recipe, raw, num, seed, batch, guide), num)))
+    report = {"samples": num, "sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
+    report |= {"classifier scale": recipe.classifier_scale} if guide else {}
+    return report | measure(samples, raw["label"], page.whole(train, decode), page.whole(test, decode))
+
+
+def check(task: Diffusion | NoisyClassifier, num: int, classes: int) -> None:
+    """Raises ConfigError where `num` images, classes in turn, cannot be measured against data of `classes` classes."""
+    if not task.num_classes:
+        raise ConfigError("these metrics need classes, and this model takes no label: give a --classifier, or evaluate.num = 0")
     if num < max(classes, 1):
         raise ConfigError(f"{num} samples do not cover the {classes} classes of the data: raise num")
 
 
-def whole(source: Source, decode: image.Decode) -> tuple[np.ndarray, np.ndarray]:
-    """A whole data set as images uint8 [N, H, W, C] and labels [N]."""
-    records = [decode(source[i], np.random.default_rng(0)) for i in range(len(source))]
-    if "label" not in records[0]:
-        raise ConfigError(f"{source} has no labels; these metrics need them")
-    return np.stack([r["image"] for r in records]), np.array([r["label"] for r in records])
-
-
-def measure(samples: np.ndarray, labels: np.ndarray, train: tuple, test: tuple) -> dict[str, Any]:
+def measure(samples: np.ndarray, labels: np.ndarray, train: tuple, test: tuple) -> Report:
     """The metrics of metrics/pixels.py; train and test are (images, labels)."""
     return {
         "accuracy[pixel SVC]": pixels.class_accuracy(samples, labels, *train),
@@ -74,6 +91,59 @@ def measure(samples: np.ndarray, labels: np.ndarray, train: tuple, test: tuple) 
         "novelty[pixels]": pixels.novelty(samples, train[0], test[0]),
         "variance[pixels] by class": pixels.class_variance(samples, labels, *train),
     }
+
+
+def of_bits(stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]) -> Report:
+    """Bits/dim of the first `num` held-out images (all by default) over all steps, or over `steps` respaced ones, x0 clipped."""
+    if not isinstance(task.process, DDPM):
+        raise ConfigError(f"bits/dim are those of a DDPM process's steps, this model has {task.process}")
+    steps, key = options.pop("steps", task.process.steps), jax.random.key(options.pop("seed", 1))
+    times = respace(task.process, steps)
+
+    @jax.jit
+    def bits(params: Params, raw: Raw, key: Key) -> tuple[Array, Array]:
+        raw = task.cond.prepare(raw, jax.random.fold_in(key, 1))
+        denoise, cond = Clip()(task.denoiser(params)), task.embed(params, raw)
+        found = bits_per_dim(denoise, task.process, raw["image"], times, cond, key, task.variance)
+        return found.total, found.prior
+
+    total, prior = (np.concatenate(column) for column in zip(*over_test(stored, task, options, bits, params, key), strict=True))
+    report = {"images": len(total), "steps": len(times) - 1}
+    return report | {"bits/dim": float(np.mean(total)), "of them prior": float(np.mean(prior))}
+
+
+def of_classifier(stored: Mapping[str, Any], task: NoisyClassifier, params: Params, options: dict[str, Any]) -> Report:
+    """The share of held-out images whose class is found, at some noise levels."""
+    key = jax.random.key(options.pop("seed", 1))
+    times = task.process.at(jnp.asarray(LEVELS))
+
+    @jax.jit
+    def right(params: Params, raw: Raw, key: Key) -> tuple[Array, ...]:
+        def at(t: Array) -> Array:
+            eps = jax.random.normal(key, raw["image"].shape)
+            logits = task.logits(params, noised(task.process, raw["image"], t, eps), t)
+            return jnp.argmax(logits, axis=1) == raw["label"]
+
+        return tuple(jax.lax.map(at, times))
+
+    found = [np.concatenate(column) for column in zip(*over_test(stored, task, options, right, params, key), strict=True)]
+    at = {f"accuracy at t = {level} of the noisiest": float(np.mean(column)) for level, column in zip(LEVELS, found, strict=True)}
+    return {"images": len(found[0])} | at
+
+
+def over_test(
+    stored: Mapping[str, Any], task: Task, options: dict[str, Any], function: Any, params: Params, key: Key
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """function(params, raw, key) over batches of held-out images; each result cut to the images that there are."""
+    num, batch = options.pop("num", None), options.pop("batch", 250)
+    for name in options:
+        raise ConfigError(f"--{name} is for samples: this metric makes none")
+    images, labels = page.whole(*(build(stored["data"][part]) for part in ("test", "decode")), num=num)
+    batch = min(batch, len(images))
+    for first in range(0, len(images), batch):
+        index = np.minimum(np.arange(first, first + batch), len(images) - 1)              # the last batch is filled up
+        raw = {"image": image.to_unit(images[index])} | ({} if labels is None else {"label": labels[index]})
+        yield tuple(np.asarray(value)[: len(images) - first] for value in function(params, raw, jax.random.fold_in(key, first)))
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -11,7 +11,10 @@ import numpy as np
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
 from diffusion_jax.modes import config as page
-from diffusion_jax.pipelines.diffusion import conditions, generate
+from diffusion_jax.pipelines.cascade import Stage, generate_cascade
+from diffusion_jax.pipelines.diffusion import Guide, conditions
+from diffusion_jax.tasks.classifier import NoisyClassifier
+from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train.checkpoint import load
 from diffusion_jax.train.state import plain
 
@@ -22,23 +25,27 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     Args:
       config: not needed: the checkpoint carries its own.
       workdir: the run's folder.
-      options: num, label, seed, out, which, step, batch, and the fields of `Recipe`; what is not given comes from the
-        checkpoint's config.
+      options: num, label, seed, out, which, step, batch, classifier (a run's folder), upsampler (a list of them), low_res (a file
+        that `image.read_batch` reads), and the fields of `Recipe`; what is not given comes from the checkpoint's config.
 
     Raises:
       ConfigError: a bad `out`, what `load`, `conditions` or `generate` refuse, or samples that are not finite.
     """
     options = dict(options)
+    guide, larger = guide_of(options.pop("classifier", None)), options.pop("upsampler", ())
+    given = options.pop("low_res", None)
     num, label = options.pop("num", 64), options.pop("label", None)
     seed, batch = options.pop("seed", 0), options.pop("batch", 100)
     target = options.pop("out", str(Path(workdir, "samples.png")))
     out = Path(target)
     if not target.endswith("/") and out.suffix not in (".png", ".npz"):
         raise ConfigError(f"--out {out}: end it in .png (a grid), .npz (arr_0, arr_1) or / (a folder of PNGs)")
-    stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
-    recipe = page.recipe_of(plain(stored), options)
-    raw = conditions(task, num, label)
-    batches = pixels_of(generate(task, params, recipe, raw, num, seed, batch), num)
+    base = stage_of(workdir, options.pop("which", "ema"), options.pop("step", None), options)
+    if guide is None and "classifier_scale" in options:
+        raise ConfigError("--classifier_scale needs a --classifier")
+    raw = conditions(base.task, num, label, small_images(given, base.task) if given else None, guide)
+    stages = [base, *(stage_of(folder, "ema", None, {}) for folder in larger)]
+    batches = pixels_of(generate_cascade(stages, raw, num, seed, batch, guide), num)
     if target.endswith("/"):
         write_folder(out, batches, raw)
     else:
@@ -49,6 +56,39 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         else:
             image.save_png(out, image.grid(images))
     print(f"{num} samples: {out}")
+
+
+def stage_of(folder: str, which: str, step: int | None, options: Mapping[str, Any]) -> Stage:
+    """A diffusion model and its page's way of sampling with `options` over it.
+
+    Raises:
+      ConfigError: what `load` refuses, or a folder of another kind of model.
+    """
+    stored, task, params = load(folder, which, step)
+    if not isinstance(task, Diffusion):
+        raise ConfigError(f"{folder} holds a {type(task).__name__}, which makes no images: give the folder of a diffusion model")
+    return Stage(task, params, page.recipe_of(plain(stored), options))
+
+
+def guide_of(folder: str | None) -> Guide | None:
+    """The newest classifier in a run's folder.
+
+    Raises:
+      ConfigError: what `load` refuses, or a folder of another kind of model.
+    """
+    if folder is None:
+        return None
+    _, task, params = load(folder)
+    if not isinstance(task, NoisyClassifier):
+        raise ConfigError(f"--classifier {folder} holds a {type(task).__name__}: give the folder of a noisy classifier")
+    return Guide(task, params)
+
+
+def small_images(path: str, task: Diffusion) -> dict[str, np.ndarray]:
+    """The raw conditions in a file: low_res in [-1, 1] and, if there are any, labels."""
+    images, labels = image.read_batch(path)
+    small = image.to_unit(np.stack([image.to_channels(picture, task.shape[-1]) for picture in images]))
+    return {"low_res": small} | ({} if labels is None else {"label": labels.astype(np.int32)})
 
 
 def pixels_of(batches: Iterator[np.ndarray], num: int) -> Iterator[np.ndarray]:

@@ -19,15 +19,16 @@ from diffusion_jax.modes import config as page
 from diffusion_jax.modes import evaluate
 from diffusion_jax.pipelines.diffusion import conditions, generate
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train import loop, shard
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.log import Writer
 from diffusion_jax.train.state import plain, task_of
-from diffusion_jax.types import TrainState
+from diffusion_jax.types import Raw, TrainState
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
-    """Trains to config.steps, sampling on the way, then evaluates.
+    """Trains to config.steps, sampling on the way where the task makes images, then evaluates.
 
     Args:
       config: a whole run's config.
@@ -42,15 +43,22 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     config = plain(config)
     page.check(config)
     task = task_of(config)
-    recipe = page.recipe_of(config, {})
-    recipe.check(task)
+    images = isinstance(task, Diffusion)
+    if images != ("sample" in config):
+        said = "images: it needs" if images else "no images: leave out"
+        raise ConfigError(f"a {type(task).__name__} makes {said} config.sample")
+    recipe = page.recipe_of(config, {}) if images else None
     emas = {name: build(spec) for name, spec in config["ema"].items()}
     which = next(iter(emas), "params")
     batches = page.batches_of(config, jax.process_index(), jax.process_count())
     mesh = shard.make_mesh(**config["mesh"])
     page.fits(task, batches, mesh, config["accumulate"])
-    if config["evaluate"]["num"]:
-        evaluate.check(task, config["evaluate"]["num"], len(batches.source.names or ()))
+    if recipe:
+        recipe.check(task)
+        num = config["sample"]["num"]
+        raw = conditions(task, num, given=page.derived_conditions(task, config["data"], num))
+        if config["evaluate"]["num"]:
+            evaluate.check(task, config["evaluate"]["num"], len(batches.source.names or ()))
     saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
     with saved as checkpoints, Writer(workdir) as writer:
         steps = loop.steps(
@@ -60,21 +68,22 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
             log_every=config["log_every"],
         )
         for step, state in steps:
-            if step % config["sample"]["every"] == 0 or step == config["steps"]:
-                show(task, state, which, recipe, config, Path(workdir), step, writer)
+            if recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):
+                show(task, state, which, recipe, raw, config, Path(workdir), step, writer)
     if config["evaluate"]["num"]:
-        evaluate.run(config, workdir, {"which": which} | page.recipe_options(config) | config["evaluate"])
+        evaluate.run(config, workdir, {"which": which} | (page.recipe_options(config) if recipe else {}) | config["evaluate"])
 
 
 def show(
-    task: Any, state: TrainState, which: str, recipe: Recipe, config: Mapping[str, Any], workdir: Path, step: int, writer: Writer
+    task: Diffusion, state: TrainState, which: str, recipe: Recipe, raw: Raw, config: Mapping[str, Any], workdir: Path, step: int,
+    writer: Writer,
 ) -> None:
     """Writes a grid of samples to samples/<step>.png and to TensorBoard."""
     if jax.process_count() > 1:
         return                          # the parameters of one process are not all of them; sample from the checkpoint
     num = config["sample"]["num"]
     params = state.params if which == "params" else state.ema[which]
-    images = np.concatenate(list(generate(task, params, recipe, conditions(task, num), num, config["seed"], num)))
+    images = np.concatenate(list(generate(task, params, recipe, raw, num, config["seed"], num)))
     path = workdir / "samples" / f"{step:08d}.png"
     image.save_png(path, image.grid(image.to_uint8(images)))
     writer.images(step, {"samples": images})

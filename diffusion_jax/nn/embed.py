@@ -37,8 +37,13 @@ def timestep_embedding(t: Array, dim: int, max_period: float = 1e4) -> Array:
     return jnp.pad(emb, ((0, 0), (0, dim % 2)))
 
 
-def sincos_2d(h: int, w: int, width: int) -> np.ndarray:
+def sincos_2d(h: int, w: int, width: int, grid: int | None = None) -> np.ndarray:
     """The fixed position table (2) of an h x w grid (DiT, MAE).
+
+    Args:
+      h, w: patches along each side.
+      width: channels.
+      grid: squeeze or stretch the positions, so that both sides span those of `grid` patches; None counts patches.
 
     Returns:
       [h * w, width] float64, rows of the grid one after the other.
@@ -50,6 +55,7 @@ def sincos_2d(h: int, w: int, width: int) -> np.ndarray:
         raise ConfigError(f"a 2-D position table needs a width that is a multiple of 4, got {width}")
     freqs = 1e4 ** (-np.arange(width // 4, dtype=np.float64) / (width // 4))
     row, col = np.divmod(np.arange(h * w), w)
+    row, col = (row, col) if grid is None else (row * (grid / h), col * (grid / w))
     angles = [axis[:, None] * freqs[None] for axis in (col, row)]  # each [h*w, width/4]
     return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1)
 

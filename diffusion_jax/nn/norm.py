@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -24,3 +25,22 @@ def layer_norm(x: Array, eps: float = 1e-6) -> Array:
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     var = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     return (centred * jax.lax.rsqrt(var + eps)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(1) with an affine map: gamma y + beta.
+
+    Attributes:
+      eps: added to the variance.
+
+    Parameters: scale [D] (gamma), bias [D] (beta), both float32.
+    """
+
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, T, D] -> [B, T, D], the type of x."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+        return (layer_norm(x.astype(jnp.float32), self.eps) * scale[None, None] + bias[None, None]).astype(x.dtype)

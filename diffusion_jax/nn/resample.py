@@ -4,13 +4,25 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.build import ConfigError
 from diffusion_jax.types import Array
 
 
 def halve(x: Array) -> Array:
     """Means over 2x2 pixels: [B, H, W, C] -> [B, H/2, W/2, C]."""
+    return shrink(x, 2)
+
+
+def shrink(x: Array, factor: int) -> Array:
+    """Means over factor x factor pixels: [B, H, W, C] -> [B, H/factor, W/factor, C].
+
+    Raises:
+      ConfigError: the factor does not divide the sides.
+    """
     b, h, w, c = x.shape
-    return jnp.mean(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+    if h % factor or w % factor:
+        raise ConfigError(f"an image of {h}x{w} does not shrink {factor} times: change one")
+    return jnp.mean(x.reshape(b, h // factor, factor, w // factor, factor, c), axis=(2, 4))
 
 
 def double(x: Array) -> Array:

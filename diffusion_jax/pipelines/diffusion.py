@@ -2,24 +2,34 @@
 
     x_T ~ N(0, 1) per image  ->  sampler over times, guided denoiser  ->  images in [-1, 1]
 
-Image i of a seed is the same whatever the batch it is made in: every draw comes from fold_in(key, i). The guidance scale is a
-traced value, so a sweep over scales compiles once.
+Image i of a seed is the same whatever the batch it is made in: every draw comes from fold_in(key, i). The guidance scales are
+traced values, so a sweep over scales compiles once.
 """
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.diffusion.guidance import Gradient, chain
 from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.types import Array, Key, Noise, Params, Raw
+from diffusion_jax.types import Array, Cond, Key, Noise, Params, Raw
+
+
+class Guide(NamedTuple):
+    """A trained classifier that guides (2105.05233)."""
+
+    task: NoisyClassifier
+    params: Params
 
 
 def per_image(index: Array) -> Noise:
@@ -31,53 +41,88 @@ def per_image(index: Array) -> Noise:
     return noise
 
 
-@functools.partial(jax.jit, static_argnames=("task", "recipe", "guided"))
+@functools.partial(jax.jit, static_argnames=("task", "recipe", "guided", "classifier"))
 def draw(
-    task: Diffusion, recipe: Recipe, params: Params, raw: Raw, index: Array, key: Key, scale: Array, guided: bool = True
+    task: Diffusion, recipe: Recipe, params: Params, raw: Raw, index: Array, key: Key, scales: tuple[Array, Array],
+    guided: bool = True, classifier: NoisyClassifier | None = None, classifier_params: Params = None,
 ) -> Array:
     """One batch of images.
 
     Args:
       task: what was trained; static, as is the recipe.
-      recipe: how to sample; its guidance scale is not read here, so that all scales share one program.
+      recipe: how to sample; its guidance scales are not read here, so that all scales share one program.
       params: the task's parameters.
       raw: conditions, [B, ...] each.
       index: the images' numbers, [B].
       key: the seed's key.
-      scale: guidance scale.
-      guided: whether to guide at all (twice the cost).
+      scales: those of classifier-free and of classifier guidance.
+      guided: whether to guide without a classifier at all (twice the cost).
+      classifier, classifier_params: what guides towards raw['label'], None for nothing.
 
     Returns:
       [B, H, W, C], about [-1, 1] but not clipped.
     """
     noise = per_image(index)
-    k_start, k_run = jax.random.split(key)
+    k_start, k_run, k_cond = jax.random.split(key, 3)
     times = recipe.grid(task.process)
+    raw = task.cond.prepare(raw, k_cond, noise, recipe.augment)
     cond = task.embed(params, raw)
     null = task.embed(params, task.cond.null(raw)) if guided else None
-    denoise = recipe.make_guidance(task, scale, null, noise)(task.denoiser(params))
+    guidance = recipe.make_guidance(task, scales[0], null, noise)
+    if classifier is not None:
+        def log_prob(x: Array, t: Array, cond: Cond) -> Array:
+            return classifier.log_prob(classifier_params, x, t, raw["label"], task.process)
+
+        guidance = chain(Gradient(log_prob, scales[1]), guidance)
+    denoise = guidance(task.denoiser(params))
     x = start(task.process, times, k_start, (len(index), *task.shape), noise)
     return sample(denoise, recipe.make_sampler(task, noise), x, times, cond, k_run)
 
 
-def conditions(task: Diffusion, num: int, label: int | None = None) -> Raw:
-    """Raw conditions for `num` images: all of one label, or the classes in turn; {} for an unconditional task.
+def conditions(task: Diffusion, num: int, label: int | None = None, given: Raw | None = None, guide: Guide | None = None) -> Raw:
+    """Raw conditions for `num` images.
+
+    Args:
+      task: the model.
+      num: how many.
+      label: that of all images; None takes the classes in turn.
+      given: conditions that cannot be made up, low_res for example, each at least [num, ...]; labels among them are used.
+      guide: a classifier, which needs labels too.
 
     Raises:
-      ConfigError: a label that does not exist, or one asked of a task that takes none.
+      ConfigError: a label that does not exist, or one asked of a model that takes none; a condition that is missing or too short.
     """
-    if "label" not in task.cond.keys:
-        if label is not None:
-            raise ConfigError("this model takes no label: leave --label out")
-        return {}
-    labels = np.arange(num) % task.cond.num_classes if label is None else np.full(num, label)
-    raw = {"label": labels.astype(np.int32)}
+    raw = {name: value[:num] for name, value in (given or {}).items() if name in task.cond.keys}
+    classes = task.num_classes or (guide.task.num_classes if guide else 0)
+    if guide and classes != guide.task.num_classes:
+        raise ConfigError(f"the classifier knows {guide.task.num_classes} classes, the model {classes}: they must be the same")
+    if not classes and label is not None:
+        raise ConfigError("this model takes no label: leave --label out")
+    if classes and (label is not None or "label" not in raw):
+        raw["label"] = (np.arange(num) % classes if label is None else np.full(num, label)).astype(np.int32)
+    for name in task.cond.keys:
+        if name not in raw:
+            raise ConfigError(f"this model is conditioned on {name!r}: give it (--{name})")
+        if len(raw[name]) < num:
+            raise ConfigError(f"{num} images need as many of {name!r}, there are {len(raw[name])}: lower --num")
+    for name, want in derived(task).items():
+        if raw[name].shape[1:] != want:
+            raise ConfigError(f"this model was trained on {name} of {want}, not {raw[name].shape[1:]}: give it such images")
+    if label is not None and not 0 <= label < classes:
+        raise ConfigError(f"label {label} is outside 0 ... {classes - 1}")
     task.cond.check(raw)
     return raw
 
 
+def derived(task: Diffusion) -> dict[str, tuple[int, ...]]:
+    """The shape [h, w, C] of every condition that training makes of an image."""
+    image = jax.ShapeDtypeStruct((1, *task.shape), jnp.float32)
+    raw = jax.eval_shape(lambda image: task.cond.prepare({"image": image}, jax.random.key(0)), image)
+    return {name: raw[name].shape[1:] for name in task.cond.derived}
+
+
 def generate(
-    task: Diffusion, params: Params, recipe: Recipe, raw: Raw, num: int, seed: int, batch: int = 100
+    task: Diffusion, params: Params, recipe: Recipe, raw: Raw, num: int, seed: int, batch: int = 100, guide: Guide | None = None
 ) -> Iterator[np.ndarray]:
     """Batches of images [b, H, W, C] in about [-1, 1], `num` in all, in order; the last may be smaller.
 
@@ -88,25 +133,29 @@ def generate(
       num: how many.
       seed: image i of a seed does not depend on `num` or `batch`.
       batch: images at a time; split over the devices where it divides.
+      guide: a classifier that guides towards raw['label'].
 
     Raises:
-      ConfigError: the recipe does not go with the task, see `Recipe.check`.
+      ConfigError: the recipe does not go with the task, see `Recipe.check`, or the classifier with its images.
     """
     recipe.check(task)
+    if guide and guide.task.shape != task.shape:
+        raise ConfigError(f"the classifier sees images of {guide.task.shape}, this model makes {task.shape}: choose another")
     batch = min(batch, num)
     key = jax.random.key(seed)
-    static = replace(recipe, guidance=1.0)
-    guided = recipe.guidance != 1
+    static = replace(recipe, guidance=1.0, classifier_scale=1.0)
+    scales = jnp.float32(recipe.guidance), jnp.float32(recipe.classifier_scale)
     devices = jax.local_devices()
     mesh = jax.sharding.Mesh(np.array(devices if batch % len(devices) == 0 else devices[:1]), ("data",))
     rows, everywhere = (jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ()))
     params = jax.device_put(params, everywhere)
+    classifier = (guide.task, jax.device_put(guide.params, everywhere)) if guide else (None, None)
 
     def batches() -> Iterator[np.ndarray]:
         for first in range(0, num, batch):
             index = np.minimum(np.arange(first, first + batch), num - 1)          # the last batch is filled up: one program
             part, where = jax.device_put(({name: value[index] for name, value in raw.items()}, index), rows)
-            images = draw(task, static, params, part, where, key, jnp.float32(recipe.guidance), guided)
+            images = draw(task, static, params, part, where, key, scales, recipe.guidance != 1, *classifier)
             yield np.asarray(images)[: num - first]
 
     return batches()

@@ -104,6 +104,8 @@ class Recipe:
       cads: options of CADS; '' is none.
       clip: clip x0 to [-clip, clip]; 0 is not.
       threshold: quantile of dynamic thresholding; 0 is none.
+      classifier_scale: that of a classifier's gradient, where there is a classifier.
+      augment: the level of conditioning augmentation that an upsampler samples at.
 
     Raises:
       ConfigError: a name or option that does not exist, at construction.
@@ -120,6 +122,8 @@ class Recipe:
     cads: str = ""
     clip: float = 0.0
     threshold: float = 0.0
+    classifier_scale: float = 1.0
+    augment: float = 0.0
 
     def __post_init__(self):
         named("sampler", self.sampler, SAMPLERS)
@@ -138,6 +142,8 @@ class Recipe:
             raise ConfigError(f"threshold {self.threshold} is a quantile, 0 ... 1")
         if self.clip < 0 or self.channels < 0:
             raise ConfigError(f"clip and channels are 0 (off) or positive, got {self.clip} and {self.channels}")
+        if not 0 <= self.augment <= 1:
+            raise ConfigError(f"augment {self.augment} is a level of noise, 0 ... 1")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Recipe:
@@ -191,7 +197,7 @@ class Recipe:
         Raises:
           ConfigError: times, sampler or guidance that do not go with the task's process, parametrisation or conditions.
         """
-        if self.guidance != 1 and not task.cond.keys:
+        if self.guidance != 1 and not task.cond.droppable:
             raise ConfigError("this model has no condition that could guide it: leave guidance at 1")
 
         def denoise(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:

@@ -23,8 +23,8 @@ from diffusion_jax.diffusion import losses, scales
 from diffusion_jax.diffusion.losses import Simple
 from diffusion_jax.diffusion.process import DDPM, bcast, noised
 from diffusion_jax.diffusion.samplers import VARIANCES
-from diffusion_jax.diffusion.times import Uniform
-from diffusion_jax.types import Array, Cond, Denoiser, Key, Metrics, Params, Prediction, Process, Raw
+from diffusion_jax.diffusion.times import Memoryless, SecondMoment, Uniform
+from diffusion_jax.types import Array, Cond, Denoiser, Key, Memory, Metrics, Params, Prediction, Process, Raw
 
 OBJECTIVES = ("mse", "hybrid", "kl")
 
@@ -55,7 +55,7 @@ class Diffusion:
     process: Process
     scale: scales.Scale
     shape: tuple[int, int, int]
-    times: Uniform = Uniform()
+    times: Memoryless | SecondMoment = Uniform()
     weight: Simple = Simple()
     drop: Mapping[str, float] = FrozenDict()
     variance: str = "fixed_small"
@@ -72,13 +72,23 @@ class Diffusion:
         if self.learned_variance and self.objective == "mse":
             raise ConfigError(f"variance {self.variance!r} is trained by objective 'hybrid' or 'kl' only")
         for key in self.drop:
-            if key not in self.cond.keys:
-                raise unknown("condition to drop", key, self.cond.keys)
+            if key not in self.cond.droppable:
+                raise unknown("condition to drop", key, self.cond.droppable)
 
     @property
     def learned_variance(self) -> bool:
         """Whether the network puts out the variance beside its prediction."""
         return self.variance.startswith("learned")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a data set must hold beside the images."""
+        return tuple(key for key in self.cond.keys if key not in self.cond.derived)
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are, 0 where none is read."""
+        return self.cond.num_classes
 
     def init(self, key: Key, batch: Raw) -> Params:
         """Fresh parameters; of the batch only shapes matter.
@@ -89,6 +99,7 @@ class Diffusion:
         if batch["image"].shape[1:] != self.shape:
             raise ConfigError(f"the data's images are {batch['image'].shape[1:]}, task.shape is {self.shape}: change one of them")
         k_model, k_cond = jax.random.split(key)
+        batch = self.cond.prepare(batch, key)
         cond_vars = self.cond.init(k_cond, batch)
         cond = self.cond.apply(cond_vars, batch)
         x = jnp.zeros_like(batch["image"])
@@ -99,11 +110,13 @@ class Diffusion:
         """What the network sees of a raw condition."""
         return self.cond.apply({"params": params["cond"]}, raw)
 
-    def denoiser(self, params: Params) -> Denoiser:
-        """The trained denoiser, without guidance."""
+    def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
+        """The trained denoiser, without guidance; with a key its dropout acts."""
 
         def network(x: Array, noise: Array, cond: Cond) -> Array:
-            return self.model.apply({"params": params["model"]}, x, noise, cond)
+            return self.model.apply({"params": params["model"]}, x, noise, cond, rngs={"dropout": dropout} if train else {})
+
+        train = dropout is not None
 
         return scales.denoiser(network, self.process, self.scale, self.learned_variance)
 
@@ -111,18 +124,29 @@ class Diffusion:
         """The identity."""
         return params
 
+    def memory(self) -> Memory:
+        """That of the draws of t."""
+        return self.times.memory(self.process)
+
     def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
-        """(2), (3) or (4) at drawn times, noise and drops; conditions are dropped in training only."""
-        k_t, k_eps, k_drop, k_net = jax.random.split(key, 4)
+        """(2), (3) or (4) at drawn times, noise and drops; conditions and activations are dropped in training only.
+
+        The losses logged are not weighted by the importance of t, the one returned is.
+        """
+        k_t, k_eps, k_drop, k_net, k_cond = jax.random.split(key, 5)
+        batch = self.cond.prepare(batch, k_cond)
         x0 = batch["image"]
-        t = self.times(self.process, k_t, len(x0))
+        memory = frozen["memory"] if frozen and "memory" in frozen else self.memory()
+        t, importance = self.times.draw(self.process, memory, k_t, len(x0))
         eps = jax.random.normal(k_eps, x0.shape)
         if train:
             draws = jax.random.uniform(k_drop, (len(self.drop), len(x0)))
             batch = self.dropped(batch, dict(zip(self.drop, draws, strict=True)))
-        terms = self.terms(params, batch, t, eps, k_net)
-        terms = {name: jnp.mean(value) for name, value in terms.items()}
-        return terms["loss"], terms
+        terms = self.terms(params, batch, t, eps, k_net if train else None)
+        metrics = {name: jnp.mean(value) for name, value in terms.items()}
+        if train and memory:
+            metrics["memory"] = self.times.learn(memory, t, jax.lax.stop_gradient(terms["loss"]))
+        return jnp.mean(importance * terms["loss"]), metrics
 
     def dropped(self, raw: Raw, draws: Mapping[str, Array]) -> Raw:
         """`raw` with each key's null value where its draw, uniform [B], lies below its drop rate."""
@@ -130,14 +154,14 @@ class Diffusion:
         changed = {key: jnp.where(bcast(draws[key] < rate, raw[key]), null[key], raw[key]) for key, rate in self.drop.items()}
         return {**raw, **changed}
 
-    def terms(self, params: Params, batch: Raw, t: Array, eps: Array, key: Key) -> Metrics:
-        """The loss of every sample and its parts, each [B], at given t [B] and eps [B, H, W, C].
+    def terms(self, params: Params, batch: Raw, t: Array, eps: Array, dropout: Key | None = None) -> Metrics:
+        """The loss of every sample and its parts, each [B], at given t [B] and eps [B, H, W, C]; with a key dropout acts.
 
         'mse' is the unweighted |F - F*|^2, 'bound' in bits/dim where the variance is learned or the objective asks for it.
         """
         x0 = batch["image"]
         xt = noised(self.process, x0, t, eps)
-        p = self.denoiser(params)(xt, t, self.embed(params, batch), key)
+        p = self.denoiser(params, dropout)(xt, t, self.embed(params, batch), jax.random.key(0))
         c = self.scale(self.process, t)
         mse = losses.mean_flat((p.x0 - x0) ** 2) / c.out**2
         terms = {"mse": mse, "loss": self.weight(self.process, t, c) * mse}

@@ -5,7 +5,7 @@
                                meta      step, examples seen, versions of the packages, digests of the arrays
 
 A step's folder appears by one rename when it is complete, so a kill leaves the previous ones. Orbax notices a truncated file, but
-not a flipped bit in an array, hence the digests: for each part of the state (params, opt_state, each average) the sum
+not a flipped bit in an array, hence the digests: for each part of the state (params, opt_state, memory, each average) the sum
 
     d = sum_i (2 i + 1) word_i  mod 2^32                                                         (1)
 
@@ -216,7 +216,8 @@ def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = 
 
 def _parts(state: TrainState) -> dict[str, Any]:
     """What is digested, by name."""
-    return {"params": state.params, "opt_state": state.opt_state} | {f"ema/{name}": tree for name, tree in state.ema.items()}
+    parts = {"params": state.params, "opt_state": state.opt_state, "memory": state.memory}
+    return parts | {f"ema/{name}": tree for name, tree in state.ema.items()}
 
 
 @jax.jit

@@ -1,6 +1,6 @@
 """The state of a training run and the task that it trains, both made from a configuration.
 
-    state_0 = (step = 0, params = project(init(key)), opt_state = optimizer.init(params), ema = {name: params})      (1)
+    state_0 = (step = 0, params = project(init(key)), opt_state = optimizer.init(params), ema = {name: params}, memory)      (1)
 
 (1) is pure and holds no data, so `jax.jit(create, ..., out_shardings=...)` makes a model that no single device could hold, each
 device filling only its own shard.
@@ -69,4 +69,5 @@ def create(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[st
         if not path or not all(isinstance(part, jax.tree_util.DictKey) for part in path):
             raise TypeError(f"a task's parameters are nested dicts of arrays, found {jax.tree_util.keystr(path) or 'an array'}")
     ema = {name: jax.tree.map(jnp.copy, params) for name in emas}      # copies: the step donates every buffer once
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), ema=ema)
+    opt_state, memory = optimizer.init(params), dict(task.memory())
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, memory=memory)

@@ -21,12 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import FrozenDict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.train import ema as averages
 from diffusion_jax.train.shard import BATCH_AXES, batch_sharding, gathered, replicated
-from diffusion_jax.types import Array, Key, Metrics, Params, Raw, Task, TrainState
+from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw, Task, TrainState
 
 Step = Callable[[TrainState, Params, Raw], tuple[TrainState, dict[str, Array]]]
 
@@ -47,8 +48,8 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping
       seed: of (1).
 
     Returns:
-      The step. Its metrics are float32 scalars: the task's own, loss, grad_norm (before clipping), update_norm, param_norm, and
-      lr where the optimiser keeps its learning rate (lr/<part> where several do).
+      The step. Its metrics are float32 scalars: the task's own, loss where it gives none, grad_norm (unclipped), update_norm,
+      param_norm, and lr where the optimiser keeps its learning rate (lr/<part> where several do).
 
     Raises:
       ConfigError: accumulate < 1; when called, a batch that does not divide.
@@ -59,45 +60,50 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping
     def step(state: TrainState, frozen: Params, batch: Raw) -> tuple[TrainState, dict[str, Array]]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             key = jax.random.fold_in(jax.random.key(seed), state.step)                              # (1)
-            loss, metrics, grads = gradients(task, state.params, frozen, batch, key, mesh, state_shardings.params, accumulate)
+            loss, metrics, grads, memory = gradients(
+                task, state.params, frozen, batch, key, mesh, state_shardings.params, accumulate, state.memory)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = task.project(optax.apply_updates(state.params, updates))                       # (3)
             number = state.step + 1
             ema = {name: averages.update(state.ema[name], params, profile, number) for name, profile in emas.items()}   # (4)
-            metrics = {**metrics, "loss": loss, "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
+            metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
                        "param_norm": optax.tree.norm(params), **_rates(opt_state)}
             metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-            return TrainState(step=number, params=params, opt_state=opt_state, ema=ema), metrics
+            return TrainState(step=number, params=params, opt_state=opt_state, ema=ema, memory=memory), metrics
 
     return jax.jit(step, in_shardings=(state_shardings, None, batch_sharding(mesh)),
                    out_shardings=(state_shardings, replicated(mesh)), donate_argnums=0)
 
 
 def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, mesh: Mesh, shardings: Any,
-              accumulate: int = 1) -> tuple[Array, Metrics, Params]:
-    """Loss, metrics and gradient of a batch, (2), the gradient stored like the parameters (`shardings`).
+              accumulate: int = 1, memory: Memory = FrozenDict()) -> tuple[Array, Metrics, Params, Memory]:
+    """Loss, metrics, gradient and next memory of a batch, (2), the gradient stored like the parameters (`shardings`).
 
     Raises:
       ConfigError: the batch is no multiple of accumulate x (data x fsdp).
     """
     whole = jax.lax.with_sharding_constraint(params, jax.tree.map(gathered, shardings))
 
-    def part(batch: Raw, key: Key) -> tuple[Array, Metrics, Params]:
-        (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(whole, frozen, batch, key, True)
-        return loss, dict(metrics), jax.lax.with_sharding_constraint(grads, shardings)
+    def part(batch: Raw, key: Key, memory: Memory) -> tuple[Array, Metrics, Params, Memory]:
+        known = {**(frozen or {}), "memory": memory} if memory else frozen
+        (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(whole, known, batch, key, True)
+        metrics = dict(metrics)
+        memory = metrics.pop("memory", memory)
+        return loss, metrics, jax.lax.with_sharding_constraint(grads, shardings), memory
 
     if accumulate == 1:
-        return part(batch, key)
+        return part(batch, key, memory)
 
-    def add(total: Params, item: tuple[Raw, Array]) -> tuple[Params, tuple[Array, Metrics]]:
-        micro, number = item
-        loss, metrics, grads = part(micro, jax.random.fold_in(key, number))
-        return jax.tree.map(jnp.add, total, grads), (loss, metrics)
+    def add(carry: tuple[Params, Memory], item: tuple[Raw, Array]) -> tuple[tuple[Params, Memory], tuple[Array, Metrics]]:
+        (total, memory), (micro, number) = carry, item
+        loss, metrics, grads, memory = part(micro, jax.random.fold_in(key, number), memory)
+        return (jax.tree.map(jnp.add, total, grads), memory), (loss, metrics)
 
     micro = jax.tree.map(lambda x: split(x, accumulate, mesh), batch)
-    total, logged = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (micro, jnp.arange(accumulate)))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    (total, memory), logged = jax.lax.scan(add, (zero, memory), (micro, jnp.arange(accumulate)))
     loss, metrics = jax.tree.map(lambda x: x.mean(0), logged)
-    return loss, metrics, jax.tree.map(lambda x: x / accumulate, total)
+    return loss, metrics, jax.tree.map(lambda x: x / accumulate, total), memory
 
 
 def split(x: Array, accumulate: int, mesh: Mesh) -> Array:

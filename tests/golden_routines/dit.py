@@ -14,7 +14,7 @@ from golden_routines.replay import nchw, nhwc
 
 from diffusion_jax.diffusion import guidance
 from diffusion_jax.models.cond import Label
-from diffusion_jax.models.dit import Attention, Block, DiT, Final, Mlp, TimeEmbedding
+from diffusion_jax.models.dit import Attention, Block, DiT, Final, Mlp, TimeEmbedding, Tokens
 from diffusion_jax.nn.embed import sincos_2d, timestep_embedding
 from diffusion_jax.pretrained import dit as pretrained
 from diffusion_jax.pretrained import rules
@@ -76,16 +76,16 @@ def blocks(case: Case) -> Found:
     c, inputs = case.config, case.inputs
     width, block = c["hidden_size"], Block(c["num_heads"], c["mlp_ratio"])
     final, time = Final(c["final_layer"]["patch_size"] ** 2 * c["final_layer"]["out_channels"]), TimeEmbedding(width)
-    key, x, vec = jax.random.key(0), inputs["x"], inputs["c"]
+    key, x, vec, seen = jax.random.key(0), inputs["x"], inputs["c"], Tokens(inputs["c"], inputs["c"][:, None], None)
     target = {
-        "blocks_0": jax.eval_shape(block.init, key, x, vec),
+        "blocks_0": jax.eval_shape(block.init, key, x, seen),
         "final": jax.eval_shape(final.init, key, x, vec),
         "time": jax.eval_shape(time.init, key, inputs["t"]),
     }
     official = {key.replace("block/", "blocks.0.").replace("/", "."): w for key, w in case.weights.items()}
     p = rules.convert(official, pretrained.RULES, {"model": {name: value["params"] for name, value in target.items()}})["model"]
     apply = {
-        "block": lambda x: block.apply({"params": p["blocks_0"]}, x, vec),
+        "block": lambda x: block.apply({"params": p["blocks_0"]}, x, seen),
         "final_layer": lambda x: final.apply({"params": p["final"]}, x, vec),
         "attn": lambda x: Attention(c["num_heads"]).apply({"params": p["blocks_0"]["attn"]}, x),
         "mlp": lambda x: Mlp(int(width * c["mlp_ratio"])).apply({"params": p["blocks_0"]["mlp"]}, x),

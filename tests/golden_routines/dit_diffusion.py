@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,10 +20,10 @@ from diffusion_jax.pretrained import dit as pretrained
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train import ema
 from diffusion_jax.train.optim import optimizer
-from diffusion_jax.types import Array, Network, Params
+from diffusion_jax.types import Array, Cond, Denoiser, Network, Params, Prediction
 
 Found = dict[str, Any]
-SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "squaredcos"}
+SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "squaredcos", "cosine": "squaredcos"}
 KEY = jax.random.key(0)
 
 
@@ -48,18 +49,25 @@ def schedule(case: Case) -> Found:
     with jax.enable_x64(True):
         for spec in case.config["timestep_respacing"]:
             d = Spaced(case.config | {"diffusion_steps": int(case.inputs["diffusion_steps"]), "timestep_respacing": spec})
-            p, t, s = d.process, d.t, d.s
-            q, alpha, sigma = process.posterior(p, t, s), p.alpha(t), p.sigma(t)
-            tables = dict(
-                timestep_map=t.astype(np.int64), betas=q.large, alphas_cumprod=alpha**2, alphas_cumprod_prev=p.alpha(s) ** 2,
-                alphas_cumprod_next=p.alpha(d.above) ** 2, sqrt_alphas_cumprod=alpha, sqrt_one_minus_alphas_cumprod=sigma,
-                log_one_minus_alphas_cumprod=2 * jnp.log(sigma), sqrt_recip_alphas_cumprod=1 / alpha,
-                sqrt_recipm1_alphas_cumprod=sigma / alpha, posterior_variance=q.small, posterior_mean_coef1=q.x0,
-                posterior_log_variance_clipped=samplers.log_variance(p, "fixed_small", t, s, d.above, None),
-                posterior_mean_coef2=q.xt,
-            )
-            found |= {f"{spec.replace(',', '+') or 'full'}/{name}": np.asarray(value) for name, value in tables.items()}
+            found |= {f"{spec.replace(',', '+') or 'full'}/{name}": value for name, value in tables(d).items()}
     return found
+
+
+def tables(d: Spaced) -> dict[str, Array]:
+    """The official tables of a respaced process, by their official names."""
+    return _tables(d.process, d.t, d.s, d.above)
+
+
+@partial(jax.jit, static_argnums=0)
+def _tables(p: process.DDPM, t: Array, s: Array, above: Array) -> dict[str, Array]:
+    q, alpha, sigma = process.posterior(p, t, s), p.alpha(t), p.sigma(t)
+    return dict(
+        timestep_map=t.astype(jnp.int64), betas=q.large, alphas_cumprod=alpha**2, alphas_cumprod_prev=p.alpha(s) ** 2,
+        alphas_cumprod_next=p.alpha(above) ** 2, sqrt_alphas_cumprod=alpha, sqrt_one_minus_alphas_cumprod=sigma,
+        log_one_minus_alphas_cumprod=2 * jnp.log(sigma), sqrt_recip_alphas_cumprod=1 / alpha,
+        sqrt_recipm1_alphas_cumprod=sigma / alpha, posterior_variance=q.small, posterior_mean_coef1=q.x0,
+        posterior_log_variance_clipped=samplers.log_variance(p, "fixed_small", t, s, above, None), posterior_mean_coef2=q.xt,
+    )
 
 
 def q_sample(case: Case) -> Found:
@@ -97,6 +105,15 @@ def guided(network: Network, w: Array) -> Network:
     return both
 
 
+def sampled(d: Spaced, c: dict[str, Any], denoise: Denoiser, x: Array, draws: np.ndarray, cond: Cond) -> Array:
+    """Every state of the loop that c['sampler'] and c['eta'] name, from x [B,C,H,W] with stored noise, [S,B,H,W,C]."""
+    noise, grid = replay(nhwc(draws)), np.append(d.t[::-1], np.int32(-1))
+    ddim, ddpm = samplers.ddim(d.process, c["eta"], noise), samplers.ancestral(d.process, d.variance, noise)
+    path = samplers.sample(denoise, ddim if c["sampler"] == "ddim" else ddpm, nhwc(x), grid, cond, KEY, keep=True)
+    jax.effects_barrier()
+    return path
+
+
 def trajectory(case: Case) -> Found:
     """A sampling loop with the real network."""
     c, d, (model, cond, params) = case.config, Spaced(case.config["create_diffusion"]), load(case)
@@ -111,12 +128,8 @@ def trajectory(case: Case) -> Found:
 
     denoise = scales.denoiser(recorded, d.process, d.scale, d.variance == "learned_range")
     denoise = watched((guidance.Clip() if c["clip_denoised"] else guidance.chain())(denoise), calls)
-    noise = replay(nhwc(case.inputs["noise"]))
-    ddim, ddpm = samplers.ddim(d.process, c["eta"], noise), samplers.ancestral(d.process, d.variance, noise)
     vec = cond.apply({"params": params["cond"]}, {"label": case.inputs["y"]})
-    grid = np.append(d.t[::-1], np.int32(-1))
-    path = samplers.sample(denoise, ddim if c["sampler"] == "ddim" else ddpm, nhwc(case.inputs["x_T"]), grid, vec, KEY, keep=True)
-    jax.effects_barrier()
+    path = sampled(d, c, denoise, case.inputs["x_T"], case.inputs["noise"], vec)
     labels, outs = (np.stack(column) for column in zip(*outputs, strict=True))
     return dict(x=nchw(path), pred_xstart=nchw([x0 for _, _, x0 in calls]), t_model=labels.astype(np.int64), model_out=nchw(outs))
 
@@ -131,31 +144,33 @@ def task_of(case: Case, d: Spaced) -> tuple[Diffusion, Params]:
     return Diffusion(model, cond, d.process, d.scale, shape, variance=d.variance, objective=objective, drop=drop), params
 
 
+def loss_terms(d: Spaced, kind: str, found: Prediction, x0: Array, xt: Array, i: np.ndarray) -> dict[str, Array]:
+    """The terms [B] of an official loss type, MSE, RESCALED_MSE, KL or RESCALED_KL, at the i-th kept steps."""
+    p, t, steps = d.process, d.t[i], len(d.t)
+    mse = objectives.mean_flat((found.x0 - x0) ** 2) / d.scale(p, t).out ** 2
+    if "KL" not in kind:
+        found = replace(found, x0=jax.lax.stop_gradient(found.x0))
+    vb = objectives.BITS * objectives.bound(p, found, x0, xt, t, d.s[i], d.above[i], d.variance)
+    if "KL" in kind:
+        return {"loss": vb * (steps if kind == "RESCALED_KL" else 1)}
+    if not d.variance.startswith("learned"):
+        return {"loss": mse, "mse": mse}
+    vb = vb * (steps / 1000 if kind == "RESCALED_MSE" else 1)
+    return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+
 def losses(case: Case) -> Found:
     """The terms of the loss and the gradient of its mean, label dropout from stored draws; t counts the respaced steps."""
     o, d, inputs = case.config["create_diffusion"], Spaced(case.config["create_diffusion"]), case.inputs
     task, params = task_of(case, d)
-    i, steps, p = inputs["t"], len(d.t), d.process
+    i = inputs["t"]
     x0, eps, t = nhwc(inputs["x_start"]), nhwc(inputs["noise"]), d.t[i]
-    xt = process.noised(p, x0, t, eps)
-    kl, rescaled = o.get("use_kl", False), o.get("rescale_learned_sigmas", False)
-
-    def terms(params: Params) -> dict[str, Array]:
-        raw = task.dropped({"label": inputs["y"]}, {"label": inputs["u"]})
-        found = task.denoiser(params)(xt, t, task.embed(params, raw), KEY)
-        mse = objectives.mean_flat((found.x0 - x0) ** 2) / d.scale(p, t).out ** 2
-        if not kl:
-            found = replace(found, x0=jax.lax.stop_gradient(found.x0))
-        vb = objectives.BITS * objectives.bound(p, found, x0, xt, t, d.s[i], d.above[i], d.variance)
-        if kl:
-            return {"loss": steps * vb}
-        if d.variance != "learned_range":
-            return {"loss": mse, "mse": mse}
-        vb = vb * (steps / 1000 if rescaled else 1)
-        return {"loss": mse + vb, "mse": mse, "vb": vb}
+    xt = process.noised(d.process, x0, t, eps)
+    kind = "RESCALED_KL" if o.get("use_kl") else "RESCALED_MSE" if o.get("rescale_learned_sigmas") else "MSE"
 
     def mean(params: Params) -> tuple[Array, dict[str, Array]]:
-        found = terms(params)
+        raw = task.dropped({"label": inputs["y"]}, {"label": inputs["u"]})
+        found = loss_terms(d, kind, task.denoiser(params)(xt, t, task.embed(params, raw), KEY), x0, xt, i)
         return jnp.mean(found["loss"]), found
 
     grads, found = jax.jit(jax.grad(mean, has_aux=True))(params)
@@ -177,7 +192,7 @@ def train_steps(case: Case) -> Found:
     def step(params: Params, average: Params, state: Any, number: Array, x0: Array, eps: Array, t: Array, y: Array, u: Array):
         def mean(params: Params) -> Array:
             batch = task.dropped({"image": x0, "label": y}, {"label": u})
-            return jnp.mean(task.terms(params, batch, t, eps, KEY)["loss"])
+            return jnp.mean(task.terms(params, batch, t, eps)["loss"])
 
         loss, grads = jax.value_and_grad(mean)(params)
         updates, state = adam.update(grads, state, params)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError, build
-from diffusion_jax.models.dit import PRESETS, DiT, preset, stack_layers, unstack_layers
+from diffusion_jax.models.dit import BLOCKS, PRESETS, DiT, preset, stack_layers, unstack_layers
+from diffusion_jax.nn.embed import sincos_2d
 
 SMALL = dict(patch=2, width=16, depth=2, heads=2, mlp_ratio=2.0, channels=3)
 RNG = np.random.RandomState(1)
@@ -132,3 +133,74 @@ def test_presets_build_from_a_config():
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(ConfigError, match="did you mean 'DiT-XL/2'"):
         preset("DiT-XL2")
+
+
+def flops(model, x, vec):
+    """Multiply-adds of the products in one forward pass for one image, read off the traced program."""
+
+    def count(jaxpr):
+        total = 0
+        for eqn in jaxpr.eqns:
+            inner = [value.jaxpr for value in eqn.params.values() if hasattr(value, "jaxpr")]
+            total += sum(map(count, inner))
+            if eqn.primitive.name == "dot_general":
+                (contracted, _), _ = eqn.params["dimension_numbers"]
+                left = eqn.invars[0].aval.shape
+                total += eqn.outvars[0].aval.size * np.prod([left[axis] for axis in contracted])
+        return total
+
+    params = jax.eval_shape(model.init, jax.random.key(0), x, NOISE[:1], {"vec": vec})
+    return count(jax.make_jaxpr(model.apply)(params, x, NOISE[:1], {"vec": vec}).jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("block", "billions"), [("in_context", 119.4), ("cross_attention", 137.6), ("adaln", 118.6), ("adaln_zero", 118.6)]
+)
+def test_the_four_blocks_cost_what_the_paper_says(block, billions):
+    model = DiT(**preset("DiT-XL/2"), block=block)
+    found = flops(model, jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32), jax.ShapeDtypeStruct((1, 1152), jnp.float32))
+    assert abs(found / 1e9 - billions) < 0.2                               # 2212.09748 section 5
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_every_block_sees_time_and_vec(block):
+    model = DiT(**SMALL, block=block)
+    params = model_params(model, COND)
+    out = run(model, params)
+    assert not np.allclose(out, run(model, params, cond={"vec": COND["vec"][::-1]}), atol=1e-4)
+    later = jax.jit(model.apply)({"params": params}, X, NOISE[::-1], COND)
+    assert not np.allclose(out, later, atol=1e-4)
+
+
+def model_params(model, cond):
+    """Parameters without zeros for a network that sees `cond`."""
+    rng, found = np.random.RandomState(0), jax.eval_shape(model.init, jax.random.key(0), X, NOISE, cond)["params"]
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.randn(*leaf.shape), leaf.dtype), found)
+
+
+@pytest.mark.parametrize("block", ["cross_attention", "in_context"])
+def test_tokens_that_are_masked_do_not_count(block):
+    model, seq = DiT(**SMALL, block=block), jnp.asarray(RNG.randn(2, 3, 16), jnp.float32)
+    cond = COND | {"seq": seq, "seq_mask": jnp.array([[True, True, False]] * 2)}
+    params = model_params(model, cond)
+    out = run(model, params, cond=cond)
+    np.testing.assert_allclose(run(model, params, cond=cond | {"seq": seq.at[:, 2].set(9.0)}), out, atol=1e-5)
+    np.testing.assert_allclose(run(model, params, cond=COND | {"seq": seq[:, :2]}), out, atol=1e-5)
+    assert not np.allclose(run(model, params, cond=cond | {"seq": seq.at[:, 1].set(9.0)}), out, atol=1e-3)
+
+
+def test_positions_of_a_larger_image_lie_between_those_of_the_grid():
+    model = DiT(**SMALL)
+    params = model_params(model, COND)
+    square = jnp.asarray(RNG.randn(2, 4, 4, 3), jnp.float32)
+    np.testing.assert_array_equal(run(model, params, square), run(model.clone(grid=2), params, square))
+    assert run(model.clone(grid=2), params, jnp.zeros((2, 8, 8, 3))).shape == (2, 8, 8, 6)
+    table, fine = sincos_2d(2, 2, 16), sincos_2d(4, 4, 16, grid=2)
+    np.testing.assert_allclose(fine.reshape(4, 4, 16)[::2, ::2], table.reshape(2, 2, 16), atol=1e-12)
+
+
+def test_a_small_image_is_stacked_behind_x():
+    model, cond = DiT(**SMALL), COND | {"cat": jnp.asarray(RNG.randn(2, 2, 3, 3), jnp.float32)}
+    params = model_params(model, cond)
+    assert params["patch"]["kernel"].shape == (2 * 2 * 6, 16)
+    assert not np.allclose(run(model, params, cond=cond), run(model, params, cond=cond | {"cat": 0 * cond["cat"]}), atol=1e-4)

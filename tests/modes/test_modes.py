@@ -12,6 +12,7 @@ from PIL import Image
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
 from diffusion_jax.data.digits import Digits
+from diffusion_jax.modes import config as config_page
 from diffusion_jax.modes import evaluate, sample, train
 from diffusion_jax.train.checkpoint import available, load
 from diffusion_jax.train.state import plain
@@ -269,7 +270,7 @@ def test_evaluate_needs_an_image_of_each_class(tiny_run):
 
 def test_measures_of_the_data_itself_are_those_of_perfect_samples():
     decode = image.Decode(8, channels=1)
-    whole, test = (evaluate.whole(Digits(split), decode) for split in ("train", "test"))
+    whole, test = (config_page.whole(Digits(split), decode) for split in ("train", "test"))
     report = evaluate.measure(*test, whole, test)
     assert report[SHARES[0]] == report[SHARES[1]] > 0.97
     assert report["novelty[pixels]"] == pytest.approx(1)

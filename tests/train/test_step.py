@@ -117,6 +117,9 @@ class Line:
         x = batch["image"] + self.noise * jax.random.uniform(key, batch["image"].shape) if self.noise else batch["image"]
         return jnp.mean((x @ params["inner"]["kernel"] + params["bias"][None] - batch["target"]) ** 2), {"mean": jnp.mean(x)}
 
+    def memory(self):
+        return {}
+
     def project(self, params):
         return params
 
@@ -174,6 +177,9 @@ class OnSphere:
         assert train
         x = jax.lax.with_sharding_constraint(batch["image"][:, :4], PartitionSpec(("data", "fsdp")))
         return jnp.mean((x @ params["w"] * frozen["scale"] - batch["target"][:, :4]) ** 2), {}
+
+    def memory(self):
+        return {}
 
     def project(self, params):
         return jax.tree.map(lambda w: w / jnp.linalg.norm(w), params)

@@ -60,6 +60,9 @@ class Toy:
         error = self.model(params, x) - batch["target"]
         return jnp.mean(error**2), {"mae": jnp.mean(jnp.abs(error))}
 
+    def memory(self):
+        return {}
+
     def project(self, params):
         return params
 
