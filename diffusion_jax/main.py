@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from diffusion_jax.build import ConfigError
 
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "import_weights")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A page of configs/; train needs it, the others read the checkpoint's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics, samples, report.", required=True)
@@ -39,6 +39,9 @@ OPTIONS = [
     flags.DEFINE_string("low_res", None, "Images for an upsampler: x.npz, an image or a folder."),
     flags.DEFINE_float("augment", None, "Noise level, 0 ... 1, that an upsampler's images are augmented with."),
     flags.DEFINE_string("metric", None, "What evaluate measures: pixels, bpd (bits/dim) or accuracy (of a classifier)."),
+    flags.DEFINE_string("system", None, "Whose weights to import: adm or dit."),
+    flags.DEFINE_string("source", None, "The file with the weights: .safetensors, .npz, .pt, .pth or .ckpt."),
+    flags.DEFINE_string("official", None, "JSON file with the official constructor's options, for unpublished networks."),
     flags.DEFINE_integer("seed", None, "Of sampling."),
     flags.DEFINE_integer("batch", None, "Images at a time.", lower_bound=1),
     flags.DEFINE_string("out", None, "grid.png, x.npz or folder/."),

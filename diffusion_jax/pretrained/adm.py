@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models import classifier, unet
 from diffusion_jax.models.classifier import Classifier
+from diffusion_jax.models.cond import Joint, Nothing
 from diffusion_jax.models.unet import Backbone, UNet
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
@@ -92,7 +93,7 @@ _BLOCKS = [
     *_layer(rf"{_RES}\.skip_connection", r"model/\1/skip", POINT),
     *_conv(r"(\w+_resize)\.(?:op|conv)", r"model/\1"),
 ]
-_UNET = [Rule(r"label_emb\.weight", "cond/table"), *_norm(r"out\.0", "model/final_norm"), *_conv(r"out\.2", "model/final_conv")]
+_UNET = [*_norm(r"out\.0", "model/final_norm"), *_conv(r"out\.2", "model/final_conv")]
 _POOLS = {
     "adaptive": [*_norm(r"out\.0", "model/final_norm"), *_layer(r"out\.3", "model/final_linear", POINT)],
     "attention": [
@@ -108,14 +109,15 @@ _POOLS = {
 }
 
 
-def table(model: Backbone, new_order: bool = False) -> list[Rule]:
+def table(model: Backbone, new_order: bool = False, cond: nn.Module = Nothing()) -> list[Rule]:
     """The rules for a network: renamed official keys to our parameters; new_order is the official use_new_attention_order."""
+    labels = "cond/parts_0/table" if isinstance(cond, Joint) else "cond/table"
     heads_up = model.heads_up or model.heads if isinstance(model, UNet) else model.heads
     return [
         *_BLOCKS,
         *_attention(r"(?:down|mid)_\w*attn\w*", lambda c: model.heads_for(c, model.heads), new_order),
         *_attention(r"up_\w*attn\w*", lambda c: model.heads_for(c, heads_up), new_order),
-        *(_POOLS[model.pool] if isinstance(model, Classifier) else _UNET),
+        *(_POOLS[model.pool] if isinstance(model, Classifier) else [*_UNET, Rule(r"label_emb\.weight", labels)]),
     ]
 
 
@@ -156,7 +158,8 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
     Args:
       official: the options of the official constructor: model_channels, num_res_blocks, ..., in_channels without those of the
-        low-resolution image; with 'pool', those of a classifier. Options left out have the official defaults.
+        low-resolution image; with 'pool', those of a classifier; with 'large_size' and 'small_size', those of an upsampler.
+        Options left out have the official defaults.
     """
     o = official
     size, heads = _given(o.get("num_head_channels")), o.get("num_heads", 1)
@@ -171,32 +174,70 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     heads_up = _given(o.get("num_heads_upsample"))
     blocks |= dict(channels=o["in_channels"], learn_sigma=o["out_channels"] == 2 * o["in_channels"])
     blocks |= dict(heads_up=None if size or heads_up == heads else heads_up)
-    return _unet(blocks), _label(o.get("num_classes"), o["model_channels"])
+    factor = o["large_size"] // o["small_size"] if "large_size" in o else 1
+    return _unet(blocks), _label(o.get("num_classes"), o["model_channels"], factor)
+
+
+class Published(NamedTuple):
+    """A published network.
+
+    Attributes:
+      preset: of models/unet.py, or of models/classifier.py for a classifier.
+      size: side of its images.
+      schedule: of its process.
+      factor: how much an upsampler enlarges, 1 for the others.
+      new_order: of the channels of query, key and value.
+      classifier: whether it is one.
+    """
+
+    preset: str
+    size: int
+    schedule: str = "linear"
+    factor: int = 1
+    new_order: bool = False
+    classifier: bool = False
+
+
+PUBLISHED = {
+    # (keys, width) of the state dict; the networks of LSUN are built like adm-imagenet256-uncond.
+    (541, 192): Published("adm-imagenet64", 64, "squaredcos", new_order=True),
+    (493, 256): Published("adm-imagenet128", 128),
+    (567, 256): Published("adm-imagenet256", 256),
+    (566, 256): Published("adm-imagenet256-uncond", 256),
+    (645, 256): Published("adm-imagenet512", 512),
+    (567, 192): Published("adm-upsample-64-256", 256, factor=4),
+    (537, 192): Published("adm-upsample-128-512", 512, factor=4),
+    (307, 128): Published("adm-imagenet64", 64, "squaredcos", classifier=True),
+    (221, 128): Published("adm-imagenet128", 128, classifier=True),
+    (249, 128): Published("adm-imagenet256", 256, classifier=True),
+    (281, 128): Published("adm-imagenet512", 512, classifier=True),
+}
+
+
+def recognised(state_dict: Mapping[str, Any]) -> Published:
+    """Which published network a state dict (of arrays or shapes) belongs to.
+
+    Raises:
+      ConfigError: none, so that its heads, its order of channels and its process are not known.
+    """
+    width = state_dict["time_embed.0.weight"].shape[1] if "time_embed.0.weight" in state_dict else 0
+    if (len(state_dict), width) not in PUBLISHED:
+        raise ConfigError("this is no state dict that was published with ADM: give the options of the official constructor")
+    return PUBLISHED[len(state_dict), width]
 
 
 def published(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], bool]:
     """What to `build` a published network and its conditioner from, and its new_order, by its state dict (of arrays or shapes).
 
     Raises:
-      ConfigError: none of the published ones, so that the heads are not known.
+      ConfigError: see `recognised`.
     """
-    size = len(state_dict), state_dict["time_embed.0.weight"].shape[1] if "time_embed.0.weight" in state_dict else 0
-    if size in CLASSIFIERS:
-        return _classifier(classifier.preset(CLASSIFIERS[size])), _label(None, 0), False
-    if size not in NETWORKS:
-        raise ConfigError("this is no state dict that was published with ADM: give the options of the official constructor")
-    labels = state_dict["label_emb.weight"].shape[0] if "label_emb.weight" in state_dict else None
-    return _unet(unet.preset(NETWORKS[size])), _label(labels, size[1]), NETWORKS[size] == "adm-imagenet64"
-
-
-NETWORKS = {
-    (541, 192): "adm-imagenet64", (493, 256): "adm-imagenet128", (567, 256): "adm-imagenet256", (645, 256): "adm-imagenet512",
-    (566, 256): "adm-imagenet256-uncond", (567, 192): "adm-upsample-64-256", (537, 192): "adm-upsample-128-512",
-}
-"""(keys, width) of every published network; those of LSUN are built like adm-imagenet256-uncond."""
-CLASSIFIERS = {
-    (307, 128): "adm-imagenet64", (221, 128): "adm-imagenet128", (249, 128): "adm-imagenet256", (281, 128): "adm-imagenet512",
-}
+    found = recognised(state_dict)
+    if found.classifier:
+        return _classifier(classifier.preset(found.preset)), _label(None, 0), False
+    options, labels = unet.preset(found.preset), state_dict.get("label_emb.weight")
+    classes = None if labels is None else labels.shape[0]
+    return _unet(options), _label(classes, options["width"], found.factor), found.new_order
 
 
 def _given(number: int | None) -> int | None:
@@ -212,11 +253,15 @@ def _classifier(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": "diffusion_jax.models.classifier:Classifier", **options}
 
 
-def _label(num_classes: int | None, width: int) -> dict[str, Any]:
-    """The conditioner of an unconditional network, or of one with labels but no null label."""
-    if num_classes is None:
-        return {"name": "diffusion_jax.models.cond:Nothing"}
-    return {"name": "diffusion_jax.models.cond:Label", "num_classes": num_classes, "width": 4 * width, "null_row": False}
+def _label(num_classes: int | None, width: int, factor: int = 1) -> dict[str, Any]:
+    """The conditioner of an unconditional network, or of one with labels but no null label; of an upsampler with a factor."""
+    label = {"name": "diffusion_jax.models.cond:Nothing"}
+    if num_classes is not None:
+        label = {"name": "diffusion_jax.models.cond:Label", "num_classes": num_classes, "width": 4 * width, "null_row": False}
+    if factor == 1:
+        return label
+    low_res = {"name": "diffusion_jax.models.cond:LowRes", "factor": factor}
+    return {"name": "diffusion_jax.models.cond:Joint", "parts": [label, low_res]}
 
 
 def shapes(model: Backbone, cond: nn.Module, state_dict: Mapping[str, Any]) -> Params:
@@ -240,7 +285,8 @@ def shapes(model: Backbone, cond: nn.Module, state_dict: Mapping[str, Any]) -> P
         if tokens:
             conditions["seq"] = jnp.zeros((1, 1, tokens[0]))
         params = model.init(key, jnp.zeros((1, side, side, model.channels)), one, conditions)["params"]
-        return {"model": params, "cond": cond.init(key, {"label": one}).get("params", {})}
+        raw = {"label": one, "low_res": jnp.zeros((1, 1, 1, model.channels))}
+        return {"model": params, "cond": cond.init(key, raw).get("params", {})}
 
     return jax.eval_shape(init)
 
@@ -260,15 +306,35 @@ def convert(state_dict: Mapping[str, Array], model: Backbone, cond: nn.Module, n
       >>> model, cond, new_order = published(state_dict)
       >>> params = convert(state_dict, build(model), build(cond), new_order)
     """
-    params = rules.convert(rename(state_dict, model), table(model, new_order), shapes(model, cond, state_dict))
+    params = rules.convert(rename(state_dict, model), table(model, new_order, cond), shapes(model, cond, state_dict))
     return {"cond": {}} | params
 
 
-def revert(params: Params, shapes: Mapping[str, rules.Shape], model: Backbone, new_order: bool = False) -> dict[str, Array]:
+def revert(
+    params: Params, shapes: Mapping[str, rules.Shape], model: Backbone, new_order: bool = False, cond: nn.Module = Nothing()
+) -> dict[str, Array]:
     """Parameters (or gradients) as an official state dict of the given shapes."""
     official = rename({key: key for key in shapes}, model)
-    found = rules.revert(params, table(model, new_order), {ours: shapes[key] for ours, key in official.items()})
+    found = rules.revert(params, table(model, new_order, cond), {ours: shapes[key] for ours, key in official.items()})
     return {official[ours]: value for ours, value in found.items()}
+
+
+def page(model: Mapping[str, Any], cond: Mapping[str, Any], size: int, schedule: str) -> dict[str, Any]:
+    """The sections model, task and, but for a classifier, sample of the published recipe for images of size x size."""
+    shape, process = (size, size, 3), dict(name="diffusion_jax.diffusion.process:DDPM", schedule=schedule)
+    if model["name"].endswith(":Classifier"):
+        return dict(model=model, task=dict(name="diffusion_jax.tasks.classifier:NoisyClassifier", process=process, shape=shape))
+    learned = model.get("learn_sigma", True)
+    task = dict(
+        name="diffusion_jax.tasks.diffusion:Diffusion", cond=cond, process=process,
+        scale=dict(name="diffusion_jax.diffusion.scales:Eps"), shape=shape,
+        variance="learned_range" if learned else "fixed_large", objective="hybrid" if learned else "mse",
+    )
+    return dict(model=model, task=task, sample=dict(sampler="ancestral", steps=250, times="respace", clip=1.0))
+
+
+SCHEDULES = {"linear": "linear", "cosine": "squaredcos"}
+"""The official names of schedules, and ours."""
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
@@ -276,16 +342,20 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 
     Args:
       path: the file, see `reader.read`.
-      official: the options of the official constructor, for networks that were not published.
+      official: for networks that were not published, the options of the official constructor (see `config`), with image_size and,
+        where it is not linear, noise_schedule.
 
     Returns:
-      {'model': ..., 'cond': ...} to `build` the modules from, and their parameters.
+      The sections model, task and, but for a classifier, sample of a page, and the parameters.
 
     Raises:
-      ConfigError: see `read`, `published` and `convert`.
+      ConfigError: see `read`, `recognised` and `convert`.
     """
     state_dict = read(path)
-    model, cond, new_order = (
-        (*config(official), official.get("use_new_attention_order", False)) if official else published(state_dict)
-    )
-    return {"model": model, "cond": cond}, convert(state_dict, build(model), build(cond), new_order)
+    if official:
+        (model, cond), new_order = config(official), official.get("use_new_attention_order", False)
+        size, schedule = official["image_size"], SCHEDULES[official.get("noise_schedule", "linear")]
+    else:
+        (model, cond, new_order), found = published(state_dict), recognised(state_dict)
+        size, schedule = found.size, found.schedule
+    return page(model, cond, size, schedule), convert(state_dict, build(model), build(cond), new_order)

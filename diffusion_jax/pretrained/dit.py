@@ -127,7 +127,7 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
       official: the options of the official constructor, for sizes that were not published.
 
     Returns:
-      {'model': ..., 'cond': ...} to `build` the modules from, with scanned layers, and their parameters.
+      The sections model (with scanned layers), task and sample of a page, and the parameters.
 
     Raises:
       ConfigError: see `read`, `config` and `convert`.
@@ -135,8 +135,22 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     state_dict = read(path, key="ema")
     model, cond = config(official or state_dict)
     model["scan"] = True
-    params = convert(state_dict, DiT(**model), Label(**cond))
-    return {
-        "model": {"name": "diffusion_jax.models.dit:DiT", **model},
-        "cond": {"name": "diffusion_jax.models.cond:Label", **cond},
-    }, params
+    return page(model, cond, state_dict["pos_embed"].shape[1]), convert(state_dict, DiT(**model), Label(**cond))
+
+
+def page(model: Mapping[str, Any], cond: Mapping[str, Any], patches: int) -> dict[str, Any]:
+    """The sections model, task and sample of the published recipe for a square image of so many patches."""
+    side = math.isqrt(patches) * model["patch"]
+    learned = model["learn_sigma"]
+    task = dict(
+        name="diffusion_jax.tasks.diffusion:Diffusion",
+        cond=dict(name="diffusion_jax.models.cond:Label", **cond),
+        process=dict(name="diffusion_jax.diffusion.process:DDPM", schedule="linear"),
+        scale=dict(name="diffusion_jax.diffusion.scales:Eps"),
+        shape=(side, side, model["channels"]),
+        drop=dict(label=0.1) if cond["null_row"] else {},
+        variance="learned_range" if learned else "fixed_large",
+        objective="hybrid" if learned else "mse",
+    )
+    sample = dict(sampler="ancestral", steps=250, times="respace", guidance=4.0 if cond["null_row"] else 1.0, channels=3)
+    return dict(model=dict(name="diffusion_jax.models.dit:DiT", **model), task=task, sample=sample)

@@ -178,7 +178,7 @@ def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = 
 
     Args:
       folder: a run's folder, its folder 'checkpoints', or the folder of one step.
-      which: 'params', the name of an average, or 'ema' for the only one.
+      which: 'params', the name of an average, or 'ema' for the only one; without averages these are the parameters.
       step: which checkpoint, the newest by default.
       sharding: where every array goes, one local device by default.
 
@@ -287,6 +287,8 @@ def _find(folder: str | os.PathLike[str], step: int | None) -> tuple[Path, int]:
 def _weights(which: str, averages: list[str], folder: Path) -> str:
     """The name of the weights that `which` means."""
     if which == "ema" and which not in averages:
+        if not averages:
+            return "params"
         if len(averages) != 1:
             raise ConfigError(f"which='ema' names the only average, but {folder} has: {', '.join(['params', *averages])}")
         return averages[0]

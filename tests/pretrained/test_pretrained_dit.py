@@ -71,7 +71,7 @@ def test_files_give_modules_and_parameters(kind, tmp_path):
         path = tmp_path / "0050000.pt"
         torch.save({"model": model, "ema": ema, "opt": {"state": {}}, "args": argparse.Namespace(model="DiT-XL/2")}, path)
     config, params = dit.load(path, OPTIONS)
-    model, cond = build(config["model"]), build(config["cond"])
+    model, cond = build(config["model"]), build(config["task"]["cond"])
     assert model.scan and isinstance(cond, Label)
     want = stack_layers(dit.convert(CASE.weights, model.clone(scan=False), cond))
     jax.tree.map(np.testing.assert_array_equal, params, want)

@@ -1,0 +1,59 @@
+"""Mode `import_weights`: published weights -> a run's folder that samples like one that was trained here."""
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.train.checkpoint import Checkpoints, available
+from diffusion_jax.types import TrainState
+
+SYSTEMS = ("adm", "dit")
+
+
+def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
+    """Writes a checkpoint of step 0 with the weights, their network, their process and their way of sampling.
+
+    Args:
+      config: not needed: the weights say what they are.
+      workdir: a new folder.
+      options: system, one of `SYSTEMS`; source, the weights file (.safetensors, .npz, .pt, .pth or .ckpt); official, a JSON file
+        with the options of the official constructor, for networks that were not published.
+
+    Raises:
+      ConfigError: what is missing, a folder that holds a run, or what the system's `load` refuses.
+    """
+    options = dict(options)
+    missing = [name for name in ("system", "source") if name not in options]
+    if missing:
+        raise ConfigError(f"mode import_weights needs --{missing[0]}")
+    system, source, official = options.pop("system"), options.pop("source"), options.pop("official", None)
+    if options:
+        raise ConfigError(f"--{min(options)} is not for importing: give --system, --source and perhaps --official")
+    if system not in SYSTEMS:
+        raise unknown("system", system, SYSTEMS)
+    if Path(workdir).is_dir() and available(workdir):
+        raise ConfigError(f"{workdir} holds a run: choose another workdir")
+    load = importlib.import_module(f"diffusion_jax.pretrained.{system}").load
+    page, params = load(source, None if official is None else _options(Path(official)))
+    with Checkpoints(workdir, page, every=1, keep=1) as checkpoints:
+        checkpoints.save(TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=(), ema={}))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{count:,} parameters of {source}: {workdir}")
+
+
+def _options(file: Path) -> dict[str, Any]:
+    """The official options in a JSON file."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--official {file} does not read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"--official {file} holds a {type(found).__name__}, not a mapping of options")
+    return found

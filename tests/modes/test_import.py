@@ -1,0 +1,76 @@
+"""import_weights: official files become folders that sample, and what is refused leaves nothing behind."""
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_case import load as load_case
+from safetensors.numpy import save_file
+
+from diffusion_jax.train.checkpoint import load
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+
+
+def test_an_adm_and_its_classifier_are_imported_and_sampled_together(cli, tmp_path):
+    case = load_case(GOLDENS / "adm" / "adm_classifier_sample_p6.json")
+    for part in ("unet", "classifier"):
+        weights = {key.removeprefix(f"{part}/"): value for key, value in case.weights.items() if key.startswith(f"{part}/")}
+        np.savez(tmp_path / f"{part}.npz", **weights)
+        (tmp_path / f"{part}.json").write_text(json.dumps(case.config[part]))
+        done = cli("--mode", "import_weights", "--system", "adm", "--source", tmp_path / f"{part}.npz", "--official",
+                   tmp_path / f"{part}.json", "--workdir", tmp_path / part)
+        assert done.code == 0, done.err
+    images = {}
+    for scale in (0, 0, 3):
+        out = tmp_path / f"{scale}.npz"
+        done = cli("--workdir", tmp_path / "unet", "--mode", "sample", "--num", 4, "--steps", 3, "--classifier",
+                   tmp_path / "classifier", "--classifier_scale", scale, "--out", out)
+        assert done.code == 0, done.err
+        with np.load(out) as found:
+            images.setdefault(scale, []).append(found["arr_0"])
+    np.testing.assert_array_equal(*images[0])
+    assert (images[0][0] != images[3][0]).any()
+
+
+def test_a_dit_is_imported_and_sampled_from_the_command_line(cli, tmp_path):
+    case = load_case(GOLDENS / "dit" / "dit_psample_8_fixedlarge_clip.json")
+    source, options, run = tmp_path / "dit.safetensors", tmp_path / "options.json", tmp_path / "run"
+    save_file({key: np.ascontiguousarray(value) for key, value in case.weights.items()}, source)
+    options.write_text(json.dumps(case.config["model"]))
+    done = cli("--mode", "import_weights", "--system", "dit", "--source", source, "--official", options, "--workdir", run)
+    assert done.code == 0 and "parameters of" in done.out, done.err
+    again = cli("--mode", "import_weights", "--system", "dit", "--source", source, "--official", options, "--workdir", run)
+    assert again.code == 2 and "choose another workdir" in again.err
+    config, task, params = load(run)
+    assert task.variance == ("learned_range" if case.config["model"]["learn_sigma"] else "fixed_large")
+    table = case.weights["y_embedder.embedding_table.weight"]
+    np.testing.assert_array_equal(params["cond"]["table"], table)
+    out = tmp_path / "x.npz"
+    done = cli("--workdir", run, "--mode", "sample", "--num", 2, "--steps", 2, "--guidance", 1, "--out", out)
+    assert done.code == 0, done.err
+    with np.load(out) as found:
+        assert found["arr_0"].shape == (2, *task.shape)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "wrong key", "no system", "unknown system", "no file"])
+def test_what_is_refused_leaves_nothing(cli, tmp_path, kind):
+    run, source = tmp_path / "run", tmp_path / "x.pt"
+    given = ["--mode", "import_weights", "--workdir", run, "--source", source, "--system", "dit"]
+    if kind == "pickle":
+        pytest.importorskip("torch")
+        source.write_bytes(pickle.dumps({"x": Path("/etc/passwd")}))
+        says = "is refused"
+    elif kind == "wrong key":
+        given[5], says = tmp_path / "x.npz", "no state dict of a DiT"
+        np.savez(given[5], weight=np.zeros(3))
+    elif kind == "no system":
+        given, says = given[:-2], "needs --system"
+    elif kind == "unknown system":
+        given[-1], says = "ditt", "did you mean 'dit'"
+    else:
+        says = "there is no file"
+    done = cli(*given)
+    assert done.code == 2 and says in done.err and done.err.count("\n") == 1
+    assert not run.exists()
