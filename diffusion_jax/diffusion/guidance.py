@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.process import bcast
+from diffusion_jax.diffusion.samplers import resolve
 from diffusion_jax.diffusion.scales import Scale, to_output, to_x0
 from diffusion_jax.types import Array, Cond, Denoiser, Guidance, Key, Noise, Prediction, Process
 
@@ -213,6 +214,23 @@ def Gradient(log_prob: Callable[[Array, Array, Cond], Array], scale: Array | flo
             p = denoise(x, t, cond, key)
             grad = bcast(_at(scale, t), x) * jax.grad(lambda x: jnp.sum(log_prob(x, t, cond)))(x)
             return replace(p, grad=grad if p.grad is None else p.grad + grad)
+
+        return guided
+
+    return guide
+
+
+def Fold(process: Process) -> Guidance:
+    """Folds a pending gradient into x0, (6), so that what stands before it (Clip, Threshold) acts on the guided x0.
+
+    ADM's published DDIM does not clip what the gradient made; where alpha is near 0, as at the noisy end of a cosine schedule, a
+    small error of the classifier then leaves the range of images by far.
+    """
+
+    def guide(denoise: Denoiser) -> Denoiser:
+        def guided(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
+            p = denoise(x, t, cond, key)
+            return p if p.grad is None else Prediction(resolve(process, p, x, t)[0], logvar=p.logvar)
 
         return guided
 

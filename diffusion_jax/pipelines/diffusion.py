@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.diffusion.guidance import Gradient, chain
+from diffusion_jax.diffusion.guidance import Gradient
 from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.classifier import NoisyClassifier
@@ -68,13 +68,12 @@ def draw(
     raw = task.cond.prepare(raw, k_cond, noise, recipe.augment)
     cond = task.embed(params, raw)
     null = task.embed(params, task.cond.null(raw)) if guided else None
-    guidance = recipe.make_guidance(task, scales[0], null, noise)
-    if classifier is not None:
-        def log_prob(x: Array, t: Array, cond: Cond) -> Array:
-            return classifier.log_prob(classifier_params, x, t, raw["label"], task.process)
 
-        guidance = chain(Gradient(log_prob, scales[1]), guidance)
-    denoise = guidance(task.denoiser(params))
+    def log_prob(x: Array, t: Array, cond: Cond) -> Array:
+        return classifier.log_prob(classifier_params, x, t, raw["label"], task.process)
+
+    pull = Gradient(log_prob, scales[1]) if classifier else None
+    denoise = recipe.make_guidance(task, scales[0], null, noise, pull)(task.denoiser(params))
     x = start(task.process, times, k_start, (len(index), *task.shape), noise)
     return sample(denoise, recipe.make_sampler(task, noise), x, times, cond, k_run)
 

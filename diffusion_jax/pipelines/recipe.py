@@ -178,11 +178,18 @@ class Recipe:
             spec.setdefault("variance", task.variance)
         return build(spec, task.process, **({} if name in DETERMINISTIC else {"noise": noise}))
 
-    def make_guidance(self, task: Diffusion, scale: Array, null: Cond | None, noise: Noise) -> Guidance:
-        """All guidance in its order: on x0, then CADS, then classifier-free guidance where `null` is given."""
+    def make_guidance(
+        self, task: Diffusion, scale: Array, null: Cond | None, noise: Noise, classifier: Guidance | None = None
+    ) -> Guidance:
+        """All guidance in its order: on x0, then a classifier's, then CADS, then classifier-free guidance where `null` is given.
+
+        The ancestral sampler shifts its mean by the classifier's gradient; for the others it is folded into x0.
+        """
         process = task.process
         parts = [g.Threshold(self.threshold)] if self.threshold else []
         parts += [g.Clip(self.clip)] if self.clip else []
+        if classifier is not None:
+            parts += [classifier] if parse(self.sampler)[0] == "ancestral" else [g.Fold(process), classifier]
         if self.cads:
             parts.append(build(_spec(CADS, parse(self.cads)[1], self.cads), process.unit, noise=noise))
         if null is not None:

@@ -78,3 +78,13 @@ def test_eps_is_refused_where_alpha_ends_at_0():
     for p in (process.Flow(), process.DDPM(zero_snr=True)):
         with pytest.raises(ConfigError, match="predict v, x0 or velocity"):
             scales.Eps()(p, jnp.zeros(()))
+
+
+def test_the_previous_mean_is_that_of_the_posterior():
+    p = process.DDPM()
+    t, x0, _, xt = draws(p)
+    q, scale = process.posterior(p, t, t - 1), scales.PreviousMean()
+    mean = process.bcast(q.x0, x0) * x0 + process.bcast(q.xt, xt) * xt
+    np.testing.assert_allclose(scales.target(p, scale, x0, xt, t), mean, atol=1e-5)
+    with pytest.raises(ConfigError, match="needs a DDPM process"):
+        scale(process.Flow(), t)

@@ -157,3 +157,32 @@ def test_counted_draws_are_integers_of_the_table():
     t = times.Uniform()(process.DDPM(steps=50), KEY, N)
     assert t.dtype == jnp.int32
     np.testing.assert_array_equal(np.unique(t), np.arange(50))
+
+
+def test_second_moments_keep_the_last_losses_of_each_time():
+    """Against a plain loop over the losses, in batches in which a time comes often."""
+    rng, sampler = np.random.default_rng(0), times.SecondMoment(history=3, uniform=0.1)
+    memory, kept = sampler.memory(process.DDPM("squaredcos", 20)), [[] for _ in range(20)]
+    t_drawn, weights = sampler.draw(process.DDPM("squaredcos", 20), memory, KEY, 50)
+    learn = jax.jit(sampler.learn)
+    assert t_drawn.dtype == jnp.int32 and (weights == 1).all()                     # uniform at first
+    for _ in range(30):
+        t, loss = rng.integers(0, 20, 16) // rng.integers(1, 4), rng.random(16).astype(np.float32) + 0.1
+        memory = learn(memory, jnp.asarray(t), jnp.asarray(loss))
+        for i, value in zip(t, loss, strict=True):
+            kept[i] = [*kept[i], value][-3:]
+    counts = np.array([len(row) for row in kept])
+    assert (counts == 3).all()
+    np.testing.assert_allclose(np.sort(memory["losses"], axis=1), np.sort(np.array(kept), axis=1))
+    r = np.sqrt(np.mean(np.square(kept), axis=1))
+    p = 0.9 * r / r.sum() + 0.1 / 20
+    np.testing.assert_allclose(sampler.probabilities(memory), p, rtol=1e-5)
+    t, weights = sampler.draw(process.DDPM("squaredcos", 20), memory, KEY, N)
+    np.testing.assert_allclose(np.bincount(t, minlength=20) / N, p, atol=4 * (p.max() / N) ** 0.5)
+    np.testing.assert_allclose(weights, 1 / (20 * p[t]), rtol=1e-5)
+    np.testing.assert_allclose(np.mean(weights), 1, atol=0.03)                     # an expectation stays what it was
+
+
+def test_importance_sampling_needs_times_that_count():
+    with pytest.raises(ConfigError, match="need a DDPM process"):
+        times.SecondMoment().memory(process.Flow())

@@ -43,7 +43,7 @@ def test_a_dit_is_imported_and_sampled_from_the_command_line(cli, tmp_path):
     assert done.code == 0 and "parameters of" in done.out, done.err
     again = cli("--mode", "import_weights", "--system", "dit", "--source", source, "--official", options, "--workdir", run)
     assert again.code == 2 and "choose another workdir" in again.err
-    config, task, params = load(run)
+    _, task, params = load(run)
     assert task.variance == ("learned_range" if case.config["model"]["learn_sigma"] else "fixed_large")
     table = case.weights["y_embedder.embedding_table.weight"]
     np.testing.assert_array_equal(params["cond"]["table"], table)

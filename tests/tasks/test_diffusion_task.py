@@ -11,8 +11,8 @@ from flax.core import FrozenDict
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion import losses, scales
 from diffusion_jax.diffusion.process import DDPM, EDM, Flow
-from diffusion_jax.diffusion.times import LogNormal, Uniform
-from diffusion_jax.models.cond import Label
+from diffusion_jax.diffusion.times import LogNormal, SecondMoment, Uniform
+from diffusion_jax.models.cond import Label, LowRes
 from diffusion_jax.tasks.diffusion import Diffusion
 
 
@@ -97,3 +97,47 @@ def test_tasks_are_hashable_and_equal_when_their_options_are():
 def test_combinations_without_meaning_are_refused(changes, says):
     with pytest.raises(ConfigError, match=says):
         task(**changes)
+
+
+def test_importance_sampling_trains_the_weighted_loss_and_reports_the_plain_one():
+    t = task(times=SecondMoment(history=2))
+    params, raw, key = t.init(jax.random.key(0), batch(2)), batch(64), jax.random.key(1)
+    rng = np.random.default_rng(0)
+    memory = {"losses": jnp.asarray(rng.random((1000, 2)), jnp.float32), "counts": jnp.full(1000, 2)}
+    loss, metrics = t.loss(params, {"memory": memory}, raw, key, True)
+    assert abs(loss - metrics["loss"]) > 1e-3
+    drawn, _ = t.times.draw(t.process, memory, jax.random.split(key, 5)[0], 64)
+    after = metrics["memory"]
+    np.testing.assert_array_equal(after["counts"] - 2, np.bincount(drawn, minlength=1000))
+    _, evaluated = t.loss(params, {"memory": memory}, raw, key, False)
+    assert "memory" not in evaluated
+    assert t.memory()["losses"].shape == (1000, 2) and task().memory() == {}
+
+
+class Leaky(nn.Module):
+    """The input through dropout."""
+
+    @nn.compact
+    def __call__(self, x, noise, cond):
+        gain = self.param("gain", nn.initializers.ones, ())
+        return gain * nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(x)
+
+
+def test_dropout_acts_in_training_only():
+    t = task(model=Leaky(), scale=scales.X0())
+    params, raw, key = t.init(jax.random.key(0), batch(2)), batch(16), jax.random.key(1)
+    trained, evaluated = (t.loss(params, None, raw, key, train)[0] for train in (True, False))
+    assert abs(trained - evaluated) > 1e-2
+    x, cond = raw["image"], t.embed(params, raw)
+    np.testing.assert_array_equal(t.denoiser(params)(x, jnp.int32(5), cond, key).x0, x)
+
+
+def test_an_upsampler_is_trained_on_images_alone():
+    t = task(cond=LowRes(2, augment=0.3, width=4))
+    assert t.needs == () and t.num_classes == 0
+    raw = {"image": batch(4)["image"]}
+    params = t.init(jax.random.key(0), raw)
+    loss, _ = t.loss(params, None, raw, jax.random.key(1), True)
+    assert np.isfinite(loss)
+    with pytest.raises(ConfigError, match="unknown condition to drop 'low_res'"):
+        task(cond=LowRes(2), drop=FrozenDict(low_res=0.1))
