@@ -8,7 +8,7 @@ reads cifar10 from TFDS (data_dir ~/tensorflow_datasets); a folder of class shee
 
 with configs/cifar10_classifier.py as its guide:
 
-    python -m diffusion_jax.main --workdir runs/cifar10_adm --mode sample --classifier runs/cifar10_classifier --classifier_scale 2
+    python -m diffusion_jax.main --workdir runs/cifar10_adm --mode sample --sampler ancestral --classifier runs/cifar10_classifier
 
 Hardware: one accelerator with 16 GB. This page has not been run to its end: it promises no number yet.
 """

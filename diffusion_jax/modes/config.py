@@ -24,6 +24,7 @@ SECTIONS = {
     "batch": "examples per step, over all devices",
     "accumulate": "micro-batches per step",
     "steps": "updates of the whole run",
+    "init": "folder of a run, or of imported weights, whose average the run starts from; only for fine-tuning",
     "optim": "the optimiser",
     "ema": "averages of the parameters, by name",
     "mesh": "devices along data, fsdp and tensor",
@@ -33,7 +34,7 @@ SECTIONS = {
     "sample": "how to sample, and how many images how often while training; only for what makes images",
     "evaluate": "images to measure when training ends, num 0 for not at all; and, for what makes images, at which guidance",
 }
-OPTIONAL = ("sample",)
+OPTIONAL = ("sample", "init")
 PARTS = {
     "data": ("train", "test", "decode"),
     "mesh": ("data", "fsdp", "tensor"),

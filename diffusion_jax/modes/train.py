@@ -21,7 +21,7 @@ from diffusion_jax.pipelines.diffusion import conditions, generate
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train import loop, shard
-from diffusion_jax.train.checkpoint import Checkpoints
+from diffusion_jax.train.checkpoint import Checkpoints, load
 from diffusion_jax.train.log import Writer
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Raw, TrainState
@@ -59,13 +59,14 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         raw = conditions(task, num, given=page.derived_conditions(task, config["data"], num))
         if config["evaluate"]["num"]:
             evaluate.check(task, config["evaluate"]["num"], len(batches.source.names or ()))
+    initial = load(config["init"])[2] if "init" in config else None
     saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
     with saved as checkpoints, Writer(workdir) as writer:
         steps = loop.steps(
             task=task, optimizer=build(config["optim"]), emas=emas, batches=functools.partial(stream, batches),
             checkpoints=checkpoints, writer=writer, total=config["steps"], mesh=mesh,
             rules=tuple(map(tuple, config["sharding"])), seed=config["seed"], accumulate=config["accumulate"],
-            log_every=config["log_every"],
+            log_every=config["log_every"], initial=initial,
         )
         for step, state in steps:
             if recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh, Sharding
@@ -45,7 +46,8 @@ FINITE = ("loss", "grad_norm", "update_norm")
 
 def steps(*, task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, Profile], batches: Factory,
           checkpoints: Checkpoints, writer: Writer, total: int, mesh: Mesh, rules: shard.Rules = shard.REPLICATE,
-          frozen: Params = None, seed: int = 0, accumulate: int = 1, log_every: int = 100) -> Iterator[tuple[int, TrainState]]:
+          frozen: Params = None, initial: Params = None, seed: int = 0, accumulate: int = 1,
+          log_every: int = 100) -> Iterator[tuple[int, TrainState]]:
     """Trains from the newest checkpoint, or from the start, to step `total`; yields (step, state) after each step.
 
     The state is donated to the next step: use it before asking for the next, keep none of its arrays. When `total` is reached
@@ -59,6 +61,7 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation, emas: Mapping[
       total: updates in the whole run.
       mesh, rules: see `shard`.
       frozen: parameters that are used but not trained, copied to every device.
+      initial: parameters that a new run starts from, None for drawn ones.
       log_every: updates between logged metrics. These are one step's own, not averages, so that resuming cannot change them.
 
     Raises:
@@ -66,7 +69,7 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation, emas: Mapping[
         `shard.shardings`, `Checkpoints.restore_latest` and `step.make_step` refuse.
       SystemExit: code 0, after SIGTERM or a cluster's notice of preemption, once the state is saved.
     """
-    state, stream, size, shardings = _begin(task, optimizer, emas, batches, checkpoints, mesh, rules, seed)
+    state, stream, size, shardings = _begin(task, optimizer, emas, batches, checkpoints, mesh, rules, seed, initial)
     start = int(state.step)
     writer.resume(start)
     console = Console(start, total, size)
@@ -99,7 +102,8 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation, emas: Mapping[
 
 
 def _begin(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, Profile], batches: Factory,
-           checkpoints: Checkpoints, mesh: Mesh, rules: shard.Rules, seed: int) -> tuple[TrainState, Iterator, int, Any]:
+           checkpoints: Checkpoints, mesh: Mesh, rules: shard.Rules, seed: int,
+           initial: Params) -> tuple[TrainState, Iterator, int, Any]:
     """(state, data from its step on, size of a batch, shardings of the state): restored, or made anew, on the mesh."""
     split = shard.batch_sharding(mesh)
     start = checkpoints.latest or 0
@@ -107,12 +111,13 @@ def _begin(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[st
     batch = _next(stream, start)
     make = functools.partial(create, task, optimizer, emas)
     key = jax.random.fold_in(jax.random.key(seed), INIT)
-    shapes = jax.eval_shape(make, key, batch)
+    initial = jax.tree.map(np.asarray, initial)          # from the host, alike in all processes
+    shapes = jax.eval_shape(make, key, batch, initial)
     shardings = shard.shardings(mesh, shapes, rules)
     abstract = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings)
     state = checkpoints.restore_latest(abstract)
     if state is None:
-        state = jax.jit(make, out_shardings=shardings)(key, batch)
+        state = jax.jit(make, out_shardings=shardings)(key, batch, initial)
     _close(stream)                   # its first batch is spent, and the newest checkpoint may not have been the one that read
     return state, batches(int(state.step), split), jax.tree.leaves(batch)[0].shape[0], shardings
 

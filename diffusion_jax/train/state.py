@@ -17,7 +17,7 @@ import optax
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.train.ema import Profile
-from diffusion_jax.types import Key, Raw, Task, TrainState
+from diffusion_jax.types import Key, Params, Raw, Task, TrainState
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -48,7 +48,8 @@ def task_of(config: Any) -> Task:
     return build(config["task"], **parts)
 
 
-def create(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, Profile], key: Key, batch: Raw) -> TrainState:
+def create(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, Profile], key: Key, batch: Raw,
+           initial: Params | None = None) -> TrainState:
     """The state before the first update, (1). Pure and jittable.
 
     Args:
@@ -57,17 +58,30 @@ def create(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[st
       emas: name -> profile; each average starts as an exact copy of the parameters.
       key: draws the parameters.
       batch: gives shapes only.
+      initial: the parameters to start from, in place of drawn ones.
 
     Raises:
-      ConfigError: an average is called 'params', which `checkpoint.load` keeps for the parameters themselves.
+      ConfigError: initial parameters that are not this task's; an average is called 'params', which `checkpoint.load` keeps for
+        the parameters themselves.
       TypeError: the task's parameters are not nested dicts.
     """
     if "params" in emas:
         raise ConfigError("no average may be called 'params': that is the name of the parameters themselves")
-    params = task.project(task.init(key, batch))
+    params = task.project(task.init(key, batch) if initial is None else _fitting(task, key, batch, initial))
     for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not path or not all(isinstance(part, jax.tree_util.DictKey) for part in path):
             raise TypeError(f"a task's parameters are nested dicts of arrays, found {jax.tree_util.keystr(path) or 'an array'}")
     ema = {name: jax.tree.map(jnp.copy, params) for name in emas}      # copies: the step donates every buffer once
     opt_state, memory = optimizer.init(params), dict(task.memory())
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, memory=memory)
+
+
+def _fitting(task: Task, key: Key, batch: Raw, initial: Params) -> Params:
+    """`initial`, if it has the tree and the shapes of the task's parameters."""
+    found, wanted = ({jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+                     for leaves in map(jax.tree.leaves_with_path, (initial, jax.eval_shape(task.init, key, batch))))
+    for path in sorted(found.keys() | wanted.keys()):
+        if found.get(path) != wanted.get(path):
+            raise ConfigError(f"the initial weights do not fit the model: {path} is {found.get(path, 'missing')}, "
+                              f"the config's is {wanted.get(path, 'not there')}")
+    return initial

@@ -3,11 +3,15 @@ import json
 import pickle
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from golden_case import load as load_case
+from pages import page
 from safetensors.numpy import save_file
 
+from diffusion_jax.build import ConfigError
+from diffusion_jax.modes import train
 from diffusion_jax.train.checkpoint import load
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
@@ -74,3 +78,20 @@ def test_what_is_refused_leaves_nothing(cli, tmp_path, kind):
     done = cli(*given)
     assert done.code == 2 and says in done.err and done.err.count("\n") == 1
     assert not run.exists()
+
+
+def test_fine_tuning_starts_from_the_weights_of_a_folder(cli, tiny_run, tmp_path):
+    """At another size of image: the positions of the trained grid are interpolated."""
+    config = page("digits", steps=1, init=str(tiny_run))
+    config.optim.lr = 0.0
+    config.evaluate.num = 0
+    config.model.grid = 4
+    config.task.shape = (16, 16, 1)
+    config.data.decode.size = 16
+    train.run(config, str(tmp_path / "tuned"), {})
+    before, after = (load(folder)[2] for folder in (tiny_run, tmp_path / "tuned"))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), before, after)
+    config.model.width = 48
+    config.task.cond.width = 48
+    with pytest.raises(ConfigError, match="the initial weights do not fit the model: cond/table is"):
+        train.run(config, str(tmp_path / "other"), {})

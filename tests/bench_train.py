@@ -1,0 +1,135 @@
+"""Train steps against PyTorch: the same network size, batch and precision on the same machine, in alternating runs.
+
+    pip install torch diffusers
+    python tests/bench_train.py                     # or: python tests/bench_train.py unet --batch 8 --rounds 5 --steps 4
+
+One step is: noise, forward, mean squared error, backward, AdamW, one average of the weights; float32, eager PyTorch. Printed is
+the time of one step on each side (median over the rounds) and ours over theirs; below 1 we are faster.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from diffusion_jax.diffusion.process import DDPM
+from diffusion_jax.diffusion.scales import Eps
+from diffusion_jax.models.cond import Label, Nothing
+from diffusion_jax.models.dit import DiT, preset
+from diffusion_jax.models.unet import UNet
+from diffusion_jax.tasks.diffusion import Diffusion
+from diffusion_jax.train import shard
+from diffusion_jax.train.ema import Constant
+from diffusion_jax.train.optim import optimizer
+from diffusion_jax.train.state import create
+from diffusion_jax.train.step import make_step
+
+CLASSES = 10
+
+
+def ours(task: Diffusion, batch: int) -> tuple[Callable[[], None], int]:
+    """(one train step, number of parameters)."""
+    images = np.random.default_rng(0).normal(size=(batch, *task.shape)).astype(np.float32)
+    raw = {"image": jnp.asarray(images), "label": jnp.arange(batch) % CLASSES}
+    mesh, emas = shard.make_mesh(), {"ema": Constant(0.9999)}
+    adam = optimizer("adamw", 1e-4)
+    state = create(task, adam, emas, jax.random.key(0), raw)
+    shardings = shard.shardings(mesh, state)
+    train, held = make_step(task, adam, emas, mesh, shardings), [jax.device_put(state, shardings)]
+
+    def step() -> None:
+        held[0], metrics = train(held[0], None, raw)
+        jax.block_until_ready((held[0], metrics))
+
+    return step, sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def theirs(network: torch.nn.Module, shape: tuple[int, int, int], batch: int, labels: bool) -> tuple[Callable[[], None], int]:
+    """(one train step, number of parameters)."""
+    weights = list(network.parameters())
+    average = [weight.detach().clone() for weight in weights]
+    adam = torch.optim.AdamW(weights, 1e-4)
+    h, w, c = shape
+    x0, label = torch.randn(batch, c, h, w), torch.arange(batch) % CLASSES
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+
+    def step() -> None:
+        t, eps = torch.randint(0, 1000, (batch,)), torch.randn_like(x0)
+        kept = alpha_bar[t].view(-1, 1, 1, 1)
+        xt = kept.sqrt() * x0 + (1 - kept).sqrt() * eps
+        out = network(xt, t, label).sample if labels else network(xt, t).sample
+        adam.zero_grad()
+        ((out - eps) ** 2).mean().backward()
+        adam.step()
+        torch._foreach_lerp_(average, weights, 1e-4)
+
+    return torch.enable_grad()(step), sum(weight.numel() for weight in weights)
+
+
+def dit() -> tuple[Diffusion, torch.nn.Module]:
+    """DiT-S/2 on 32x32x4 latents."""
+    size = preset("DiT-S/2")
+    model = DiT(**size, channels=4, learn_sigma=False, scan=True, remat="full")
+    task = Diffusion(model, Label(CLASSES, size["width"]), DDPM(), Eps(), (32, 32, 4))
+    network = diffusers.DiTTransformer2DModel(
+        num_attention_heads=size["heads"], attention_head_dim=size["width"] // size["heads"], in_channels=4, out_channels=4,
+        num_layers=size["depth"], sample_size=32, patch_size=2, num_embeds_ada_norm=CLASSES,
+    )
+    return task, network
+
+
+def unet() -> tuple[Diffusion, torch.nn.Module]:
+    """A UNet on 32x32x3 images: three levels of 64, 128 and 256 channels, attention at 16x16 and 8x8."""
+    model = UNet(width=64, mults=(1, 2, 4), depth=2, attend=(2, 4), head_channels=32, resample="conv", learn_sigma=False)
+    task = Diffusion(model, Nothing(), DDPM(), Eps(), (32, 32, 3))
+    network = diffusers.UNet2DModel(
+        sample_size=32, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(64, 128, 256),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"), attention_head_dim=32,
+        resnet_time_scale_shift="scale_shift",
+    )
+    return task, network
+
+
+def seconds(step: Callable[[], None], steps: int) -> float:
+    """The time of one step."""
+    begin = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - begin) / steps
+
+
+def main() -> None:
+    """Prints a line for each network."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("networks", nargs="*", default=["dit", "unet"], help="dit, unet")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="per round and side")
+    args = parser.parse_args()
+    torch.set_num_threads(os.cpu_count())
+    for name in args.networks:
+        task, network = {"dit": dit, "unet": unet}[name]()
+        (jax_step, jax_size), (torch_step, torch_size) = ours(task, args.batch), theirs(
+            network, task.shape, args.batch, bool(task.cond.keys))
+        for _ in range(2):                                                       # compilation and warm-up
+            jax_step(), torch_step()
+        times = [(seconds(jax_step, args.steps), seconds(torch_step, args.steps)) for _ in range(args.rounds)]
+        mine, other = (statistics.median(column) for column in zip(*times, strict=True))
+        ratio = statistics.median(a / b for a, b in times)
+        print(f"{name}: {jax_size / 1e6:.1f} M parameters {mine:.3f} s, PyTorch {torch_size / 1e6:.1f} M {other:.3f} s, "
+              f"ratio {ratio:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
