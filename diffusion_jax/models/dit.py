@@ -276,6 +276,10 @@ class DiT(nn.Module):
             raise unknown("remat", self.remat, REMAT)
         if self.dtype not in DTYPES:
             raise unknown("dtype", self.dtype, DTYPES)
+        for key in {"vec", "seq"} & cond.keys():
+            width = cond[key].shape[-1]
+            if width != self.width:
+                raise ConfigError(f"this network sees a {key} of {self.width} channels, not {width}: set task.cond.width")
         if self.width % self.heads:
             raise ConfigError(f"width {self.width} does not divide into {self.heads} heads")
 

@@ -255,6 +255,9 @@ class Backbone(nn.Module):
         ):
             if got not in known:
                 raise unknown(kind, got, known)
+        width = cond["vec"].shape[-1] if "vec" in cond else 4 * self.width
+        if width != 4 * self.width:
+            raise ConfigError(f"this network adds a vec of {4 * self.width} channels, not {width}: set task.cond.width")
         levels = [2**level for level in range(len(self.mults))]
         if not set(self.attend) <= set(levels):
             raise ConfigError(f"attend={tuple(self.attend)} names levels that are not there, {len(levels)} mults make {levels}")

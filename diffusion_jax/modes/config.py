@@ -129,9 +129,12 @@ def batches_of(config: Mapping[str, Any], process_index: int, process_count: int
 
 
 def whole(source: Source, decode: Decode, num: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-    """The first `num` examples of a data set, or all: images uint8 [N, H, W, C] and labels [N], None where it has none."""
+    """Images uint8 [N, H, W, C] and labels [N], None where there are none: all of a data set, or `num` spread over it.
+
+    Spread, because many data sets are sorted by class.
+    """
     count = len(source) if num is None else min(num, len(source))
-    records = [decode(source[i], np.random.default_rng(0)) for i in range(count)]
+    records = [decode(source[i * len(source) // count], np.random.default_rng(0)) for i in range(count)]
     labels = np.array([record["label"] for record in records]) if "label" in records[0] else None
     return np.stack([record["image"] for record in records]), labels
 

@@ -94,7 +94,7 @@ def measure(samples: np.ndarray, labels: np.ndarray, train: tuple, test: tuple) 
 
 
 def of_bits(stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]) -> Report:
-    """Bits/dim of the first `num` held-out images (all by default) over all steps, or over `steps` respaced ones, x0 clipped."""
+    """Bits/dim of `num` held-out images (all by default) over all steps, or over `steps` respaced ones, x0 clipped."""
     if not isinstance(task.process, DDPM):
         raise ConfigError(f"bits/dim are those of a DDPM process's steps, this model has {task.process}")
     steps, key = options.pop("steps", task.process.steps), jax.random.key(options.pop("seed", 1))
