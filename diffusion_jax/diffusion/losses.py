@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 
 from diffusion_jax.diffusion.process import bcast, posterior
@@ -82,7 +83,8 @@ def mean_flat(x: Array) -> Array:
 
 def normal_kl(mean1: Array, logvar1: Array, mean2: Array, logvar2: Array) -> Array:
     """KL(N1 || N2) in nats per element."""
-    return 0.5 * (logvar2 - logvar1 + jnp.exp(logvar1 - logvar2) + (mean1 - mean2) ** 2 * jnp.exp(-logvar2) - 1)
+    ratio = logvar1 - logvar2                   # expm1: nearly equal Gaussians keep their digits
+    return 0.5 * (jnp.expm1(ratio) - ratio + (mean1 - mean2) ** 2 * jnp.exp(-logvar2))
 
 
 def discretized_log_likelihood(x0: Array, mean: Array, log_scale: Array) -> Array:
@@ -93,12 +95,14 @@ def discretized_log_likelihood(x0: Array, mean: Array, log_scale: Array) -> Arra
       mean, log_scale: the Gaussian, the scale as log standard deviation.
     """
 
-    def cdf(z):                     # the published tanh approximation of the normal distribution function
-        return 0.5 * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    def cdf(z):                     # the published approximation (1 + tanh(.)) / 2 of the normal distribution function
+        return jax.nn.sigmoid(2 * math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
 
     centred, inverse = x0 - mean, jnp.exp(-log_scale)
-    above, below = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
-    mass = jnp.where(x0 < -0.999, above, jnp.where(x0 > 0.999, 1 - below, above - below))
+    tail = -jnp.abs(centred)        # the same mass by symmetry, as a difference of small numbers, which keeps its digits
+    inner = cdf(inverse * (tail + 1 / 255)) - cdf(inverse * (tail - 1 / 255))
+    black, white = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (1 / 255 - centred))
+    mass = jnp.where(x0 < -0.999, black, jnp.where(x0 > 0.999, white, inner))
     return jnp.log(jnp.maximum(mass, 1e-12))
 
 

@@ -141,7 +141,7 @@ def ancestral(process: Process, variance: str = "fixed_small", noise: Noise = ja
         above = jnp.where(state.first, t, state.t.astype(t.dtype))
         logvar = log_variance(process, variance, t, s, above, p.logvar)
         if p.grad is not None:
-            mean = mean + jnp.exp(logvar) * p.grad
+            mean = mean + (c.small if variance == "fixed_small" else jnp.exp(logvar)) * p.grad      # small: 0 at a clean s
         spread = jnp.where(process.sigma(s) > 0, jnp.exp(logvar / 2), 0)
         x = mean + spread * noise(k_noise, x.shape, x.dtype)
         return x, _Before(t.astype(float), jnp.zeros((), bool))

@@ -74,7 +74,7 @@ def _backward(padding: tuple[int, int], saved: tuple[Array, Array], dy: Array) -
     (dx,) = jax.linear_transpose(lambda x: _strided(1, padding, x, kernel), x)(dy)
 
     def own(x: Array, dy: Array) -> Array:
-        return jax.linear_transpose(lambda kernel: _strided(1, padding, x, kernel), kernel)(dy)[0]
+        return jax.linear_transpose(lambda kernel: _strided(1, padding, x, kernel), kernel)(dy)[0].astype(jnp.float32)
 
     products = partial(_kernel_gradient, padding, kernel.shape[0])
     return dx, jax.lax.platform_dependent(x, dy, cpu=products, default=own).astype(kernel.dtype)

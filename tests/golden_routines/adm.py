@@ -7,18 +7,37 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from golden_case import Case
-from golden_routines.replay import nchw, nhwc
+from golden_routines.adm_diffusion import (  # noqa: F401
+    bpd,
+    clipped,
+    ema,
+    inversion_analytic,
+    kept,
+    likelihood,
+    loss_aware_sampler,
+    losses,
+    noted,
+    p_mean_variance,
+    respacing,
+    schedule,
+    spaced,
+    trajectory_analytic,
+)
+from golden_routines.dit_diffusion import loss_kind, quick, sampled
+from golden_routines.replay import nchw, nhwc, record
 
 from diffusion_jax.build import build
-from diffusion_jax.diffusion.process import DDPM
-from diffusion_jax.diffusion.scales import Eps
+from diffusion_jax.diffusion import guidance
+from diffusion_jax.diffusion.scales import denoiser
 from diffusion_jax.models.classifier import AttentionPool, Classifier
 from diffusion_jax.models.unet import Attention, Backbone, ResBlock
 from diffusion_jax.nn.conv import Conv
 from diffusion_jax.nn.resample import bilinear, double, halve
 from diffusion_jax.pretrained import adm as pretrained
 from diffusion_jax.pretrained import rules
+from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.types import Array, Cond, Params
 
@@ -29,7 +48,12 @@ def load_adm(case: Case, config: dict[str, Any], prefix: str = "") -> tuple[Back
     """The modules of an official constructor's options, and the case's weights, of which only those under `prefix` are theirs."""
     model, cond = map(build, pretrained.config(config))
     weights = {key.removeprefix(prefix): value for key, value in case.weights.items() if key.startswith(prefix)}
-    return model, cond, pretrained.convert(weights, model, cond, config.get("use_new_attention_order", False))
+    return model, cond, pretrained.convert(weights, model, cond, new_order(config))
+
+
+def new_order(config: dict[str, Any]) -> bool:
+    """The order of query, key and value in the official weights."""
+    return config.get("use_new_attention_order", False)
 
 
 def embed(cond: nn.Module, params: Params, inputs: dict[str, Array]) -> Cond:
@@ -42,19 +66,18 @@ def forward(case: Case) -> Found:
     """The output, and that of every stage by its official number."""
     model, cond, params = load_adm(case, case.config)
 
-    @jax.jit
-    def run(params: Params, inputs: dict[str, Array]) -> tuple[Array, Params]:
+    @quick
+    def run(params: Params, inputs: dict[str, Array]) -> Found:
         args = nhwc(inputs["x"]), inputs["timesteps"], embed(cond, params, inputs)
         out, stages = model.apply({"params": params["model"]}, *args, capture_intermediates=True)
-        return out, stages["intermediates"]
+        found = {"out": nchw(out), "time_embed": stages["intermediates"]["time"]["__call__"][0]}
+        for official, ours in pretrained.block_names(model).items():  # the last block of a number gives the stage's output
+            if ours in stages["intermediates"]:
+                stage = official.rpartition(".")[0].replace(".", "_")
+                found[stage] = nchw(stages["intermediates"][ours]["__call__"][0])
+        return {name: found[name] for name in found if name in case.want}
 
-    out, stages = run(params, case.inputs)
-    found = {"out": nchw(out), "time_embed": stages["time"]["__call__"][0]}
-    for official, ours in pretrained.block_names(model).items():  # the last block of a number gives the stage's output
-        if ours in stages:
-            stage = official.rpartition(".")[0].replace(".", "_")
-            found[stage] = nchw(stages[ours]["__call__"][0])
-    return found
+    return run(params, case.inputs)
 
 
 def forward_superres(case: Case) -> Found:
@@ -73,7 +96,7 @@ def classifier(case: Case) -> Found:
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)[:, 0]
         return chosen.sum(), (logits, chosen)
 
-    grad, (logits, chosen) = jax.jit(jax.grad(log_prob, has_aux=True))(nhwc(case.inputs["x"]))
+    grad, (logits, chosen) = jax.device_get(quick(jax.grad(log_prob, has_aux=True))(nhwc(case.inputs["x"])))
     scaled = nchw(case.inputs["classifier_scale"] * grad)
     return {"logits": logits, "log_prob_y": chosen, "grad": scaled, "cross_entropy": -chosen}
 
@@ -104,7 +127,7 @@ def blocks(case: Case) -> Found:
     out = {}
     for name in case.want:
         module, x = name.split("/")
-        y = jax.jit(apply, static_argnums=0)(module, nhwc(case.inputs[x]))
+        y = np.asarray(quick(apply, static_argnums=0)(module, nhwc(case.inputs[x])))
         out[name] = nchw(y) if y.ndim == 4 else y
     return out
 
@@ -117,34 +140,60 @@ def keys(case: Case) -> Found:
     if case.doc["class"] == "SuperResModel":
         options["in_channels"] //= 2
     options = case.doc["flags"] | options
-    found, new_order = {}, options.get("use_new_attention_order", False)
+    found, order = {}, new_order(options)
     model, cond = map(build, pretrained.config(options))
     for file, official in case.doc["keys"].items():
         structs = {key: jax.ShapeDtypeStruct(tuple(shape), jnp.float32) for key, shape in official.items()}
         told, told_cond, told_order = pretrained.published(structs)
-        params = jax.eval_shape(partial(pretrained.convert, model=model, cond=cond, new_order=new_order), structs)
+        params = jax.eval_shape(partial(pretrained.convert, model=model, cond=cond, new_order=order), structs)
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == case.doc["num_parameters"]
-        assert build(told | {"dropout": 0.0}) == model.clone(dropout=0.0) and build(told_cond) == cond and told_order == new_order
-        back = jax.eval_shape(partial(pretrained.revert, shapes=official, model=model, new_order=new_order), params)
+        assert build(told | {"dropout": 0.0}) == model.clone(dropout=0.0) and build(told_cond) == cond and told_order == order
+        back = jax.eval_shape(partial(pretrained.revert, shapes=official, model=model, new_order=order, cond=cond), params)
         found |= {f"{file}/{key}": leaf.shape for key, leaf in back.items()}
     return found
 
 
 def train_grads(case: Case) -> Found:
-    """The hybrid loss of every sample, and the gradient of its weighted mean."""
+    """The loss of every sample and its parts, and the gradient of its weighted mean."""
     model, cond, params = load_adm(case, case.config["unet"])
-    inputs = {name: jnp.asarray(a) for name, a in case.inputs.items()}
-    batch = {"image": nhwc(inputs["x_start"]), "label": inputs["y"]}
+    o, inputs = case.config["create_gaussian_diffusion"], {name: jnp.asarray(a) for name, a in case.inputs.items()}
+    d, kind, batch = spaced(o), loss_kind(o), {"image": nhwc(inputs["x_start"]), "label": inputs.get("y")}
+    learned, steps = d.variance == "learned_range", len(d.t)
     task = Diffusion(
-        model, cond, DDPM(), Eps(), batch["image"].shape[1:], variance="learned_range", objective="hybrid",
-        bound_weight=case.config["create_gaussian_diffusion"]["steps"] / 1000,
+        model, cond, kept(d), d.scale, batch["image"].shape[1:], variance=d.variance,
+        objective="kl" if kind == "RESCALED_KL" else "hybrid" if learned else "mse",
+        bound_weight={"RESCALED_KL": steps, "RESCALED_MSE": steps / 1000, "MSE": 1}[kind],
     )
 
     def loss(params: Params) -> tuple[Array, dict[str, Array]]:
-        terms = task.terms(params, batch, inputs["t"], nhwc(inputs["noise"]), jax.random.key(0))
+        terms = task.terms(params, batch, inputs["t"], nhwc(inputs["noise"]))
         return jnp.mean(terms["loss"] * inputs["weights"]), terms
 
-    grads, terms = jax.jit(jax.grad(loss, has_aux=True))(params)
+    grads, terms = jax.device_get(quick(jax.grad(loss, has_aux=True))(params))
     shapes = {key: value.shape for key, value in case.weights.items()}
-    grads = {f"grad/{key}": g for key, g in pretrained.revert(grads, shapes, model).items()}
-    return {"vb": terms["bound"], "mse": terms["mse"], "loss": terms["loss"]} | grads
+    grads = {f"grad/{key}": g for key, g in pretrained.revert(grads, shapes, model, new_order(case.config["unet"])).items()}
+    return {"vb": task.bound_weight * terms.get("bound", 0), "mse": terms["mse"], "loss": terms["loss"]} | grads
+
+
+def trajectory_classifier(case: Case) -> Found:
+    """A sampling loop with the real networks, one of which guides the other."""
+    c, d, inputs, outputs, calls = case.config, spaced(case.config), case.inputs, [], []
+    model, cond, params = load_adm(case, c["unet"], "unet/")
+    guide, _, weights = load_adm(case, c["classifier"], "classifier/")
+    task = NoisyClassifier(guide, d.process, (c["unet"]["image_size"],) * 2 + (c["unet"]["in_channels"],))
+
+    def network(x: Array, label: Array, vec: Cond) -> Array:
+        out = model.apply({"params": params["model"]}, x, label, vec)
+        record(outputs, label, out)
+        return out
+
+    def log_prob(x: Array, t: Array, vec: Cond) -> Array:
+        return task.log_prob(weights, x, t, jnp.asarray(inputs["y"]), d.process)
+
+    denoise = denoiser(network, d.process, d.scale, d.variance == "learned_range")
+    denoise = guidance.chain(guidance.Gradient(log_prob, inputs["classifier_scale"]), clipped(c))(denoise)
+    path = sampled(d, c, noted(d, c, denoise, calls), inputs["x_T"], inputs["noise"], embed(cond, params, inputs))
+    labels, outs = (np.stack(column) for column in zip(*outputs, strict=True))
+    x0, grad = (np.stack(column) for column in zip(*calls, strict=True))
+    found = {"x": path, "pred_xstart": x0, "model_out": outs, "cond_grad": grad}
+    return {name: nchw(value) for name, value in found.items()} | {"t_model": labels.astype(np.int64)}

@@ -25,6 +25,8 @@ from diffusion_jax.types import Array, Cond, Denoiser, Network, Params, Predicti
 Found = dict[str, Any]
 SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "squaredcos", "cosine": "squaredcos"}
 KEY = jax.random.key(0)
+quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""`jax.jit` for what runs once: compiles in half the time."""
 
 
 class Spaced:
@@ -53,12 +55,13 @@ def schedule(case: Case) -> Found:
     return found
 
 
-def tables(d: Spaced) -> dict[str, Array]:
-    """The official tables of a respaced process, by their official names."""
-    return _tables(d.process, d.t, d.s, d.above)
+def tables(d: Spaced) -> dict[str, np.ndarray]:
+    """The official tables of a respaced process, by their official names; one compilation for all respacings of it."""
+    found = _tables(d.process, *(np.resize(a, d.process.steps) for a in (d.t, d.s, d.above)))
+    return {name: np.asarray(value)[: len(d.t)] for name, value in found.items()}
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(quick, static_argnums=0)
 def _tables(p: process.DDPM, t: Array, s: Array, above: Array) -> dict[str, Array]:
     q, alpha, sigma = process.posterior(p, t, s), p.alpha(t), p.sigma(t)
     return dict(
@@ -105,13 +108,14 @@ def guided(network: Network, w: Array) -> Network:
     return both
 
 
-def sampled(d: Spaced, c: dict[str, Any], denoise: Denoiser, x: Array, draws: np.ndarray, cond: Cond) -> Array:
+def sampled(d: Spaced, c: dict[str, Any], denoise: Denoiser, x: Array, draws: np.ndarray, cond: Cond) -> np.ndarray:
     """Every state of the loop that c['sampler'] and c['eta'] name, from x [B,C,H,W] with stored noise, [S,B,H,W,C]."""
     noise, grid = replay(nhwc(draws)), np.append(d.t[::-1], np.int32(-1))
     ddim, ddpm = samplers.ddim(d.process, c["eta"], noise), samplers.ancestral(d.process, d.variance, noise)
-    path = samplers.sample(denoise, ddim if c["sampler"] == "ddim" else ddpm, nhwc(x), grid, cond, KEY, keep=True)
+    sampler = ddim if c["sampler"] == "ddim" else ddpm
+    path = jax.jit(lambda x, cond: samplers.sample(denoise, sampler, x, grid, cond, KEY, keep=True))(nhwc(x), cond)
     jax.effects_barrier()
-    return path
+    return np.asarray(path)
 
 
 def trajectory(case: Case) -> Found:
@@ -144,19 +148,28 @@ def task_of(case: Case, d: Spaced) -> tuple[Diffusion, Params]:
     return Diffusion(model, cond, d.process, d.scale, shape, variance=d.variance, objective=objective, drop=drop), params
 
 
-def loss_terms(d: Spaced, kind: str, found: Prediction, x0: Array, xt: Array, i: np.ndarray) -> dict[str, Array]:
-    """The terms [B] of an official loss type, MSE, RESCALED_MSE, KL or RESCALED_KL, at the i-th kept steps."""
-    p, t, steps = d.process, d.t[i], len(d.t)
+def loss_kind(options: dict[str, Any]) -> str:
+    """The official loss type that create_diffusion's options choose."""
+    return "RESCALED_KL" if options.get("use_kl") else "RESCALED_MSE" if options.get("rescale_learned_sigmas") else "MSE"
+
+
+def mse_and_bound(d: Spaced, found: Prediction, x0: Array, xt: Array, i: np.ndarray, both: bool = False) -> tuple[Array, Array]:
+    """|F - F*|^2 and the bound in bits/dim, each [B], at the i-th kept steps; only with `both` does the bound teach x0."""
+    p, t = d.process, d.t[i]
     mse = objectives.mean_flat((found.x0 - x0) ** 2) / d.scale(p, t).out ** 2
-    if "KL" not in kind:
+    if not both:
         found = replace(found, x0=jax.lax.stop_gradient(found.x0))
-    vb = objectives.BITS * objectives.bound(p, found, x0, xt, t, d.s[i], d.above[i], d.variance)
+    return mse, objectives.BITS * objectives.bound(p, found, x0, xt, t, d.s[i], d.above[i], d.variance)
+
+
+def loss_terms(d: Spaced, kind: str, mse: Array, bound: Array) -> dict[str, Array]:
+    """The terms of an official loss type: MSE, RESCALED_MSE, KL or RESCALED_KL."""
     if "KL" in kind:
-        return {"loss": vb * (steps if kind == "RESCALED_KL" else 1)}
+        return {"loss": bound * (len(d.t) if kind == "RESCALED_KL" else 1)}
     if not d.variance.startswith("learned"):
         return {"loss": mse, "mse": mse}
-    vb = vb * (steps / 1000 if kind == "RESCALED_MSE" else 1)
-    return {"loss": mse + vb, "mse": mse, "vb": vb}
+    bound = bound * (len(d.t) / 1000 if kind == "RESCALED_MSE" else 1)
+    return {"loss": mse + bound, "mse": mse, "vb": bound}
 
 
 def losses(case: Case) -> Found:
@@ -166,20 +179,21 @@ def losses(case: Case) -> Found:
     i = inputs["t"]
     x0, eps, t = nhwc(inputs["x_start"]), nhwc(inputs["noise"]), d.t[i]
     xt = process.noised(d.process, x0, t, eps)
-    kind = "RESCALED_KL" if o.get("use_kl") else "RESCALED_MSE" if o.get("rescale_learned_sigmas") else "MSE"
+    kind = loss_kind(o)
 
     def mean(params: Params) -> tuple[Array, dict[str, Array]]:
         raw = task.dropped({"label": inputs["y"]}, {"label": inputs["u"]})
-        found = loss_terms(d, kind, task.denoiser(params)(xt, t, task.embed(params, raw), KEY), x0, xt, i)
+        found = task.denoiser(params)(xt, t, task.embed(params, raw), KEY)
+        found = loss_terms(d, kind, *mse_and_bound(d, found, x0, xt, i, "KL" in kind))
         return jnp.mean(found["loss"]), found
 
     grads, found = jax.jit(jax.grad(mean, has_aux=True))(params)
     return found | {f"grad/{key}": value for key, value in official(case, grads).items() if key != "pos_embed"}
 
 
-def official(case: Case, params: Params) -> dict[str, Array]:
+def official(case: Case, params: Params) -> dict[str, np.ndarray]:
     """Parameters or their gradients under the official keys."""
-    return pretrained.revert(params, {key: w.shape for key, w in case.weights.items()})
+    return pretrained.revert(jax.device_get(params), {key: w.shape for key, w in case.weights.items()})
 
 
 def train_steps(case: Case) -> Found:

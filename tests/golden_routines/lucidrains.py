@@ -1,4 +1,5 @@
-"""lucidrains' Gaussian diffusion: beta schedules, both sampling loops, guidance with rescaling, and the weighted losses."""
+"""lucidrains' Gaussian diffusion: beta schedules, both sampling loops, guidance with rescaling, the weighted losses; and the
+attention of linear cost of its UNet and of its source, cmsflash's efficient attention."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,7 +12,9 @@ import numpy as np
 from golden_routines.replay import nchw, nhwc, record, replay
 
 from diffusion_jax.diffusion import guidance, losses, process, samplers, scales
-from diffusion_jax.types import Guidance
+from diffusion_jax.nn.linear_attention import linear_attention as attend
+from diffusion_jax.nn.linear_attention import scaled_linear_attention
+from diffusion_jax.types import Array, Guidance
 
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos", "sigmoid": "sigmoid"}
 OBJECTIVES = {"pred_noise": scales.Eps(), "pred_x0": scales.X0(), "pred_v": scales.V()}
@@ -114,3 +117,31 @@ def diffusion_cfg(case) -> dict[str, Any]:
     seen, path = loop(case, guide, cond)
     half = seen.shape[1] // 2
     return training(case, cond) | {"states": nchw(seen[:, :half]), "final": nchw((path[-1] + 1) / 2)}
+
+
+def project(case, name: str, x: Array) -> Array:
+    """A convolution over single pixels by its official name: [B, H, W, C] -> [B, H, W, D]."""
+    weights = case.weights
+    return x @ weights[f"{name}.weight"][:, :, 0, 0].T + weights.get(f"{name}.bias", np.zeros(1, np.float32))[None, None, None]
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """[B, H, W, heads * D] -> [B, heads, H * W, D]."""
+    return jnp.swapaxes(x.reshape(len(x), -1, heads, x.shape[-1] // heads), 1, 2)
+
+
+def linear_attention(case) -> dict[str, Any]:
+    """The UNet's own, with the root mean square norm behind it: gain sqrt(C) y / |y|."""
+    x, weights = jnp.asarray(nhwc(case.inputs["x"])), case.weights
+    q, k, v = (split_heads(part, case.config["heads"]) for part in jnp.split(project(case, "to_qkv", x), 3, axis=-1))
+    out = jnp.swapaxes(scaled_linear_attention(q, k, v), 1, 2).reshape(*x.shape[:3], -1)
+    y = project(case, "to_out.0", out)
+    return {"y": nchw(nhwc(weights["to_out.1.g"]) * y / jnp.sqrt(jnp.mean(y**2, axis=-1, keepdims=True)))}
+
+
+def efficient_attention(case) -> dict[str, Any]:
+    """The residual block of 1812.01243."""
+    x = jnp.asarray(nhwc(case.inputs["x"]))
+    q, k, v = (split_heads(project(case, name, x), case.config["head_count"]) for name in ("queries", "keys", "values"))
+    out = jnp.swapaxes(attend(q, k, v), 1, 2).reshape(*x.shape[:3], -1)
+    return {"y": nchw(x + project(case, "reprojection", out))}
