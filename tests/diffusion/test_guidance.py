@@ -249,6 +249,17 @@ def test_gradients_add_up():
     np.testing.assert_allclose(scaled, -times[:, None, None, None] * X, rtol=1e-5)
 
 
+def test_a_folded_gradient_can_be_clipped():
+    log_prob = lambda x, t, cond: 50 * (x**2).sum((1, 2, 3))  # noqa: E731
+    pulled = Gradient(log_prob, 1.0)
+    want, _ = samplers.resolve(P, at(pulled), X, T)
+    folded = at(chain(guidance.Fold(P), pulled))
+    np.testing.assert_allclose(folded.x0, want, rtol=1e-5)
+    assert folded.grad is None and jnp.abs(want).max() > 10
+    np.testing.assert_allclose(at(chain(Clip(), guidance.Fold(P), pulled)).x0, jnp.clip(want, -1, 1), rtol=1e-5)
+    np.testing.assert_array_equal(at(guidance.Fold(P)).x0, at(chain()).x0)
+
+
 # On x0 ----------------------------------------------------------------------------------------------------------------------
 
 

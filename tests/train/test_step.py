@@ -209,3 +209,31 @@ def test_learning_rates_are_found_and_named():
     assert_close(_rates(both.update(params, both.init(params), params)[1]), {"lr/gen": 0.1, "lr/disc": 0.2}, 1e-7)
     assert_close(_rates(OPTIMIZER.update(params, OPTIMIZER.init(params), params)[1]), {"lr": 1e-2}, 1e-7)
     assert _rates(optax.sgd(0.1).init(params)) == {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(Line):
+    """Remembers how many examples it has seen, and trains on that number."""
+
+    def memory(self):
+        return {"seen": jnp.zeros((), jnp.int32)}
+
+    def loss(self, params, frozen, batch, key, train):
+        loss, metrics = super().loss(params, frozen, batch, key, train)
+        seen = frozen["memory"]["seen"] + len(batch["image"])
+        return loss * frozen["memory"]["seen"], {**metrics, "memory": {"seen": seen}}
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_memory_goes_from_step_to_step_and_through_microbatches(accumulate):
+    mesh = one()
+    make = functools.partial(create, Counting(0.0), OPTIMIZER, EMAS, jax.random.key(1), {})
+    shardings = shard.shardings(mesh, jax.eval_shape(make))
+    step, state = make_step(Counting(0.0), OPTIMIZER, EMAS, mesh, shardings, accumulate), jax.jit(make, out_shardings=shardings)()
+    assert state.memory == {"seen": 0}
+    losses = []
+    for batch in batches(mesh, 3):
+        state, metrics = step(state, None, batch)
+        losses.append(float(metrics["loss"]))
+    assert state.memory == {"seen": 96}
+    assert (losses[0] == 0) == (accumulate == 1)                           # later microbatches remember the first
