@@ -61,7 +61,8 @@ def check(config: Mapping[str, Any]) -> None:
         for key in config[section]:
             if key not in known:
                 raise unknown("config key", f"{section}.{key}", [f"{section}.{name}" for name in known])
-        missing = [key for key in known if key not in config[section]] if section == "data" else []
+        wanted = {"data": known, "evaluate": known if "sample" in config else ("num",)}.get(section, ())
+        missing = [key for key in wanted if key not in config[section]]
         if missing:
             raise ConfigError(f"the config lacks '{section}.{missing[0]}' ({SECTIONS[section]})")
     for name in COUNTS:

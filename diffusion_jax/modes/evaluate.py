@@ -78,7 +78,7 @@ def of_samples(stored: Mapping[str, Any], task: Diffusion, params: Params, optio
 def check(task: Diffusion | NoisyClassifier, num: int, classes: int) -> None:
     """Raises ConfigError where `num` images, classes in turn, cannot be measured against data of `classes` classes."""
     if not task.num_classes:
-        raise ConfigError("these metrics need classes, and this model takes no label: give a --classifier, or evaluate.num = 0")
+        raise ConfigError("these metrics need classes, this model takes no label: give a --classifier, or set evaluate.num to 0")
     if num < max(classes, 1):
         raise ConfigError(f"{num} samples do not cover the {classes} classes of the data: raise num")
 

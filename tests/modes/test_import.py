@@ -17,6 +17,7 @@ from diffusion_jax.train.checkpoint import load
 GOLDENS = Path(__file__).parent.parent / "goldens"
 
 
+@pytest.mark.slow
 def test_an_adm_and_its_classifier_are_imported_and_sampled_together(cli, tmp_path):
     case = load_case(GOLDENS / "adm" / "adm_classifier_sample_p6.json")
     for part in ("unet", "classifier"):

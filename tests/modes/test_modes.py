@@ -216,7 +216,8 @@ def test_wrong_options_of_sampling_are_refused(tiny_run, tmp_path, options, says
 @pytest.mark.parametrize("step", [2, 4])
 def test_samples_are_of_the_weights_asked_for(tiny_run, tmp_path, monkeypatch, which, step):
     seen = []
-    monkeypatch.setattr(sample, "generate", lambda task, params, *rest: seen.append(params) or iter([np.zeros((12, 8, 8, 1))]))
+    blank = np.zeros((12, 8, 8, 1))
+    monkeypatch.setattr(sample, "generate_cascade", lambda stages, *_: seen.append(stages[0].params) or iter([blank]))
     npz(tiny_run, tmp_path / "x.npz", which=which, step=step)
     want = load(tiny_run, which, step)[2]
     jax.tree.map(np.testing.assert_array_equal, seen[0], want)
