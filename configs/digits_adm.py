@@ -2,9 +2,10 @@
 
     python -m diffusion_jax.main --config configs/digits_adm.py --workdir runs/digits_adm
     python -m diffusion_jax.main --config configs/digits_classifier.py --workdir runs/digits_classifier
-    python -m diffusion_jax.main --workdir runs/digits_adm --mode evaluate --classifier runs/digits_classifier --num 1000
+    python -m diffusion_jax.main --workdir runs/digits_adm --mode evaluate --classifier runs/digits_classifier --num 300
 
-Hardware: 2 CPU cores, TIME. Expect EXPECT.
+Hardware: 2 CPU cores, 18 minutes beside other work. Expect, of 300 samples guided with --classifier_scale 1 and 4,
+accuracy[pixel SVC] 0.74 and 0.997.
 """
 from ml_collections import ConfigDict
 

