@@ -17,9 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.process import bcast, noised
 from diffusion_jax.diffusion.times import Memoryless, Uniform
+from diffusion_jax.tasks.images import check_shape
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Process, Raw
 
 TOP = 5
@@ -54,8 +54,7 @@ class NoisyClassifier:
         Raises:
           ConfigError: the images have another shape than the task.
         """
-        if batch["image"].shape[1:] != self.shape:
-            raise ConfigError(f"the data's images are {batch['image'].shape[1:]}, task.shape is {self.shape}: change one of them")
+        check_shape(batch, self.shape)
         x = jnp.zeros_like(batch["image"])
         return {"model": self.model.init(key, x, jnp.zeros(len(x)))["params"]}
 

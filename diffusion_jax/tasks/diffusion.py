@@ -24,6 +24,7 @@ from diffusion_jax.diffusion.losses import Simple
 from diffusion_jax.diffusion.process import DDPM, bcast, noised
 from diffusion_jax.diffusion.samplers import VARIANCES
 from diffusion_jax.diffusion.times import Memoryless, SecondMoment, Uniform
+from diffusion_jax.tasks.images import check_shape
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Memory, Metrics, Params, Prediction, Process, Raw
 
 OBJECTIVES = ("mse", "hybrid", "kl")
@@ -96,8 +97,7 @@ class Diffusion:
         Raises:
           ConfigError: the images have another shape than the task.
         """
-        if batch["image"].shape[1:] != self.shape:
-            raise ConfigError(f"the data's images are {batch['image'].shape[1:]}, task.shape is {self.shape}: change one of them")
+        check_shape(batch, self.shape)
         k_model, k_cond = jax.random.split(key)
         batch = self.cond.prepare(batch, key)
         cond_vars = self.cond.init(k_cond, batch)

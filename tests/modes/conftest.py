@@ -1,27 +1,17 @@
 """What this folder's tests share: one small run trained in-process, the command line in-process, and quick compilation."""
 import sys
 
-import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from jax.experimental.compilation_cache import compilation_cache
 from pages import Result, page
+from quickly import compiled_once
 
 
 @pytest.fixture(scope="package", autouse=True)
 def compile_once(tmp_path_factory):
-    cache = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-             "jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
-    before = {name: getattr(jax.config, name) for name in cache}
-    for name, value in cache.items():
-        jax.config.update(name, value)
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(scope="package")
