@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.nn.attention import join_heads, split_heads
 from diffusion_jax.nn.embed import patchify, sincos_2d, timestep_embedding, unpatchify
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.masked_attention import masked_attention
@@ -66,8 +67,8 @@ class Attention(nn.Module):
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """x [B, T, D], mask [B, T], False for tokens to leave out -> [B, T, D]."""
         qkv = Linear(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
-        out = masked_attention(*_heads(qkv, 3, self.heads), mask)
-        return Linear(x.shape[-1], dtype=self.dtype, name="proj")(_joined(out))
+        out = masked_attention(*split_heads(qkv, 3, self.heads), mask)
+        return Linear(x.shape[-1], dtype=self.dtype, name="proj")(join_heads(out))
 
 
 class CrossAttention(nn.Module):
@@ -79,21 +80,9 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, y: Array, mask: Array | None = None) -> Array:
         """x [B, T, D], y [B, L, D], mask [B, L], False for tokens to leave out -> [B, T, D]."""
-        (q,) = _heads(Linear(x.shape[-1], dtype=self.dtype, name="q")(x), 1, self.heads)
-        k, v = _heads(Linear(2 * x.shape[-1], dtype=self.dtype, name="kv")(y), 2, self.heads)
-        return Linear(x.shape[-1], dtype=self.dtype, name="proj")(_joined(masked_attention(q, k, v, mask)))
-
-
-def _heads(x: Array, parts: int, heads: int) -> Array:
-    """[B, T, parts * D] -> [parts, B, heads, T, d]."""
-    b, t, d = x.shape
-    return x.reshape(b, t, parts, heads, d // parts // heads).transpose(2, 0, 3, 1, 4)
-
-
-def _joined(x: Array) -> Array:
-    """[B, heads, T, d] -> [B, T, D]."""
-    b, heads, t, d = x.shape
-    return x.transpose(0, 2, 1, 3).reshape(b, t, heads * d)
+        (q,) = split_heads(Linear(x.shape[-1], dtype=self.dtype, name="q")(x), 1, self.heads)
+        k, v = split_heads(Linear(2 * x.shape[-1], dtype=self.dtype, name="kv")(y), 2, self.heads)
+        return Linear(x.shape[-1], dtype=self.dtype, name="proj")(join_heads(masked_attention(q, k, v, mask)))
 
 
 class Mlp(nn.Module):
@@ -205,7 +194,7 @@ class DiT(nn.Module):
       scan: one traced block over stacked parameters ('blocks') in place of `depth` blocks ('blocks_0' ...): compile time does not
         grow with depth. `stack_layers` and `unstack_layers` convert.
       remat: what the backward pass computes again: None nothing, 'full' every block, 'dots' all but the products with weights.
-        On a CPU a small network trains fastest with scan=True, remat='full', slowest with scan=True, remat=None: there memory
+        On a CPU a small network trains fastest with scan=True, remat='dots', slowest with scan=True, remat=None: there memory
         traffic is what costs.
 
     Example:

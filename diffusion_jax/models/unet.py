@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.nn.attention import join_heads, split_heads
 from diffusion_jax.nn.conv import Conv
 from diffusion_jax.nn.embed import timestep_embedding
 from diffusion_jax.nn.group_norm import GroupNorm
@@ -132,20 +133,15 @@ class Attention(nn.Module):
         """x [B, H, W, C], seq [B, L, D], seq_mask [B, L] -> [B, H, W, C]."""
         b, height, width, c = x.shape
         h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(b, height * width, c)
-        q, k, v = self._heads(Linear(3 * c, dtype=self.dtype, name="qkv")(h), 3)  # each [B, heads, T, d]
+        q, k, v = split_heads(Linear(3 * c, dtype=self.dtype, name="qkv")(h), 3, self.heads)  # each [B, heads, T, d]
         if seq is not None:
-            k_seq, v_seq = self._heads(Linear(2 * c, dtype=self.dtype, name="kv")(seq), 2)
+            k_seq, v_seq = split_heads(Linear(2 * c, dtype=self.dtype, name="kv")(seq), 2, self.heads)
             k, v = jnp.concatenate([k_seq, k], axis=2), jnp.concatenate([v_seq, v], axis=2)
         if seq_mask is not None:
             seq_mask = jnp.concatenate([seq_mask.astype(bool), jnp.ones((b, height * width), bool)], axis=1)
-        out = ATTENTION[self.kind](q, k, v, seq_mask).transpose(0, 2, 1, 3)
-        out = Linear(c, nn.initializers.zeros, self.dtype, name="proj")(out.reshape(b, height, width, c))
-        return x + out
-
-    def _heads(self, x: Array, parts: int) -> Array:
-        """[B, T, parts * C] -> [parts, B, heads, T, d]."""
-        b, t, c = x.shape
-        return x.reshape(b, t, parts, self.heads, c // parts // self.heads).transpose(2, 0, 3, 1, 4)
+        out = join_heads(ATTENTION[self.kind](q, k, v, seq_mask))
+        out = Linear(c, nn.initializers.zeros, self.dtype, name="proj")(out)
+        return x + out.reshape(x.shape)
 
 
 class Backbone(nn.Module):
