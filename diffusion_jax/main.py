@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from diffusion_jax.build import ConfigError
 
-MODES = ("train", "sample", "evaluate", "import_weights")
+MODES = ("train", "sample", "evaluate", "sweep", "posthoc_ema", "import_weights")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A page of configs/; train needs it, the others read the checkpoint's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics, samples, report.", required=True)
@@ -34,13 +34,19 @@ OPTIONS = [
     flags.DEFINE_float("clip", None, "Clip x0 to [-clip, clip]; 0 is not."),
     flags.DEFINE_float("threshold", None, "Quantile of dynamic thresholding; 0 is none."),
     flags.DEFINE_string("classifier", None, "Folder of a noisy classifier that guides towards the label."),
+    flags.DEFINE_string("weak", None, "Folder of a weaker model to guide away from (autoguidance), in place of no condition."),
+    flags.DEFINE_integer("weak_step", None, "Its checkpoint; the newest by default."),
     flags.DEFINE_float("classifier_scale", None, "Scale of its gradient, 1 by default."),
     flags.DEFINE_multi_string("upsampler", None, "Folder of a model that makes the images larger; may be given again."),
     flags.DEFINE_string("low_res", None, "Images for an upsampler: x.npz, an image or a folder."),
     flags.DEFINE_float("augment", None, "Noise level, 0 ... 1, that an upsampler's images are augmented with."),
-    flags.DEFINE_string("metric", None, "What evaluate measures: pixels, bpd (bits/dim) or accuracy (of a classifier)."),
-    flags.DEFINE_string("system", None, "Whose weights to import: adm or dit."),
-    flags.DEFINE_string("source", None, "The file with the weights: .safetensors, .npz, .pt, .pth or .ckpt."),
+    flags.DEFINE_string("metric", None, "What evaluate measures: pixels, features, bpd (bits/dim), accuracy (of a classifier)."),
+    flags.DEFINE_string("features", None, "Folder of a classifier in whose features images are measured."),
+    flags.DEFINE_string("over", None, "What sweep changes: an option of sampling, 'cads.s' for example, or which, step, run."),
+    flags.DEFINE_list("values", None, "Its values: 1,2,4."),
+    flags.DEFINE_list("std", None, "Lengths of averages for posthoc_ema, relative to the run's: 0.05,0.10."),
+    flags.DEFINE_string("system", None, "Whose weights to import: adm, diffit, dit or edm2."),
+    flags.DEFINE_string("source", None, "The file with the weights: .safetensors, .npz, .pt, .pth, .ckpt, or EDM2's .pkl."),
     flags.DEFINE_string("official", None, "JSON file with the official constructor's options, for unpublished networks."),
     flags.DEFINE_integer("seed", None, "Of sampling."),
     flags.DEFINE_integer("batch", None, "Images at a time.", lower_bound=1),

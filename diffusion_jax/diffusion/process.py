@@ -285,6 +285,22 @@ def noised(process: Process, x0: Array, t: Array, eps: Array) -> Array:
     return bcast(process.alpha(t), x0) * x0 + bcast(process.sigma(t), x0) * eps
 
 
+def carried(process: Process, to: Process, x: Array, t: Array) -> tuple[Array, Array]:
+    """x_t of one process as what another has at the same noise level: (x_s, s), s in the range that `to` was trained on.
+
+    Args:
+      process, to: from and to.
+      x: [B, ...].
+      t: a scalar or [B].
+    """
+    if process == to:
+        return x, t
+    s = to.time(process.sigma(t) / jnp.maximum(process.alpha(t), 1e-12))
+    s = jnp.minimum(s, jnp.asarray(to.t_max, s.dtype))
+    wide = (to.alpha(s) + to.sigma(s)) / (process.alpha(t) + process.sigma(t))
+    return bcast(wide, x) * x, s
+
+
 def ratio(process: Process, t: Array, s: Array) -> Array:
     """q of (5): the noise level at s over that at t; 0 at a clean s or an alpha(t) of 0. Also exp(-h) of DPM-Solver."""
     return process.sigma(s) * process.alpha(t) / (process.sigma(t) * process.alpha(s))

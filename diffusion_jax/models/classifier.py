@@ -41,8 +41,8 @@ class AttentionPool(nn.Module):
     features: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> [B, features].
+    def __call__(self, x: Array, penultimate: bool = False) -> Array:
+        """x [B, H, W, C] -> [B, features], [B, C] before the last layer.
 
         Raises:
           ConfigError: the image has another size than the table.
@@ -58,7 +58,8 @@ class AttentionPool(nn.Module):
         qkv = Linear(3 * c, name="qkv")(tokens + position[None])
         qkv = qkv.reshape(b, -1, 3, c // self.head_channels, self.head_channels)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, d]
-        return Linear(self.features, name="proj")(attention(q[:, :, :1], k, v).reshape(b, c))
+        h = attention(q[:, :, :1], k, v).reshape(b, c)
+        return h if penultimate else Linear(self.features, name="proj")(h)
 
 
 class Classifier(Backbone):
@@ -79,15 +80,16 @@ class Classifier(Backbone):
     pool: str = "attention"
 
     @nn.compact
-    def __call__(self, x: Array, noise: Array) -> Array:
+    def __call__(self, x: Array, noise: Array, penultimate: bool = False) -> Array:
         """The logits.
 
         Args:
           x: [B, H, W, C], the noised image.
           noise: [B], the DDPM step 0 ... 999; may be fractional.
+          penultimate: return what the last layer sees in place of the logits: features for measuring images.
 
         Returns:
-          [B, num_classes] float32.
+          [B, num_classes] float32, [B, D] with `penultimate`.
 
         Raises:
           ConfigError: a size that does not divide or an unknown option.
@@ -97,19 +99,20 @@ class Classifier(Backbone):
             raise unknown("pool", self.pool, POOLS)
         h, kept = self._down(x, TimeEmbedding(self.width, self.ddpm, name="time")(noise), {})
         if self.pool in ("spatial", "spatial_v2"):
-            return self._read([*kept, h])
+            return self._read([*kept, h], penultimate)
         y = nn.silu(GroupNorm(self.groups, self._eps, name="final_norm")(h.astype(jnp.float32)))
         if self.pool == "adaptive":
-            return Linear(self.num_classes, nn.initializers.zeros, name="final_linear")(jnp.mean(y, axis=(1, 2)))
+            h = jnp.mean(y, axis=(1, 2))
+            return h if penultimate else Linear(self.num_classes, nn.initializers.zeros, name="final_linear")(h)
         size = y.shape[-1] // self.heads_for(y.shape[-1], self.heads)
-        return AttentionPool(size, self.num_classes, name="pool_attn")(y)
+        return AttentionPool(size, self.num_classes, name="pool_attn")(y, penultimate)
 
-    def _read(self, features: list[Array]) -> Array:
+    def _read(self, features: list[Array], penultimate: bool) -> Array:
         """(3) and (4)."""
         means = jnp.concatenate([jnp.mean(h.astype(jnp.float32), axis=(1, 2)) for h in features], axis=-1)
         h = Linear(HIDDEN, name="hidden")(means)
         h = nn.relu(h) if self.pool == "spatial" else nn.silu(GroupNorm(self.groups, self._eps, name="final_norm")(h))
-        return Linear(self.num_classes, name="final_linear")(h)
+        return h if penultimate else Linear(self.num_classes, name="final_linear")(h)
 
 
 _256, _512 = (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)

@@ -24,6 +24,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.process import Cosine, noised
 from diffusion_jax.nn.embed import timestep_embedding
 from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.mp import MPLayer
 from diffusion_jax.nn.resample import shrink
 from diffusion_jax.types import Array, Cond, Key, Noise, Raw
 
@@ -78,10 +79,58 @@ class Label(nn.Module):
         Raises:
           ConfigError: names the first such label.
         """
-        label = np.asarray(raw["label"])
-        outside = label[(label < 0) | (label >= self.num_classes)]
-        if outside.size:
-            raise ConfigError(f"label {outside[0]} is outside 0 ... {self.num_classes - 1}")
+        _check_labels(raw, self.num_classes)
+
+
+def _check_labels(raw: Raw, num_classes: int) -> None:
+    label = np.asarray(raw["label"])
+    outside = label[(label < 0) | (label >= num_classes)]
+    if outside.size:
+        raise ConfigError(f"label {outside[0]} is outside 0 ... {num_classes - 1}")
+
+
+class OneHot(nn.Module):
+    """A class label through a linear layer: sqrt(N) W onehot(label), and 0 for "no label" (EDM2, arXiv 2312.02696).
+
+    Attributes:
+      num_classes: N; labels are 0 ... N - 1.
+      width: channels of the embedding; that of the network's vec.
+      normalised: whether W is normalised where it is used, as from step D of EDM2's ladder on, so that vec has unit variance.
+
+    Parameters: emb, of nn/mp.py:MPLayer or without bias of nn/linear.py:Linear.
+    """
+
+    num_classes: int
+    width: int
+    normalised: bool = True
+
+    keys = droppable = ("label",)
+    derived = ()
+
+    @nn.compact
+    def __call__(self, raw: Raw) -> Cond:
+        """raw['label'] [B] int, or soft labels [B, N], -> {'vec': [B, width]}."""
+        label = raw["label"]
+        soft = label if label.ndim == 2 else jax.nn.one_hot(label, self.num_classes)
+        layer = MPLayer(self.width, name="emb") if self.normalised else Linear(self.width, use_bias=False, name="emb")
+        return {"vec": layer(self.num_classes**0.5 * soft)}
+
+    def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
+        """raw itself."""
+        return raw
+
+    def null(self, raw: Raw) -> Raw:
+        """The batch without labels: label N, whose one-hot vector is 0."""
+        label = raw["label"]
+        return {**raw, "label": jnp.zeros_like(label) if label.ndim == 2 else jnp.full_like(label, self.num_classes)}
+
+    def check(self, raw: Raw) -> None:
+        """Refuses labels outside [0, num_classes).
+
+        Raises:
+          ConfigError: names the first such label.
+        """
+        _check_labels(raw, self.num_classes)
 
 
 class Nothing(nn.Module):

@@ -19,9 +19,9 @@ The paper compares three other blocks, which see the tokens y of the condition, 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -66,9 +66,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """x [B, T, D], mask [B, T], False for tokens to leave out -> [B, T, D]."""
-        qkv = Linear(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
-        out = masked_attention(*split_heads(qkv, 3, self.heads), mask)
-        return Linear(x.shape[-1], dtype=self.dtype, name="proj")(join_heads(out))
+        q, k, v = split_heads(Linear(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x), 3, self.heads)
+        return Linear(x.shape[-1], dtype=self.dtype, name="proj")(join_heads(masked_attention(q, k, v, mask)))
 
 
 class CrossAttention(nn.Module):
@@ -258,33 +257,60 @@ class DiT(nn.Module):
         if self.block not in BLOCKS:
             raise unknown("block", self.block, BLOCKS)
         known = CONDITIONS if self.block.startswith("adaln") else CONDITIONS + TOKENS
-        for key in cond:
-            if key not in known:
-                raise unknown(f"condition of DiT with {self.block} blocks", key, known)
-        if self.remat is not None and self.remat not in REMAT:
-            raise unknown("remat", self.remat, REMAT)
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
-        for key in {"vec", "seq"} & cond.keys():
-            width = cond[key].shape[-1]
-            if width != self.width:
-                raise ConfigError(f"this network sees a {key} of {self.width} channels, not {width}: set task.cond.width")
-        if self.width % self.heads:
-            raise ConfigError(f"width {self.width} does not divide into {self.heads} heads")
+        check(f"DiT with {self.block} blocks", cond, known, self.width, self.heads, self.dtype, self.remat)
 
     def _blocks(self, z: Array, cond: Tokens) -> Array:
-        block = Block
-        if self.remat is not None:
-            block = nn.remat(Block, prevent_cse=not self.scan, policy=REMAT[self.remat])
-        make = partial(block, self.heads, self.mlp_ratio, self.dtype, self.block)
-        if not self.scan:
-            for i in range(self.depth):
-                z = make(name=f"blocks_{i}")(z, cond)
-            return z
-        over_layers = nn.scan(
-            lambda layer, z: (layer(z, cond), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth
-        )
-        return over_layers(make(name="blocks"), z)[0]
+        options = (self.heads, self.mlp_ratio, self.dtype, self.block)
+        return run_blocks(Block, options, self.depth, self.scan, self.remat, z, cond)
+
+
+def check(title: str, cond: Cond, known: Sequence[str], width: int, heads: int, dtype: str, remat: str | None) -> None:
+    """Refuses what no transformer of this kind can take.
+
+    Args:
+      title: the network in words.
+      cond: what it is given.
+      known: the keys of `cond` that it reads.
+      width, heads, dtype, remat: its options.
+
+    Raises:
+      ConfigError: an unknown option or condition, a condition of another width, or heads that do not divide the width.
+    """
+    for key in cond:
+        if key not in known:
+            raise unknown(f"condition of {title}", key, known)
+    if remat is not None and remat not in REMAT:
+        raise unknown("remat", remat, REMAT)
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    for key in {"vec", "seq"} & cond.keys():
+        if cond[key].shape[-1] != width:
+            raise ConfigError(f"this network sees a {key} of {width} channels, not {cond[key].shape[-1]}: set task.cond.width")
+    if width % heads:
+        raise ConfigError(f"width {width} does not divide into {heads} heads")
+
+
+def run_blocks(
+    block: type[nn.Module], options: Sequence[Any], depth: int, scan: bool, remat: str | None, z: Array, cond: Any
+) -> Array:
+    """Tokens through `depth` blocks, which belong to the module whose compact method calls this.
+
+    Args:
+      block: a module (z, cond) -> z; `options` are its attributes in their order.
+      depth, scan, remat: see `DiT`.
+      z: tokens [B, T, D].
+      cond: arrays that every block sees.
+    """
+    if remat is not None:
+        block = nn.remat(block, prevent_cse=not scan, policy=REMAT[remat])
+    if not scan:
+        for i in range(depth):
+            z = block(*options, name=f"blocks_{i}")(z, cond)
+        return z
+    over_layers = nn.scan(
+        lambda layer, z: (layer(z, cond), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=depth
+    )
+    return over_layers(block(*options, name="blocks"), z)[0]
 
 
 def stack_layers(params: Params) -> Params:

@@ -25,8 +25,10 @@ SECTIONS = {
     "accumulate": "micro-batches per step",
     "steps": "updates of the whole run",
     "init": "folder of a run, or of imported weights, whose average the run starts from; only for fine-tuning",
+    "loss_scale": "factor of the loss while gradients are taken; only for float16 networks",
     "optim": "the optimiser",
     "ema": "averages of the parameters, by name",
+    "snapshots": "every, averages, dtype: of the power averages, for mode posthoc_ema",
     "mesh": "devices along data, fsdp and tensor",
     "sharding": "ordered rules (regex of a parameter's path, how to place it)",
     "checkpoint": "every, keep, keep_every",
@@ -34,15 +36,16 @@ SECTIONS = {
     "sample": "how to sample, and how many images how often while training; only for what makes images",
     "evaluate": "images to measure when training ends, num 0 for not at all; and, for what makes images, at which guidance",
 }
-OPTIONAL = ("sample", "init")
+OPTIONAL = ("sample", "init", "loss_scale", "snapshots")
 PARTS = {
     "data": ("train", "test", "decode"),
     "mesh": ("data", "fsdp", "tensor"),
     "checkpoint": ("every", "keep", "keep_every"),
+    "snapshots": ("every", "averages", "dtype"),
     "evaluate": ("num", "guidance"),
 }
-COUNTS = ("batch", "accumulate", "steps", "log_every", "sample.num", "sample.every")
-MAY_CHANGE = ("steps", "checkpoint", "log_every", "sample", "evaluate", "mesh", "sharding")
+COUNTS = ("batch", "accumulate", "steps", "log_every", "sample.num", "sample.every", "snapshots.every")
+MAY_CHANGE = ("steps", "checkpoint", "snapshots", "log_every", "sample", "evaluate", "mesh", "sharding")
 """Sections in which a resumed run may differ from the one that wrote its folder: they do not change the mathematics.
 
 `steps` moves the end of a run; a schedule that decays over the run has its own `steps` in `optim`.
@@ -58,11 +61,11 @@ def check(config: Mapping[str, Any]) -> None:
     if missing:
         raise ConfigError(f"the config lacks {missing[0]!r} ({SECTIONS[missing[0]]})")
     for section, known in PARTS.items():
-        for key in config[section]:
+        for key in config.get(section, {}):
             if key not in known:
                 raise unknown("config key", f"{section}.{key}", [f"{section}.{name}" for name in known])
         wanted = {"data": known, "evaluate": known if "sample" in config else ("num",)}.get(section, ())
-        missing = [key for key in wanted if key not in config[section]]
+        missing = [key for key in wanted if key not in config.get(section, {})]
         if missing:
             raise ConfigError(f"the config lacks '{section}.{missing[0]}' ({SECTIONS[section]})")
     for name in COUNTS:
@@ -116,6 +119,8 @@ def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:
     )
     config.update(batch=16, steps=4, log_every=1)
     config.checkpoint.update(every=2, keep=3)
+    if "snapshots" in config:
+        config.snapshots.every = 2
     config.evaluate = dict(num=20)
     if "sample" in config:
         config.sample.update(num=20, every=4, steps=5, times="uniform")

@@ -1,6 +1,8 @@
 """Mode `evaluate`: how good a run's newest checkpoint is; prints a table and writes report.json.
 
     pixels      samples against the run's data, in pixel space: class accuracy, novelty, variance by class
+    features    samples against the run's data in the features of a classifier trained on it: FID, precision, recall, density,
+                coverage, mean distance, class accuracy; every figure names the classifier, none is one of Inception's
     bpd         bits/dim of held-out images, the variational bound of the whole chain
     accuracy    of a noisy classifier on held-out images, by noise level
 """
@@ -22,9 +24,11 @@ from diffusion_jax.diffusion.process import DDPM, noised
 from diffusion_jax.diffusion.times import respace
 from diffusion_jax.metrics import pixels
 from diffusion_jax.metrics.bpd import bits_per_dim
+from diffusion_jax.metrics.fid import frechet_distance, moments
+from diffusion_jax.metrics.prdc import mean_distance, prdc
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes.sample import guide_of, pixels_of
-from diffusion_jax.pipelines.diffusion import conditions, generate
+from diffusion_jax.modes.sample import guide_of, pixels_of, weak_of
+from diffusion_jax.pipelines.diffusion import Guide, conditions, generate
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train.checkpoint import load
@@ -41,19 +45,13 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     Args:
       config: not needed: the checkpoint carries its own.
       workdir: the run's folder.
-      options: metric, num, seed, which, step, batch; for `pixels` also classifier and the fields of `Recipe`, for `bpd` steps.
+      options: metric, num, seed, which, step, batch; for `pixels` and `features` also classifier, weak and the fields of
+        `Recipe`, for `features` also features (a classifier's folder), for `bpd` steps.
 
     Raises:
       ConfigError: a metric that the model does not have, or what `check`, `load` or `generate` refuse.
     """
-    options = dict(options)
-    stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
-    stored = plain(stored)
-    known = ("accuracy",) if isinstance(task, NoisyClassifier) else ("pixels", "bpd")
-    metric = options.pop("metric", known[0])
-    if metric not in known:
-        raise unknown(f"metric of a {type(task).__name__}", metric, known)
-    report = {"accuracy": of_classifier, "pixels": of_samples, "bpd": of_bits}[metric](stored, task, params, options)
+    report = measured(workdir, options)
     if jax.process_index() == 0:
         path = Path(workdir) / "report.json"
         path.write_text(json.dumps(report, indent=2) + "\n")
@@ -61,18 +59,68 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         print(f"report: {path}")
 
 
+def measured(workdir: str, options: Mapping[str, Any]) -> Report:
+    """The figures of `run`, neither printed nor written."""
+    options = dict(options)
+    stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
+    stored = plain(stored)
+    known = ("accuracy",) if isinstance(task, NoisyClassifier) else ("pixels", "features", "bpd")
+    metric = options.pop("metric", known[0])
+    if metric not in known:
+        raise unknown(f"metric of a {type(task).__name__}", metric, known)
+    measures = {"accuracy": of_classifier, "pixels": of_samples, "features": in_features, "bpd": of_bits}
+    return measures[metric](stored, task, params, options)
+
+
 def of_samples(stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]) -> Report:
     """The metrics of metrics/pixels.py on samples, classes in turn."""
-    guide = guide_of(options.pop("classifier", None))
+    report, samples, labels, train = samples_of(stored, task, params, options)
+    return report | measure(samples, labels, train, page.whole(*(build(stored["data"][part]) for part in ("test", "decode"))))
+
+
+def in_features(stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]) -> Report:
+    """The metrics of metrics/fid.py and metrics/prdc.py on samples, classes in turn, in a classifier's features."""
+    folder = options.pop("features", None)
+    network = guide_of(folder)
+    if network is None:
+        raise ConfigError("metric features needs --features, the folder of a classifier trained on this data")
+    if network.task.shape != task.shape:
+        raise ConfigError(f"the classifier sees images of {network.task.shape}, this model makes {task.shape}: choose another")
+    report, samples, labels, (train, _) = samples_of(stored, task, params, options)
+    (real, _), (fake, found) = (features_of(network, images) for images in (train, samples))
+    figures = {"FID": frechet_distance(moments(real), moments(fake)), **prdc(real, fake)._asdict()}
+    figures |= {"distance": mean_distance(fake), "accuracy": float(np.mean(found == labels))}
+    return report | {f"{metric}[{Path(folder).name}]": value for metric, value in figures.items()}
+
+
+def features_of(network: Guide, images: np.ndarray, batch: int = 250) -> tuple[np.ndarray, np.ndarray]:
+    """(features [N, D], classes [N]) that a classifier finds in images uint8 [N, H, W, C]."""
+
+    @jax.jit
+    def found(params: Params, images: Array) -> tuple[Array, Array]:
+        clean = network.task.process.at(jnp.zeros(()))
+        return network.task.features(params, images), jnp.argmax(network.task.logits(params, images, clean), axis=1)
+
+    rows = [np.minimum(np.arange(first, first + batch), len(images) - 1) for first in range(0, len(images), batch)]
+    parts = [found(network.params, image.to_unit(images[row])) for row in rows]
+    features, classes = (np.concatenate([np.asarray(part[i]) for part in parts])[: len(images)] for i in range(2))
+    return features, classes
+
+
+def samples_of(
+    stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]
+) -> tuple[Report, np.ndarray, np.ndarray, tuple]:
+    """(how they were made, images uint8, labels, the training data) of samples, classes in turn."""
+    guide, weak = guide_of(options.pop("classifier", None)), weak_of(options)
     num, seed, batch = options.pop("num", stored["evaluate"]["num"]), options.pop("seed", 1), options.pop("batch", 250)
     recipe = page.recipe_of(stored, {"guidance": stored["evaluate"]["guidance"]} | options)
-    train, test, decode = (build(stored["data"][part]) for part in ("train", "test", "decode"))
+    train, decode = (build(stored["data"][part]) for part in ("train", "decode"))
     check(task if guide is None else guide.task, num, len(train.names or ()))
     raw = conditions(task, num, given=page.derived_conditions(task, stored["data"], num), guide=guide)
-    samples = np.concatenate(list(pixels_of(generate(task, params, recipe, raw, num, seed, batch, guide), num)))
+    samples = np.concatenate(list(pixels_of(generate(task, params, recipe, raw, num, seed, batch, guide, weak), num)))
     report = {"samples": num, "sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     report |= {"classifier scale": recipe.classifier_scale} if guide else {}
-    return report | measure(samples, raw["label"], page.whole(train, decode), page.whole(test, decode))
+    return report, samples, raw["label"], page.whole(train, decode)
 
 
 def check(task: Diffusion | NoisyClassifier, num: int, classes: int) -> None:

@@ -14,7 +14,7 @@ from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.train.checkpoint import Checkpoints, available
 from diffusion_jax.types import TrainState
 
-SYSTEMS = ("adm", "dit")
+SYSTEMS = ("adm", "diffit", "dit", "edm2")
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
@@ -23,8 +23,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     Args:
       config: not needed: the weights say what they are.
       workdir: a new folder.
-      options: system, one of `SYSTEMS`; source, the weights file (.safetensors, .npz, .pt, .pth or .ckpt); official, a JSON file
-        with the options of the official constructor, for networks that were not published.
+      options: system, one of `SYSTEMS`; source, the weights file (.safetensors, .npz, .pt, .pth, .ckpt or EDM2's .pkl); official,
+        a JSON file with the options of the official constructor, for networks that were not published.
 
     Raises:
       ConfigError: what is missing, a folder that holds a run, or what the system's `load` refuses.

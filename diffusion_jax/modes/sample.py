@@ -12,7 +12,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
 from diffusion_jax.modes import config as page
 from diffusion_jax.pipelines.cascade import Stage, generate_cascade
-from diffusion_jax.pipelines.diffusion import Guide, conditions
+from diffusion_jax.pipelines.diffusion import Guide, Weak, conditions
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train.checkpoint import load
@@ -25,14 +25,15 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     Args:
       config: not needed: the checkpoint carries its own.
       workdir: the run's folder.
-      options: num, label, seed, out, which, step, batch, classifier (a run's folder), upsampler (a list of them), low_res (a file
-        that `image.read_batch` reads), and the fields of `Recipe`; what is not given comes from the checkpoint's config.
+      options: num, label, seed, out, which, step, batch, classifier (a run's folder), weak (another, and perhaps weak_step),
+        upsampler (a list of them), low_res (a file that `image.read_batch` reads), and the fields of `Recipe`; what is not given
+        comes from the checkpoint's config.
 
     Raises:
       ConfigError: a bad `out`, what `load`, `conditions` or `generate` refuse, or samples that are not finite.
     """
     options = dict(options)
-    guide, larger = guide_of(options.pop("classifier", None)), options.pop("upsampler", ())
+    guide, weak, larger = guide_of(options.pop("classifier", None)), weak_of(options), options.pop("upsampler", ())
     given = options.pop("low_res", None)
     num, label = options.pop("num", 64), options.pop("label", None)
     seed, batch = options.pop("seed", 0), options.pop("batch", 100)
@@ -45,7 +46,7 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         raise ConfigError("--classifier_scale needs a --classifier")
     raw = conditions(base.task, num, label, small_images(given, base.task) if given else None, guide)
     stages = [base, *(stage_of(folder, "ema", None, {}) for folder in larger)]
-    batches = pixels_of(generate_cascade(stages, raw, num, seed, batch, guide), num)
+    batches = pixels_of(generate_cascade(stages, raw, num, seed, batch, guide, weak), num)
     if target.endswith("/"):
         write_folder(out, batches, raw)
     else:
@@ -82,6 +83,23 @@ def guide_of(folder: str | None) -> Guide | None:
     if not isinstance(task, NoisyClassifier):
         raise ConfigError(f"--classifier {folder} holds a {type(task).__name__}: give the folder of a noisy classifier")
     return Guide(task, params)
+
+
+def weak_of(options: dict[str, Any]) -> Weak | None:
+    """The model to guide away from, of the options weak, a run's folder, and weak_step, which are taken out of `options`.
+
+    Raises:
+      ConfigError: what `load` refuses, a folder of another kind of model, or a weak_step without a folder.
+    """
+    folder, step = options.pop("weak", None), options.pop("weak_step", None)
+    if folder is None:
+        if step is not None:
+            raise ConfigError("--weak_step is a step of the run --weak: give that too")
+        return None
+    _, task, params = load(folder, step=step)
+    if not isinstance(task, Diffusion):
+        raise ConfigError(f"--weak {folder} holds a {type(task).__name__}: give the folder of a diffusion model")
+    return Weak(task, params)
 
 
 def small_images(path: str, task: Diffusion) -> dict[str, np.ndarray]:

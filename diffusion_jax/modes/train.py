@@ -4,6 +4,7 @@ The same command resumes: everything is in the working folder.
 """
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train import loop, shard
 from diffusion_jax.train.checkpoint import Checkpoints, load
 from diffusion_jax.train.log import Writer
+from diffusion_jax.train.posthoc import Snapshots
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Raw, TrainState
 
@@ -61,14 +63,17 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
             evaluate.check(task, config["evaluate"]["num"], len(batches.source.names or ()))
     initial = load(config["init"])[2] if "init" in config else None
     saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
-    with saved as checkpoints, Writer(workdir) as writer:
+    snapshots = Snapshots(workdir, config, emas, **config["snapshots"]) if "snapshots" in config else contextlib.nullcontext()
+    with saved as checkpoints, Writer(workdir) as writer, snapshots as kept:
         steps = loop.steps(
             task=task, optimizer=build(config["optim"]), emas=emas, batches=functools.partial(stream, batches),
             checkpoints=checkpoints, writer=writer, total=config["steps"], mesh=mesh,
             rules=tuple(map(tuple, config["sharding"])), seed=config["seed"], accumulate=config["accumulate"],
-            log_every=config["log_every"], initial=initial,
+            log_every=config["log_every"], initial=initial, loss_scale=config.get("loss_scale", 1.0),
         )
         for step, state in steps:
+            if kept:
+                kept.offer(step, state, last=step == config["steps"])
             if recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):
                 show(task, state, which, recipe, raw, config, Path(workdir), step, writer)
     if config["evaluate"]["num"]:

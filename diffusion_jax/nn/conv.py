@@ -32,6 +32,7 @@ class Conv(nn.Module):
       padding: zeros before and after, in both directions.
       kernel_init: initialiser of the kernel; the bias starts at zero.
       dtype: the type of the product and of the output.
+      use_bias: whether there is a bias.
 
     Parameters: kernel [size, size, C, features], bias [features], both float32.
     """
@@ -42,14 +43,17 @@ class Conv(nn.Module):
     padding: tuple[int, int] = (1, 1)
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     dtype: str = "float32"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> [B, H', W', features]."""
         kernel = self.param("kernel", self.kernel_init, (self.size, self.size, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        product = partial(_strided, self.stride) if self.stride > 1 else _dense
+        product = partial(_strided, self.stride) if self.stride > 1 else convolve
         out = product(self.padding, x.astype(self.dtype), kernel.astype(self.dtype))
+        if not self.use_bias:
+            return out
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return out + bias.astype(self.dtype)[None, None, None]
 
 
@@ -60,8 +64,8 @@ def _strided(stride: int, padding: tuple[int, int], x: Array, kernel: Array) -> 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dense(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
-    """(1) for s = 1 without its bias."""
+def convolve(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
+    """(1) for s = 1 without its bias: x [B, H, W, C], kernel [size, size, C, F] -> [B, H', W', F]."""
     return _strided(1, padding, x, kernel)
 
 
@@ -80,7 +84,7 @@ def _backward(padding: tuple[int, int], saved: tuple[Array, Array], dy: Array) -
     return dx, jax.lax.platform_dependent(x, dy, cpu=products, default=own).astype(kernel.dtype)
 
 
-_dense.defvjp(_forward, _backward)
+convolve.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(padding: tuple[int, int], size: int, x: Array, dy: Array) -> Array:

@@ -19,6 +19,7 @@ class Linear(nn.Module):
       features: the width of the output.
       kernel_init: initialiser of the kernel [D_in, features]; the bias starts at zero.
       dtype: the type of the product and of the output.
+      use_bias: whether there is a bias.
 
     Parameters: kernel [D_in, features], bias [features], both float32.
     """
@@ -26,12 +27,13 @@ class Linear(nn.Module):
     features: int
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     dtype: str = "float32"
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [..., D_in] -> [..., features]."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)  # [N, D_in]
-        out = rows @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]  # [N, features]
+        out = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)  # [N, features]
+        if self.use_bias:
+            out = out + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)[None]
         return out.reshape(*x.shape[:-1], self.features)

@@ -1,8 +1,11 @@
 """Images made larger and smaller."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.types import Array
@@ -29,6 +32,37 @@ def double(x: Array) -> Array:
     """Every pixel four times: [B, H, W, C] -> [B, 2H, 2W, C]."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def downsample(x: Array, filter: Sequence[float] = (1, 1)) -> Array:
+    """Half the size after a low-pass filter, [B, H, W, C] -> [B, H/2, W/2, C]; (1, 1) gives the means over 2x2 pixels.
+
+    Args:
+      x: [B, H, W, C], H and W even.
+      filter: an even number of taps, the same along both axes; scaled to sum 1.
+    """
+    return halve(x) if tuple(filter) == (1, 1) else _filtered(x, np.asarray(filter), stride=2)
+
+
+def upsample(x: Array, filter: Sequence[float] = (1, 1)) -> Array:
+    """Twice the size, smoothed by a low-pass filter, [B, H, W, C] -> [B, 2H, 2W, C]; (1, 1) copies every pixel.
+
+    Args:
+      x: [B, H, W, C].
+      filter: an even number of taps, the same along both axes; scaled to sum 1.
+    """
+    return double(x) if tuple(filter) == (1, 1) else _filtered(x, np.asarray(filter)[::-1], dilation=2)
+
+
+def _filtered(x: Array, filter: np.ndarray, stride: int = 1, dilation: int = 1) -> Array:
+    """Every channel convolved with filter^T filter: at every second pixel, or with zeros put between the pixels."""
+    taps = filter / filter.sum() * dilation
+    padding = len(taps) // 2 if dilation > 1 else (len(taps) - 1) // 2
+    kernel = jnp.tile(jnp.asarray(np.outer(taps, taps), x.dtype)[:, :, None, None], (1, 1, 1, x.shape[-1]))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((padding, padding),) * 2, lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1],
+    )
 
 
 def bilinear(x: Array, height: int, width: int) -> Array:

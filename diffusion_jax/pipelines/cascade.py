@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.pipelines.diffusion import Guide, conditions, generate
+from diffusion_jax.pipelines.diffusion import Guide, Weak, conditions, generate
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.types import Params, Raw
@@ -28,7 +28,8 @@ class Stage(NamedTuple):
 
 
 def generate_cascade(
-    stages: Sequence[Stage], raw: Raw, num: int, seed: int, batch: int = 100, guide: Guide | None = None
+    stages: Sequence[Stage], raw: Raw, num: int, seed: int, batch: int = 100, guide: Guide | None = None,
+    weak: Weak | None = None,
 ) -> Iterator[np.ndarray]:
     """Batches of images of the last stage, [b, H, W, C] in about [-1, 1], `num` in all; those of the others are held in memory.
 
@@ -37,6 +38,7 @@ def generate_cascade(
       raw: conditions of the base, from `conditions`; its labels go to every stage that reads them.
       num, seed, batch: as in `generate`; each stage has a seed of its own.
       guide: a classifier that guides the base.
+      weak: a model that the base is guided away from.
 
     Raises:
       ConfigError: what `generate` and `conditions` refuse, or a later stage that is no upsampler, all before anything is sampled.
@@ -46,7 +48,7 @@ def generate_cascade(
             raise ConfigError(f"a model of {stage.task.shape} after one of {before.task.shape} must read low_res: no upsampler")
         conditions(stage.task, 1, given=_given({"label": np.zeros(1, np.int32)}, np.zeros((1, *before.task.shape), np.float32)))
         stage.recipe.check(stage.task)
-    batches = generate(*stages[0], raw, num, seed, batch, guide)
+    batches = generate(*stages[0], raw, num, seed, batch, guide, weak)
     return _upsampled(stages[1:], batches, raw, num, seed, batch) if len(stages) > 1 else batches
 
 

@@ -18,17 +18,25 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.guidance import Gradient
+from diffusion_jax.diffusion.process import carried
 from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.types import Array, Cond, Key, Noise, Params, Raw
+from diffusion_jax.types import Array, Cond, Denoiser, Key, Noise, Params, Prediction, Process, Raw
 
 
 class Guide(NamedTuple):
     """A trained classifier that guides (2105.05233)."""
 
     task: NoisyClassifier
+    params: Params
+
+
+class Weak(NamedTuple):
+    """A smaller, less trained or unconditional model of the same images, away from which another is guided (2406.02507)."""
+
+    task: Diffusion
     params: Params
 
 
@@ -41,10 +49,11 @@ def per_image(index: Array) -> Noise:
     return noise
 
 
-@functools.partial(jax.jit, static_argnames=("task", "recipe", "guided", "classifier"))
+@functools.partial(jax.jit, static_argnames=("task", "recipe", "guided", "classifier", "weak"))
 def draw(
     task: Diffusion, recipe: Recipe, params: Params, raw: Raw, index: Array, key: Key, scales: tuple[Array, Array],
     guided: bool = True, classifier: NoisyClassifier | None = None, classifier_params: Params = None,
+    weak: Diffusion | None = None, weak_params: Params = None,
 ) -> Array:
     """One batch of images.
 
@@ -58,6 +67,7 @@ def draw(
       scales: those of classifier-free and of classifier guidance.
       guided: whether to guide without a classifier at all (twice the cost).
       classifier, classifier_params: what guides towards raw['label'], None for nothing.
+      weak, weak_params: what to guide away from, None for the task's own null condition.
 
     Returns:
       [B, H, W, C], about [-1, 1] but not clipped.
@@ -67,15 +77,26 @@ def draw(
     times = recipe.grid(task.process)
     raw = task.cond.prepare(raw, k_cond, noise, recipe.augment)
     cond = task.embed(params, raw)
-    null = task.embed(params, task.cond.null(raw)) if guided else None
+    null = task.embed(params, task.cond.null(raw)) if guided and weak is None else None
+    away = weak_denoiser(weak, weak_params, raw, task.process) if guided and weak is not None else None
 
     def log_prob(x: Array, t: Array, cond: Cond) -> Array:
         return classifier.log_prob(classifier_params, x, t, raw["label"], task.process)
 
     pull = Gradient(log_prob, scales[1]) if classifier else None
-    denoise = recipe.make_guidance(task, scales[0], null, noise, pull)(task.denoiser(params))
+    denoise = recipe.make_guidance(task, scales[0], null, noise, pull, away)(task.denoiser(params))
     x = start(task.process, times, k_start, (len(index), *task.shape), noise)
     return sample(denoise, recipe.make_sampler(task, noise), x, times, cond, k_run)
+
+
+def weak_denoiser(task: Diffusion, params: Params, raw: Raw, process: Process) -> Denoiser:
+    """The denoiser of a weak model for x_t of `process`, with its own embedding of `raw`; an unconditional one ignores it."""
+    denoise, own = task.denoiser(params), task.embed(params, raw)
+
+    def weak(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
+        return Prediction(denoise(*carried(process, task.process, x, t), own, key).x0)
+
+    return weak
 
 
 def conditions(task: Diffusion, num: int, label: int | None = None, given: Raw | None = None, guide: Guide | None = None) -> Raw:
@@ -121,7 +142,8 @@ def derived(task: Diffusion) -> dict[str, tuple[int, ...]]:
 
 
 def generate(
-    task: Diffusion, params: Params, recipe: Recipe, raw: Raw, num: int, seed: int, batch: int = 100, guide: Guide | None = None
+    task: Diffusion, params: Params, recipe: Recipe, raw: Raw, num: int, seed: int, batch: int = 100, guide: Guide | None = None,
+    weak: Weak | None = None,
 ) -> Iterator[np.ndarray]:
     """Batches of images [b, H, W, C] in about [-1, 1], `num` in all, in order; the last may be smaller.
 
@@ -133,11 +155,15 @@ def generate(
       seed: image i of a seed does not depend on `num` or `batch`.
       batch: images at a time; split over the devices where it divides.
       guide: a classifier that guides towards raw['label'].
+      weak: a model to guide away from, at the scale of classifier-free guidance and in its place.
 
     Raises:
-      ConfigError: the recipe does not go with the task, see `Recipe.check`, or the classifier with its images.
+      ConfigError: the recipe does not go with the task, see `Recipe.check`, or the classifier or the weak model with its images.
     """
-    recipe.check(task)
+    recipe.check(task, weak is not None)
+    if weak and (weak.task.shape != task.shape or not set(weak.task.cond.keys) <= set(raw)):
+        seen = f"{weak.task.shape} under {list(weak.task.cond.keys)}"
+        raise ConfigError(f"the weak model makes images of {seen}, this one {task.shape} under {list(raw)}: choose another")
     if guide and guide.task.shape != task.shape:
         raise ConfigError(f"the classifier sees images of {guide.task.shape}, this model makes {task.shape}: choose another")
     batch = min(batch, num)
@@ -148,13 +174,13 @@ def generate(
     mesh = jax.sharding.Mesh(np.array(devices if batch % len(devices) == 0 else devices[:1]), ("data",))
     rows, everywhere = (jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ()))
     params = jax.device_put(params, everywhere)
-    classifier = (guide.task, jax.device_put(guide.params, everywhere)) if guide else (None, None)
+    helpers = [(helper.task, jax.device_put(helper.params, everywhere)) if helper else (None, None) for helper in (guide, weak)]
 
     def batches() -> Iterator[np.ndarray]:
         for first in range(0, num, batch):
             index = np.minimum(np.arange(first, first + batch), num - 1)          # the last batch is filled up: one program
             part, where = jax.device_put(({name: value[index] for name, value in raw.items()}, index), rows)
-            images = draw(task, static, params, part, where, key, scales, recipe.guidance != 1, *classifier)
+            images = draw(task, static, params, part, where, key, scales, recipe.guidance != 1, *helpers[0], *helpers[1])
             yield np.asarray(images)[: num - first]
 
     return batches()

@@ -23,7 +23,7 @@ from diffusion_jax.build import ConfigError, build, symbol, unknown
 from diffusion_jax.diffusion import guidance as g
 from diffusion_jax.diffusion.samplers import sample
 from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.types import Array, Cond, Guidance, Key, Noise, Prediction, Process, Sampler
+from diffusion_jax.types import Array, Cond, Denoiser, Guidance, Key, Noise, Prediction, Process, Sampler
 
 
 def constant(w: Array, unit: g.Schedule) -> g.Schedule:
@@ -179,9 +179,11 @@ class Recipe:
         return build(spec, task.process, **({} if name in DETERMINISTIC else {"noise": noise}))
 
     def make_guidance(
-        self, task: Diffusion, scale: Array, null: Cond | None, noise: Noise, classifier: Guidance | None = None
+        self, task: Diffusion, scale: Array, null: Cond | None, noise: Noise, classifier: Guidance | None = None,
+        weak: Denoiser | None = None,
     ) -> Guidance:
-        """All guidance in its order: on x0, then a classifier's, then CADS, then classifier-free guidance where `null` is given.
+        """All guidance in its order: on x0, then a classifier's, then CADS, then classifier-free guidance where `null` is given,
+        or autoguidance where `weak` is.
 
         The ancestral sampler shifts its mean by the classifier's gradient; for the others it is folded into x0.
         """
@@ -192,20 +194,25 @@ class Recipe:
             parts += [classifier] if parse(self.sampler)[0] == "ancestral" else [g.Fold(process), classifier]
         if self.cads:
             parts.append(build(_spec(CADS, parse(self.cads)[1], self.cads), process.unit, noise=noise))
-        if null is not None:
+        if null is not None or weak is not None:
             mix = g.Mix(self.phi, (process, task.scale), channels=self.channels or None)
-            cfg = g.CFG(build(named("schedule", self.schedule, SCHEDULES), scale, process.unit), null, mix)
-            parts.append(g.interval(cfg, process, *self._interval) if self.interval else cfg)
+            w = build(named("schedule", self.schedule, SCHEDULES), scale, process.unit)
+            away = g.Autoguidance(w, weak, mix) if weak is not None else g.CFG(w, null, mix)
+            parts.append(g.interval(away, process, *self._interval) if self.interval else away)
         return g.chain(*parts)
 
-    def check(self, task: Diffusion) -> None:
+    def check(self, task: Diffusion, weak: bool = False) -> None:
         """Goes through the motions for `task`, without its network and without computing anything.
+
+        Args:
+          task: what to sample from.
+          weak: whether there is a weak model to guide away from.
 
         Raises:
           ConfigError: times, sampler or guidance that do not go with the task's process, parametrisation or conditions.
         """
-        if self.guidance != 1 and not task.cond.droppable:
-            raise ConfigError("this model has no condition that could guide it: leave guidance at 1")
+        if self.guidance != 1 and not task.cond.droppable and not weak:
+            raise ConfigError("this model has no condition that could guide it: leave guidance at 1, or give a --weak model")
 
         def denoise(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
             task.scale(task.process, t)

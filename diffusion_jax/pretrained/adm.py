@@ -29,13 +29,8 @@ from diffusion_jax.models.cond import Joint, Nothing
 from diffusion_jax.models.unet import Backbone, UNet
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import SAME, TRANSPOSE, Layout, Rule
+from diffusion_jax.pretrained.rules import CONV, POINT, SAME, TRANSPOSE, Layout, Rule
 from diffusion_jax.types import Array, Params
-
-CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w, shape: w.transpose(3, 2, 0, 1))
-"""A convolution: (out, in, h, w) <-> (h, w, in, out)."""
-POINT = Layout(lambda w: w.reshape(w.shape[:2]).T, lambda w, shape: w.T.reshape(shape))
-"""A convolution over single pixels or tokens, as a linear layer: (out, in, 1 ...) <-> (in, out)."""
 
 
 def _swap(w: Array, outer: int, inner: int) -> Array:

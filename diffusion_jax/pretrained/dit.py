@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,28 +25,32 @@ from diffusion_jax.pretrained.rules import PATCH, SAME, TRANSPOSE, Constant, Lay
 from diffusion_jax.types import Array, Params
 
 
-def _positions(shape: rules.Shape) -> np.ndarray:
+def positions(shape: rules.Shape) -> np.ndarray:
     """The official pos_embed [1, T, D] of a square grid."""
     side = math.isqrt(shape[1])
     return sincos_2d(side, side, shape[2])[None]
 
 
-def _linear(key: str, path: str, weight: Layout = TRANSPOSE) -> list[Rule]:
+def linear(key: str, path: str, weight: Layout = TRANSPOSE) -> list[Rule]:
     """The rules of a layer with weight and bias."""
     return [Rule(rf"{key}\.weight", f"{path}/kernel", weight), Rule(rf"{key}\.bias", f"{path}/bias")]
 
 
-RULES = [
-    Constant(r"pos_embed", _positions),
-    *_linear(r"x_embedder\.proj", "model/patch", PATCH),
-    *_linear(r"t_embedder\.mlp\.0", "model/time/fc1"),
-    *_linear(r"t_embedder\.mlp\.2", "model/time/fc2"),
+TRUNK = [
+    Constant(r"pos_embed", positions),
+    *linear(r"x_embedder\.proj", "model/patch", PATCH),
+    *linear(r"t_embedder\.mlp\.0", "model/time/fc1"),
+    *linear(r"t_embedder\.mlp\.2", "model/time/fc2"),
     Rule(r"y_embedder\.embedding_table\.weight", "cond/table", SAME),
-    *_linear(r"blocks\.(\d+)\.attn\.(qkv|proj)", r"model/blocks_\1/attn/\2"),
-    *_linear(r"blocks\.(\d+)\.mlp\.(fc1|fc2)", r"model/blocks_\1/mlp/\2"),
-    *_linear(r"blocks\.(\d+)\.adaLN_modulation\.1", r"model/blocks_\1/modulation/linear"),
-    *_linear(r"final_layer\.linear", "model/final/linear"),
-    *_linear(r"final_layer\.adaLN_modulation\.1", "model/final/modulation/linear"),
+    *linear(r"blocks\.(\d+)\.attn\.(qkv|proj)", r"model/blocks_\1/attn/\2"),
+    *linear(r"blocks\.(\d+)\.mlp\.(fc1|fc2)", r"model/blocks_\1/mlp/\2"),
+    *linear(r"final_layer\.linear", "model/final/linear"),
+]
+"""What DiT shares with other transformers that grew from its code."""
+RULES = [
+    *TRUNK,
+    *linear(r"blocks\.(\d+)\.adaLN_modulation\.1", r"model/blocks_\1/modulation/linear"),
+    *linear(r"final_layer\.adaLN_modulation\.1", "model/final/modulation/linear"),
 ]
 """Official keys to our parameters with unrolled blocks; use `convert`, which stacks them where the model scans."""
 
@@ -61,7 +66,11 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     Raises:
       ConfigError: a state dict that is no DiT's, or of an unpublished width.
     """
-    o = official if "hidden_size" in official else _options(official)
+    return arguments(official if "hidden_size" in official else options(official, "DiT"))
+
+
+def arguments(o: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the official constructor as keyword arguments of `DiT` and `Label`."""
     model = dict(
         patch=o["patch_size"], width=o["hidden_size"], depth=o["depth"], heads=o["num_heads"], mlp_ratio=o["mlp_ratio"],
         channels=o["in_channels"], learn_sigma=o["learn_sigma"],
@@ -69,35 +78,32 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     return model, dict(num_classes=o["num_classes"], width=o["hidden_size"], null_row=o["class_dropout_prob"] > 0)
 
 
-def _options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The official constructor's options, read off the shapes of a state dict."""
+def options(state_dict: Mapping[str, Any], title: str, heads: int | None = None) -> dict[str, Any]:
+    """The official constructor's options, read off the shapes of a state dict.
+
+    Args:
+      state_dict: key -> an array, or anything with a shape.
+      title: the network in words.
+      heads: their number; None takes that of the published DiT of this width.
+
+    Raises:
+      ConfigError: a key that is not there, or an unpublished width without `heads`.
+    """
     try:
         width, channels, patch, _ = state_dict["x_embedder.proj.weight"].shape
         hidden = state_dict["blocks.0.mlp.fc1.weight"].shape[0]
         out = state_dict["final_layer.linear.weight"].shape[0]
         rows = state_dict["y_embedder.embedding_table.weight"].shape[0]
     except KeyError as error:
-        raise ConfigError(f"this is no state dict of a DiT: there is no {error.args[0]}") from None
-    heads = {size["width"]: size["heads"] for size in PRESETS.values()}
-    if width not in heads:
-        raise ConfigError(f"a state dict does not tell the heads of a DiT of width {width}: give the official options")
+        raise ConfigError(f"this is no state dict of a {title}: there is no {error.args[0]}") from None
+    published = {size["width"]: size["heads"] for size in PRESETS.values()}
+    if heads is None and width not in published:
+        raise ConfigError(f"a state dict does not tell the heads of a {title} of width {width}: give the official options")
     return dict(
         patch_size=patch, hidden_size=width, depth=len({key.split(".")[1] for key in state_dict if key.startswith("blocks.")}),
-        num_heads=heads[width], mlp_ratio=hidden / width, in_channels=channels, learn_sigma=out == 2 * channels * patch**2,
-        num_classes=rows - 1, class_dropout_prob=0.1,
+        num_heads=heads or published[width], mlp_ratio=hidden / width, in_channels=channels,
+        learn_sigma=out == 2 * channels * patch**2, num_classes=rows - 1, class_dropout_prob=0.1,
     )
-
-
-def shapes(model: DiT, cond: Label) -> Params:
-    """Shapes and types of the parameters {'model': ..., 'cond': ...} with unrolled blocks; computes nothing."""
-    x, one = jnp.zeros((1, model.patch, model.patch, model.channels)), jnp.zeros(1, jnp.int32)
-
-    def init() -> Params:
-        table = cond.init(jax.random.key(0), {"label": one})["params"]
-        # Scanned, because a single block is then traced.
-        return unstack_layers({"model": model.clone(scan=True).init(jax.random.key(0), x, one, {})["params"], "cond": table})
-
-    return jax.eval_shape(init)
 
 
 def convert(state_dict: rules.Weights, model: DiT, cond: Label) -> Params:
@@ -110,8 +116,19 @@ def convert(state_dict: rules.Weights, model: DiT, cond: Label) -> Params:
       >>> model_options, cond_options = config(state_dict)
       >>> params = convert(state_dict, DiT(**model_options), Label(**cond_options))
     """
-    params = rules.convert(state_dict, RULES, shapes(model, cond))
-    return stack_layers(params) if model.scan else params
+    return fill(state_dict, RULES, model, cond, jnp.zeros((1, model.patch, model.patch, model.channels)))
+
+
+def fill(state_dict: rules.Weights, table: rules.Rules, model: nn.Module, cond: Label, x: Array) -> Params:
+    """`convert` by any table for any network that has the option `scan`; x is an image that it takes."""
+    one, scanned = jnp.zeros(1, jnp.int32), model.clone(scan=True)      # scanned, because a single block is then traced
+
+    def init() -> Params:
+        labels = cond.init(jax.random.key(0), {"label": one})["params"]
+        return unstack_layers({"model": scanned.init(jax.random.key(0), x, one, {})["params"], "cond": labels})
+
+    params = rules.convert(state_dict, table, jax.eval_shape(init))
+    return stack_layers(params) if model == scanned else params
 
 
 def revert(params: Params, shapes: Mapping[str, rules.Shape]) -> dict[str, Array]:

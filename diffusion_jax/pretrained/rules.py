@@ -41,6 +41,10 @@ class Layout(NamedTuple):
 SAME = Layout(lambda w: w, lambda w, shape: w)
 TRANSPOSE = Layout(lambda w: w.T, lambda w, shape: w.T)
 """A linear layer: (out, in) <-> (in, out)."""
+CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w, shape: w.transpose(3, 2, 0, 1))
+"""A convolution: (out, in, h, w) <-> (h, w, in, out)."""
+POINT = Layout(lambda w: w.reshape(w.shape[:2]).T, lambda w, shape: w.T.reshape(shape))
+"""A convolution over single pixels or tokens, as a linear layer: (out, in, 1 ...) <-> (in, out)."""
 PATCH = Layout(
     lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),
     lambda w, shape: w.reshape(*shape[2:], shape[1], shape[0]).transpose(3, 2, 0, 1),

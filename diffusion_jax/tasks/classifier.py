@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.diffusion.process import bcast, noised
+from diffusion_jax.diffusion.process import carried, noised
 from diffusion_jax.diffusion.times import Memoryless, Uniform
 from diffusion_jax.tasks.images import check_shape
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Process, Raw
@@ -84,12 +84,12 @@ class NoisyClassifier:
         label = jnp.broadcast_to(self.process.label(t), x.shape[:1])
         return self.model.apply({"params": params["model"]}, x, label, rngs={} if dropout is None else {"dropout": dropout})
 
+    def features(self, params: Params, images: Array) -> Array:
+        """What the last layer sees of clean images [B, H, W, C]: [B, D] float32."""
+        label = jnp.broadcast_to(self.process.label(self.process.at(jnp.zeros(()))), images.shape[:1])
+        return self.model.apply({"params": params["model"]}, images, label, penultimate=True)
+
     def log_prob(self, params: Params, x: Array, t: Array, label: Array, process: Process) -> Array:
         """log p(label | x_t) [B] for x_t [B, H, W, C] of any process, see (2); t a scalar or [B]."""
-        if process != self.process:
-            own = self.process.time(process.sigma(t) / jnp.maximum(process.alpha(t), 1e-12))
-            own = jnp.minimum(own, jnp.asarray(self.process.t_max, own.dtype))
-            wide = (self.process.alpha(own) + self.process.sigma(own)) / (process.alpha(t) + process.sigma(t))
-            x, t = bcast(wide, x) * x, own
-        logits = jax.nn.log_softmax(self.logits(params, x, t))
+        logits = jax.nn.log_softmax(self.logits(params, *carried(process, self.process, x, t)))
         return jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]

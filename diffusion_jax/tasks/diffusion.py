@@ -5,8 +5,13 @@
     hybrid  (2) + bound_weight * bound, the bound's gradient reaching the variance only           (3)  2102.09672 eq. 16
     kl      bound_weight * bound                                                                  (4)  2006.11239 eq. 5
 
-each averaged over pixels, channels and batch; the bound is in bits/dim. A condition is dropped key by key: with its own rate each
-sample's raw value is replaced by that of the null condition, which makes the network its own unconditional one (2207.12598).
+each averaged over pixels, channels and batch; the bound is in bits/dim. With an uncertainty u, a small network that sees the
+noise label only, the loss of a sample becomes
+
+    loss exp(-u) + u,                                                                             (5)  2312.02696 eq. 15
+
+so that every noise level counts alike. A condition is dropped key by key: with its own rate each sample's raw value is replaced
+by that of the null condition, which makes the network its own unconditional one (2207.12598).
 """
 from __future__ import annotations
 
@@ -24,6 +29,7 @@ from diffusion_jax.diffusion.losses import Simple
 from diffusion_jax.diffusion.process import DDPM, bcast, noised
 from diffusion_jax.diffusion.samplers import VARIANCES
 from diffusion_jax.diffusion.times import Memoryless, SecondMoment, Uniform
+from diffusion_jax.nn.mp import normalize_weights
 from diffusion_jax.tasks.images import check_shape
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Memory, Metrics, Params, Prediction, Process, Raw
 
@@ -46,6 +52,8 @@ class Diffusion:
       variance: that of the ancestral sampler; 'learned_range' and 'learned' mean that the network has twice the channels.
       objective: 'mse' (2), 'hybrid' (3) or 'kl' (4).
       bound_weight: of (3) and (4); ADM's rescaled losses use steps / 1000 and steps.
+      uncertainty: u of (5), noise [B] -> [B]; None for none. Its parameters are then 'uncertainty'.
+      forced: forced normalisation of the weights of magnitude-preserving layers, see nn/mp.py.
 
     Raises:
       ConfigError: an unknown option, or a combination that has no meaning.
@@ -62,6 +70,8 @@ class Diffusion:
     variance: str = "fixed_small"
     objective: str = "mse"
     bound_weight: float = 1.0
+    uncertainty: nn.Module | None = None
+    forced: bool = False
 
     def __post_init__(self):
         if self.variance not in VARIANCES:
@@ -104,7 +114,10 @@ class Diffusion:
         cond = self.cond.apply(cond_vars, batch)
         x = jnp.zeros_like(batch["image"])
         model_vars = self.model.init(k_model, x, jnp.zeros(len(x)), cond)
-        return {"model": model_vars["params"], "cond": cond_vars.get("params", {})}
+        params = {"model": model_vars["params"], "cond": cond_vars.get("params", {})}
+        if self.uncertainty is not None:
+            params["uncertainty"] = self.uncertainty.init(k_model, jnp.zeros(len(x)))["params"]
+        return params
 
     def embed(self, params: Params, raw: Raw) -> Cond:
         """What the network sees of a raw condition."""
@@ -121,8 +134,8 @@ class Diffusion:
         return scales.denoiser(network, self.process, self.scale, self.learned_variance)
 
     def project(self, params: Params) -> Params:
-        """The identity."""
-        return params
+        """Forced weight normalisation, or the identity."""
+        return normalize_weights(params) if self.forced else params
 
     def memory(self) -> Memory:
         """That of the draws of t."""
@@ -157,7 +170,7 @@ class Diffusion:
     def terms(self, params: Params, batch: Raw, t: Array, eps: Array, dropout: Key | None = None) -> Metrics:
         """The loss of every sample and its parts, each [B], at given t [B] and eps [B, H, W, C]; with a key dropout acts.
 
-        'mse' is the unweighted |F - F*|^2, 'bound' in bits/dim where the variance is learned or the objective asks for it.
+        'mse' is the unweighted |F - F*|^2, 'bound' in bits/dim where the objective asks for it, 'uncertainty' u of (5).
         """
         x0 = batch["image"]
         xt = noised(self.process, x0, t, eps)
@@ -165,6 +178,9 @@ class Diffusion:
         c = self.scale(self.process, t)
         mse = losses.mean_flat((p.x0 - x0) ** 2) / c.out**2
         terms = {"mse": mse, "loss": self.weight(self.process, t, c) * mse}
+        if self.uncertainty is not None:
+            u = self.uncertainty.apply({"params": params["uncertainty"]}, jnp.broadcast_to(c.noise, t.shape))
+            terms |= {"uncertainty": u, "loss": terms["loss"] * jnp.exp(-u) + u}
         if self.objective == "mse":
             return terms
         if self.objective == "hybrid":

@@ -3,7 +3,8 @@
     ema_t = beta_t ema_{t-1} + (1 - beta_t) params_t,        t = 1, 2, ... updates done          (1)
 
     constant    beta_t = d,  or with warm-up  min(d, (1 + t) / (10 + t))                         (2)
-    power       beta_t = (1 - 1/t)^(gamma + 1)                                                   (3)
+    power       beta_t = (1 - dt/t)^(gamma + 1),             dt = 1                              (3)
+    half-life   beta_t = 2^(-dt / min(h, r t))                                                   (6)
 
 Under (3) the weight of params_i in ema_t is proportional to i^gamma whatever t is, so the average covers the same fraction of a
 run however long it gets. That fraction is named by the standard deviation of the profile relative to the run's length,
@@ -12,8 +13,10 @@ run however long it gets. That fraction is named by the standard deviation of th
 
 and (4) is a cubic in gamma:  gamma^3 + 7 gamma^2 + (16 - 1/std^2) gamma + (12 - 1/std^2) = 0.    (5)
 
+t may count anything else that grows with training, images for example, if dt is what one update adds to it.
+
 References: Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models (EDM2, 2024), section 3.1 and
-appendix C for (3)-(5).
+appendix C for (3)-(5); Karras et al., EDM (2022), for (6).
 """
 from __future__ import annotations
 
@@ -29,11 +32,22 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.types import Array, Params
 
 
+def exponent(std: float) -> float:
+    """gamma of a power average of relative standard deviation `std`: the largest root of (5)."""
+    roots = np.roots([1, 7, 16 - std**-2, 12 - std**-2])
+    return float(roots.real[np.abs(roots.imag) < 1e-6].max())
+
+
+def relative_std(gamma: float) -> float:
+    """(4), the inverse of `exponent`."""
+    return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5
+
+
 class Profile(Protocol):
     """How fast an average forgets."""
 
-    def beta(self, step: Array) -> Array:
-        """The scalar beta_t in [0, 1) of (1), t = `step` = the number of updates done, counting this one: 1, 2, ..."""
+    def beta(self, step: Array, delta: Array | float = 1.0) -> Array:
+        """The scalar beta_t in [0, 1) of (1), t = `step` = the updates done, counting this one: 1, 2, ...; dt = `delta`."""
         ...
 
 
@@ -56,8 +70,8 @@ class Constant:
         if not 0 <= self.decay < 1:
             raise ConfigError(f"decay of an average must lie in [0, 1), got {self.decay}")
 
-    def beta(self, step: Array) -> Array:
-        """(2) at `step` updates."""
+    def beta(self, step: Array, delta: Array | float = 1.0) -> Array:
+        """(2) at `step` updates; `delta` does not matter."""
         step = jnp.asarray(step, jnp.float32)
         decay = jnp.full_like(step, self.decay)
         return jnp.minimum(decay, (1 + step) / (10 + step)) if self.warmup else decay
@@ -83,16 +97,42 @@ class Power:
     @functools.cached_property
     def gamma(self) -> float:
         """The exponent that has this width: the largest root of (5)."""
-        roots = np.roots([1, 7, 16 - self.std**-2, 12 - self.std**-2])
-        return float(roots.real[np.abs(roots.imag) < 1e-6].max())
+        return exponent(self.std)
 
-    def beta(self, step: Array) -> Array:
+    def beta(self, step: Array, delta: Array | float = 1.0) -> Array:
         """(3) at `step` updates: 0 at the first, so the initial weights leave no trace."""
-        step = jnp.maximum(jnp.asarray(step, jnp.float32), 1)
-        return jnp.exp((self.gamma + 1) * jnp.log1p(-1 / step))        # log1p keeps 1 - 1/t exact after millions of updates
+        step = jnp.maximum(jnp.asarray(step, float), delta)
+        return jnp.exp((self.gamma + 1) * jnp.log1p(-delta / step))    # log1p keeps 1 - 1/t exact after millions of updates
 
 
-def update(ema: Params, params: Params, profile: Profile, step: Array) -> Params:
+@dataclasses.dataclass(frozen=True)
+class HalfLife:
+    """(6): EDM's average.
+
+    Attributes:
+      half_life: h, the updates after which half of a weight is forgotten.
+      rampup: r; None for a half-life that is the same from the start.
+
+    Raises:
+      ConfigError: a half-life that is not positive.
+    """
+
+    half_life: float
+    rampup: float | None = 0.05
+
+    def __post_init__(self) -> None:
+        if self.half_life <= 0:
+            raise ConfigError(f"half_life of an average is a positive number of updates, got {self.half_life}")
+
+    def beta(self, step: Array, delta: Array | float = 1.0) -> Array:
+        """(6) at `step` updates."""
+        half = jnp.full_like(jnp.asarray(step, jnp.float32), self.half_life)
+        if self.rampup is not None:
+            half = jnp.minimum(half, self.rampup * step)
+        return jnp.exp2(-delta / jnp.maximum(half, 1e-8))
+
+
+def update(ema: Params, params: Params, profile: Profile, step: Array, delta: Array | float = 1.0) -> Params:
     """(1) for every array.
 
     Args:
@@ -100,6 +140,7 @@ def update(ema: Params, params: Params, profile: Profile, step: Array) -> Params
       params: the parameters after update number `step`.
       profile: gives beta_t.
       step: the number of updates done, counting this one (int scalar).
+      delta: what this update added to `step`.
     """
-    beta = profile.beta(step)
+    beta = profile.beta(step, delta)
     return jax.tree.map(lambda old, new: (beta * old + (1 - beta) * new).astype(old.dtype), ema, params)

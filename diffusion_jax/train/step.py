@@ -2,8 +2,9 @@
 
     key    = fold_in(key(seed), step)                                                            (1)
     g      = 1/A sum_a  d loss(params, batch_a, key_a) / d params                                (2)
-    params = project(params + optimizer(g))                                                      (3)
-    ema    = beta ema + (1 - beta) params                                                        (4)
+    moved  = params + optimizer(g)
+    ema    = beta ema + (1 - beta) moved                                                         (3)
+    params = project(moved)                                                                      (4)
 
 (1) makes a run a function of its seed: resumed equals uninterrupted. (2) runs the batch in A microbatches, with the keys
 key_a = fold_in(key, a) (A = 1: key itself). Microbatch a takes rows a, a + A, a + 2A, ... so that each device keeps its own:
@@ -33,7 +34,7 @@ Step = Callable[[TrainState, Params, Raw], tuple[TrainState, dict[str, Array]]]
 
 
 def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, averages.Profile], mesh: Mesh,
-              state_shardings: Any, accumulate: int = 1, seed: int = 0) -> Step:
+              state_shardings: Any, accumulate: int = 1, seed: int = 0, loss_scale: float = 1.0) -> Step:
     """The jitted step (state, frozen, batch) -> (state, metrics); the state passed in is donated and gone afterwards.
 
     Inside it the mesh is the current one (`jax.sharding.get_abstract_mesh()`): a model may constrain activations by axis names.
@@ -46,6 +47,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping
       state_shardings: from `shard.shardings`, for the whole state.
       accumulate: A of (2); the batch must be a multiple of A x (data x fsdp).
       seed: of (1).
+      loss_scale: see `gradients`.
 
     Returns:
       The step. Its metrics are float32 scalars: the task's own, loss where it gives none, grad_norm (unclipped), update_norm,
@@ -61,11 +63,12 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             key = jax.random.fold_in(jax.random.key(seed), state.step)                              # (1)
             loss, metrics, grads, memory = gradients(
-                task, state.params, frozen, batch, key, mesh, state_shardings.params, accumulate, state.memory)
+                task, state.params, frozen, batch, key, mesh, state_shardings.params, accumulate, state.memory, loss_scale)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = task.project(optax.apply_updates(state.params, updates))                       # (3)
+            moved = optax.apply_updates(state.params, updates)
             number = state.step + 1
-            ema = {name: averages.update(state.ema[name], params, profile, number) for name, profile in emas.items()}   # (4)
+            ema = {name: averages.update(state.ema[name], moved, profile, number) for name, profile in emas.items()}    # (3)
+            params = task.project(moved)                                                            # (4)
             metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates),
                        "param_norm": optax.tree.norm(params), **_rates(opt_state)}
             metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
@@ -76,18 +79,28 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping
 
 
 def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, mesh: Mesh, shardings: Any,
-              accumulate: int = 1, memory: Memory = FrozenDict()) -> tuple[Array, Metrics, Params, Memory]:
+              accumulate: int = 1, memory: Memory = FrozenDict(),
+              loss_scale: float = 1.0) -> tuple[Array, Metrics, Params, Memory]:
     """Loss, metrics, gradient and next memory of a batch, (2), the gradient stored like the parameters (`shardings`).
+
+    A network that computes in float16 loses small gradients, unless the loss is scaled up (`loss_scale`, 100 in EDM2) while they
+    are taken. What then overflows is replaced as in EDM2's published training: NaN by 0, infinity by 1e5.
 
     Raises:
       ConfigError: the batch is no multiple of accumulate x (data x fsdp).
     """
     whole = jax.lax.with_sharding_constraint(params, jax.tree.map(gathered, shardings))
 
+    def scaled(params: Params, known: Params, batch: Raw, key: Key) -> tuple[Array, Metrics]:
+        loss, metrics = task.loss(params, known, batch, key, True)
+        return loss_scale * loss, metrics
+
     def part(batch: Raw, key: Key, memory: Memory) -> tuple[Array, Metrics, Params, Memory]:
         known = {**(frozen or {}), "memory": memory} if memory else frozen
-        (loss, metrics), grads = jax.value_and_grad(task.loss, has_aux=True)(whole, known, batch, key, True)
-        metrics = dict(metrics)
+        (loss, metrics), grads = jax.value_and_grad(scaled, has_aux=True)(whole, known, batch, key)
+        loss, metrics = loss / loss_scale, dict(metrics)
+        if loss_scale != 1:
+            grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0, posinf=1e5, neginf=-1e5) / loss_scale, grads)
         memory = metrics.pop("memory", memory)
         return loss, metrics, jax.lax.with_sharding_constraint(grads, shardings), memory
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from golden_routines import diffit
 from golden_routines.replay import record, replay
 from golden_routines.samplers import KEY, chained, on_x0, strided
 
@@ -78,3 +79,22 @@ def trajectory(case) -> dict:
     both = np.concatenate([rows for rows, in fed]).reshape(c["steps"], 2, *inputs["y"].shape)
     gamma = guidance.annealing(clock(grid.labels), c["tau1"], c["tau2"])
     return dict(x=x, y_hat=both[:, 0], y_null_hat=both[:, 1], gamma=gamma, timesteps=grid.labels)
+
+
+def trajectory_class_embedding(case) -> dict:
+    """A guided DiffiT whose label embedding is corrupted at every step; the statistics are those of the conditional rows."""
+    c, fed = case.config, []
+    net, params, embed = diffit.load_diffit(case, c["model"])
+    vec, null = jnp.split(embed(case.inputs["y_label"])["vec"], 2)
+    times = np.append(diffit.spaced(c).t[::-1], -1)
+
+    def network(x, label, cond):
+        record(fed, cond["vec"])
+        return net.apply({"params": params}, x, label, {"vec": jnp.concatenate([cond["vec"], cond["null"]])})
+
+    cads = guidance.CADS(
+        guidance.progress(times), c["tau1"], c["tau2"], c["s"], c["psi"], rescale=c["rescale"], statistics="batch", keys=("vec",),
+        noise=replay(case.inputs["cond_noise"]),
+    )
+    path, _ = diffit.loop(case, network, {"vec": vec, "null": null}, cads)
+    return dict(samples=path, y_hat=[rows for rows, in fed], timestep_map=times[-2::-1].astype(np.int64))

@@ -97,12 +97,12 @@ def load(case: Case) -> tuple[DiT, Label, Params]:
     return model, cond, pretrained.convert(case.weights, model, cond)
 
 
-def guided(network: Network, w: Array) -> Network:
+def guided(network: Network, w: Array | guidance.Schedule) -> Network:
     """The official guidance: three channels only, both halves of the result from the first half of x, [cond, null] rows."""
     def both(x: Array, label: Array, cond: dict[str, Array]) -> Array:
         half = jnp.split(x, 2)[0]
         c, n = jnp.split(network(jnp.concatenate([half, half]), label, cond), 2)
-        g = guidance.mix_outputs(c, n, w, guidance.Mix(channels=3))
+        g = guidance.mix_outputs(c, n, w(label[: len(half)]) if callable(w) else w, guidance.Mix(channels=3))
         return jnp.concatenate([g, jnp.concatenate([g[..., :3], n[..., 3:]], axis=-1)])
 
     return both

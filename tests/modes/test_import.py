@@ -59,6 +59,23 @@ def test_a_dit_is_imported_and_sampled_from_the_command_line(cli, tmp_path):
         assert found["arr_0"].shape == (2, *task.shape)
 
 
+@pytest.mark.slow
+def test_a_diffit_is_imported_and_sampled_as_published(cli, tmp_path):
+    case = load_case(GOLDENS / "diffit" / "sample_ddpm10.json")
+    source, run, out = tmp_path / "diffit.safetensors", tmp_path / "run", tmp_path / "x.npz"
+    save_file({key: np.ascontiguousarray(value) for key, value in case.weights.items()}, source)
+    done = cli("--mode", "import_weights", "--system", "diffit", "--source", source, "--workdir", run)
+    assert done.code == 0 and "parameters of" in done.out, done.err
+    config, _, params = load(run)
+    assert (config["sample"]["guidance"], config["sample"]["schedule"]) == (4.4, "power_cosine,power=4")
+    table = case.weights["blocks.1.attn.relative_position_bias_table"]
+    np.testing.assert_array_equal(params["model"]["blocks"]["attn"]["table"][1], table)
+    done = cli("--workdir", run, "--mode", "sample", "--num", 2, "--steps", 3, "--out", out)
+    assert done.code == 0, done.err
+    with np.load(out) as found:
+        assert found["arr_0"].shape == (2, 8, 8, 4)
+
+
 @pytest.mark.parametrize("kind", ["pickle", "wrong key", "no system", "unknown system", "no file"])
 def test_what_is_refused_leaves_nothing(cli, tmp_path, kind):
     run, source = tmp_path / "run", tmp_path / "x.pt"

@@ -20,6 +20,12 @@ def test_equals_the_library_function(shape):
     np.testing.assert_allclose(jax.jit(attention)(q, k, v), want, rtol=1e-5, atol=1e-6)
 
 
+def test_a_bias_is_added_to_the_scaled_products():
+    (q, k, v), bias = draw(2, 3, 5, 7, 8), np.float32(np.random.RandomState(1).randn(3, 5, 7))
+    want = jax.nn.dot_product_attention(*(np.swapaxes(a, 1, 2) for a in (q, k, v)), bias=bias[None]).swapaxes(1, 2)
+    np.testing.assert_allclose(jax.jit(attention)(q, k, v, bias), want, rtol=1e-5, atol=1e-6)
+
+
 def test_bfloat16_keeps_its_type_and_a_float32_softmax():
     q, k, v = draw(2, 2, 6, 6, 16, "bfloat16")
     got = jax.jit(attention)(q, k, v)

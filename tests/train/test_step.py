@@ -185,14 +185,16 @@ class OnSphere:
         return jax.tree.map(lambda w: w / jnp.linalg.norm(w), params)
 
 
-def test_projection_comes_after_the_update_and_before_the_averages():
+def test_projection_comes_after_the_update_and_after_the_averages():
     mesh = shard.make_mesh(data=4, fsdp=2)
     step, state = start(OnSphere(), mesh)
     assert abs(np.linalg.norm(state.params["w"]) - 1) < 1e-6
     frozen = shard.replicate({"scale": jnp.float32(2.0)}, mesh)
     state, _ = step(state, frozen, next(batches(mesh, 1)))
     assert abs(np.linalg.norm(state.params["w"]) - 1) < 1e-6
-    assert_close(state.ema["power"], state.params, 0)          # the first beta of a power average is 0
+    moved = state.ema["power"]["w"]                            # the first beta of a power average is 0
+    assert abs(np.linalg.norm(moved) - 1) > 1e-3
+    assert_close(moved / np.linalg.norm(moved), state.params["w"], 1e-6)
 
 
 def test_the_step_compiles_once():

@@ -1,0 +1,120 @@
+"""NVIDIA's "persistent" pickles (EDM2, StyleGAN) into arrays and options, without running what is inside them.
+
+Such a file stores each object as (class name, program text, state) and has the text executed when it is opened. Here the text is
+dropped and the state kept as plain data: of all that a pickle may call, only what rebuilds tensors, arrays and containers is
+allowed. A network's state is then the tree that torch.nn.Module keeps: _parameters, _buffers, _modules.
+"""
+from __future__ import annotations
+
+import collections
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+
+
+class Bare:
+    """Stands for an object of which only the state is kept."""
+
+    def __init__(self, *args: Any):
+        self.state: dict[str, Any] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+def _persistent(meta: Mapping[str, Any]) -> Bare:
+    """The envelope of an object without its program."""
+    found = Bare()
+    found.state = dict(meta["state"] or {}) | {"class": meta["class_name"]}
+    return found
+
+
+def _storage(content: bytes) -> Any:
+    """The bytes of a tensor, themselves a pickle, through torch's restricted loader."""
+    import torch
+
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+class Unpickler(pickle.Unpickler):
+    """Calls nothing but what is named here."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in, or the harmless original, of a global.
+
+        Raises:
+          UnpicklingError: everything else.
+        """
+        import torch
+
+        plain = {
+            ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+            ("dnnlib.util", "EasyDict"): dict,
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("builtins", "set"): set,
+            ("torch.storage", "_load_from_bytes"): _storage,
+            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+            ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+            ("torch", "device"): str,
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+        }
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
+            return getattr(np._core.multiarray, name)
+        if module.startswith("torch.nn.modules."):
+            return Bare
+        if (module, name) not in plain:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is code")
+        return plain[module, name]
+
+
+def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The network under 'ema' in a published pickle.
+
+    Args:
+      path: a .pkl file.
+
+    Returns:
+      (its state dict, key -> array, float16 widened to float32; the options its constructor was called with).
+
+    Raises:
+      ConfigError: there is no such file, it is damaged, it calls anything but tensors and containers, it holds no network, or
+        torch is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
+    try:
+        with path.open("rb") as file:
+            content = Unpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{path} is refused: {str(error).partition(chr(10))[0]}") from None
+    except (EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise ConfigError(f"{path} is damaged, or no persistent pickle: {type(error).__name__}: {error}") from None
+    network = content.get("ema") if isinstance(content, Mapping) else None
+    if not isinstance(network, Bare) or "_modules" not in network.state:
+        raise ConfigError(f"{path} holds no network under 'ema'")
+    return dict(_arrays(network, "")), dict(network.state.get("_init_kwargs") or {})
+
+
+def _arrays(module: Bare, prefix: str) -> list[tuple[str, np.ndarray]]:
+    """The tensors of a module and its children, named as in a state dict."""
+    state = module.state
+    found = []
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in state.get(kind, {}).items():
+            if tensor is not None:
+                found.append((prefix + name, tensor.detach().float().numpy()))
+    for name, child in state.get("_modules", {}).items():
+        found += _arrays(child, f"{prefix}{name}.") if child is not None else []
+    return found
