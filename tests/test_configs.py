@@ -14,6 +14,7 @@ from diffusion_jax.train.checkpoint import available
 from diffusion_jax.train.state import plain, task_of
 
 PAGES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+QUICK = ("digits", "digits_adm", "digits_classifier")
 each = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
 
@@ -39,8 +40,12 @@ def test_the_docstring_holds_the_command_the_hardware_and_the_number(path):
     assert any(word in text for word in ("Expect", "FID", "promises no number"))
 
 
+VARIANTS = {"digits_edm2": "ABCDEFG", "imagenet_edm2": ["img512-xxl"]}
+VARIANTS |= {path.stem: ["../data"] for path in PAGES if "shared/data" in path.read_text()}
+
+
 @pytest.mark.parametrize(
-    ("path", "arg"), [(path, arg) for path in PAGES for arg in ("", "../data") if not arg or "shared/data" in path.read_text()],
+    ("path", "arg"), [(path, arg) for path in PAGES for arg in ("", *VARIANTS.get(path.stem, ()))],
     ids=lambda value: getattr(value, "stem", value),
 )
 def test_the_full_page_builds_everything_and_reads_nothing(path, arg):
@@ -60,7 +65,7 @@ def test_the_full_page_builds_everything_and_reads_nothing(path, arg):
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=() if "digits" in path.stem else pytest.mark.slow) for path in PAGES],
+    "path", [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow) for path in PAGES],
     ids=lambda path: path.stem,
 )
 def test_the_tiny_page_trains_saves_loads_and_samples(path, tmp_path, monkeypatch):

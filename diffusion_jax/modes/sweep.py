@@ -52,7 +52,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     rows = []
     for value in values:
         report = evaluate.measured(*changed(workdir, options, over, value))
-        rows.append({over: value} | {name: figure for name, figure in report.items() if isinstance(figure, (int, float))})
+        figures = {name: figure for name, figure in report.items() if isinstance(figure, (int, float))}
+        rows.append({over: value} | {name: figure for name, figure in figures.items() if name != over})
         print(f"{over} = {value}\n{evaluate.table(report)}\n", flush=True)
     if jax.process_index() == 0:
         write(out, over, rows)
@@ -86,11 +87,13 @@ def write(out: Path, over: str, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     names = [name for name in rows[0] if name != over and len({row[name] for row in rows}) > 1]
-    panels = max(len(names), 1)
-    figure, axes = pyplot.subplots(1, panels, figsize=(3 * panels, 3), squeeze=False, layout="constrained")
-    for name, axis in zip(names, axes[0], strict=False):
-        axis.plot([str(row[over]) for row in rows], [row[name] for row in rows], marker="o")
-        axis.set(xlabel=over, title=name)
+    pairs = [(over, name) for name in names] + [(a, b) for a in names for b in names if (a[:9], b[:6]) == ("precision", "recall")]
+    figure, axes = pyplot.subplots(1, len(pairs) or 1, figsize=(3 * len(pairs) or 3, 3), squeeze=False, layout="constrained")
+    for (x, y), axis in zip(pairs, axes[0], strict=False):
+        axis.plot([str(row[x]) if x == over else row[x] for row in rows], [row[y] for row in rows], marker="o")
+        axis.set(xlabel=x, title=y)
+        for row in rows if x != over else ():                                            # fidelity against diversity
+            axis.annotate(str(row[over]), (row[x], row[y]))
     figure.savefig(f"{out}.png", dpi=100)
     pyplot.close(figure)
     print(f"sweep: {out}.csv, {out}.png")
