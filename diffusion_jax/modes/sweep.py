@@ -25,6 +25,7 @@ from diffusion_jax.train.checkpoint import load
 from diffusion_jax.train.state import plain
 
 NUMBERS = {field.name: type(field.default) for field in fields(Recipe) if not isinstance(field.default, str)}
+COLUMNS = 4                                                                      # of panels
 OVER = ("run", "which", "step", *(field.name for field in fields(Recipe)))
 
 
@@ -87,9 +88,13 @@ def write(out: Path, over: str, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     names = [name for name in rows[0] if name != over and len({row[name] for row in rows}) > 1]
-    pairs = [(over, name) for name in names] + [(a, b) for a in names for b in names if (a[:9], b[:6]) == ("precision", "recall")]
-    figure, axes = pyplot.subplots(1, len(pairs) or 1, figsize=(3 * len(pairs) or 3, 3), squeeze=False, layout="constrained")
-    for (x, y), axis in zip(pairs, axes[0], strict=False):
+    pairs = [(over, name) for name in names]
+    pairs += [(a, b) for a in names for b in names if a.startswith("precision") and b.startswith("recall")]
+    lines = -(-len(pairs) // COLUMNS) or 1
+    figure, axes = pyplot.subplots(lines, COLUMNS, figsize=(3 * COLUMNS, 3 * lines), layout="constrained")
+    for axis in axes.flat[len(pairs) :]:
+        axis.set_axis_off()
+    for (x, y), axis in zip(pairs, axes.flat, strict=False):
         axis.plot([str(row[x]) if x == over else row[x] for row in rows], [row[y] for row in rows], marker="o")
         axis.set(xlabel=x, title=y)
         for row in rows if x != over else ():                                            # fidelity against diversity

@@ -25,8 +25,9 @@ from golden_routines.adm_diffusion import (  # noqa: F401
     spaced,
     trajectory_analytic,
 )
-from golden_routines.dit_diffusion import loss_kind, quick, sampled
+from golden_routines.dit_diffusion import loss_kind, sampled
 from golden_routines.replay import nchw, nhwc, record
+from quickly import quick
 
 from diffusion_jax.build import build
 from diffusion_jax.diffusion import guidance

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden_case import Case
-from golden_routines.dit_diffusion import KEY, Spaced, loss_terms, mse_and_bound, quick, sampled, tables
+from golden_routines.dit_diffusion import KEY, Spaced, loss_terms, mse_and_bound, sampled, tables
 from golden_routines.replay import nchw, nhwc, record, replay
+from quickly import quick
 
 from diffusion_jax.diffusion import guidance, process, samplers, scales, times
 from diffusion_jax.diffusion import losses as objectives

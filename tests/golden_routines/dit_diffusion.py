@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from golden_case import Case
 from golden_routines.replay import nchw, nhwc, record, replay, watched
+from quickly import quick
 
 from diffusion_jax.diffusion import guidance, process, samplers, scales, times
 from diffusion_jax.diffusion import losses as objectives
@@ -25,10 +26,6 @@ from diffusion_jax.types import Array, Cond, Denoiser, Network, Params, Predicti
 Found = dict[str, Any]
 SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "squaredcos", "cosine": "squaredcos"}
 KEY = jax.random.key(0)
-quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""`jax.jit` for what runs once: compiles in half the time."""
-
-
 class Spaced:
     """create_diffusion's options as ours, and the steps that its respacing keeps.
 

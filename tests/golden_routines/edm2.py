@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden_case import Case
-from golden_routines.dit_diffusion import quick
 from golden_routines.edm2_training import ema, lr_schedule, phema_math, phema_reconstruct  # noqa: F401
 from golden_routines.replay import nchw, nhwc, replay, watched
+from quickly import quick
 
 from diffusion_jax.data import image
 from diffusion_jax.data.latents import Whitening

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.cond import OneHot
@@ -46,12 +47,12 @@ def test_every_step_starts_at_zero_and_learns_in_every_parameter(letter):
     params = model.init(KEY, x, noise, cond)["params"]
     moved = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(KEY, p.shape), params)             # away from zero gains
 
-    @jax.jit
+    @quick
     def run(params):
         return model.apply({"params": params}, x, noise, cond)
 
     assert run(params).shape == x.shape and not run(params).any()
-    grads = jax.jit(jax.grad(lambda p: jnp.sum(run(p) ** 2)))(moved)
+    grads = quick(jax.grad(lambda p: jnp.sum(run(p) ** 2)))(moved)
     for path, grad in jax.tree_util.tree_flatten_with_path(grads)[0]:
         assert jnp.isfinite(grad).all()
         assert grad.any() != (path[-1].key in ("freqs", "phases")), path
@@ -59,12 +60,17 @@ def test_every_step_starts_at_zero_and_learns_in_every_parameter(letter):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["edm2-img64-s", "edm2-img512-s"])
-def test_magnitudes_stay_near_one_through_the_whole_network(name, capsys):
-    """The root mean square of every block's output at initialisation, over draws of the weights; presets at a reduced width."""
-    model = EDM2(**{**preset(name), "width": 32}, head_channels=32)
+@pytest.mark.parametrize(("attend", "least"), [((), 0.8), ((4, 8), 0.75)])
+def test_magnitudes_stay_near_one_through_the_whole_network(name, attend, least, capsys):
+    """The root mean square of every block's output at initialisation, over draws of the weights; presets at a reduced width.
+
+    Attention is nearly uniform before training and averages its values, which leaves a block of the decoder 0.92 of its magnitude
+    (0.7 of the straight path over sqrt(0.7^2 + 0.3^2)): after the four of the lowest level one block falls to 0.77.
+    """
+    model = EDM2(**{**preset(name), "width": 32}, head_channels=32, attend=attend)
     x, noise, cond = inputs(model, side=32)
 
-    @jax.jit
+    @quick
     def squares(key):
         params = model.init(key, x, noise, cond)["params"]
         _, stages = model.apply({"params": params}, x, noise, cond, capture_intermediates=lambda m, _: len(m.scope.path) == 1)
@@ -74,9 +80,10 @@ def test_magnitudes_stay_near_one_through_the_whole_network(name, capsys):
     draws = [squares(jax.random.key(seed)) for seed in range(8)]
     found = {block: float(np.sqrt(np.mean([draw[block] for draw in draws]))) for block in draws[0] if block != "out_conv"}
     with capsys.disabled():
-        print("\n", name, {block: round(value, 2) for block, value in sorted(found.items())})
+        print("\n", name, attend, {block: round(value, 2) for block, value in sorted(found.items())})
     assert len(found) > 30
-    assert {block: value for block, value in found.items() if not 0.8 < value < 1.2} == {}
+    assert {block: value for block, value in found.items() if not least < value < 1.2} == {}
+    assert sum(not 0.8 < value < 1.2 for value in found.values()) <= 1
 
 
 @pytest.mark.slow
@@ -86,7 +93,7 @@ def test_half_precision_is_near_float32(dtype):
     x, noise, cond = inputs(wide)
     params = wide.init(KEY, x, noise, cond)["params"]
     params["out_gain"] = jnp.ones(())
-    want, got = (jax.jit(model.apply)({"params": params}, x, noise, cond) for model in (wide, EDM2(**TINY, dtype=dtype)))
+    want, got = (quick(model.apply)({"params": params}, x, noise, cond) for model in (wide, EDM2(**TINY, dtype=dtype)))
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, atol=0.1)
 

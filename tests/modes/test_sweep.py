@@ -38,7 +38,8 @@ def test_an_option_of_an_option_is_added_to_what_is_given(tiny_run):
 
 @pytest.mark.parametrize(("options", "says"), [
     (dict(values=["1"]), "needs --over"), (dict(over="guidance"), "needs --values"),
-    (dict(over="guidence", values=["1"]), "did you mean 'guidance'"), (dict(over="guidance", values=["one"]), "guidance takes a number"),
+    (dict(over="guidence", values=["1"]), "did you mean 'guidance'"),
+    (dict(over="guidance", values=["one"]), "guidance takes a number"),
     (dict(over="guidance", values=["1"], metric="features"), "needs --features"),
 ])
 def test_wrong_sweeps_are_refused(tiny_run, options, says):
@@ -82,7 +83,8 @@ def test_averages_made_afterwards_sample_like_any_other(tmp_path, capsys):
     np.testing.assert_allclose(made["model"]["enc_0_conv"]["weight"], tracked["model"]["enc_0_conv"]["weight"], atol=1e-5)
     with pytest.raises(ConfigError, match="holds an average already"):
         posthoc_ema.run(None, str(tmp_path), dict(std=["0.05"]))
-    for options, says in (({}, "needs --std"), (dict(std=["a"]), "list of numbers"), (dict(std=["0.1"], label=3), "--label is not for")):
+    other = dict(std=["0.1"], label=3)
+    for options, says in (({}, "needs --std"), (dict(std=["a"]), "list of numbers"), (other, "--label is not for")):
         with pytest.raises(ConfigError, match=says):
             posthoc_ema.run(None, str(tmp_path), options)
 

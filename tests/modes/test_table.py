@@ -19,9 +19,12 @@ GUIDANCE = {
     "none": (),
     "cfg": ("--guidance", 3),
     "classifier": ("--classifier", "CLASSIFIER", "--classifier_scale", 30),
+    "weak": ("--weak", "WEAK", "--guidance", 3),
     "cads": ("--cads", "s=0.5,tau1=0.1,tau2=0.9"),
     "rescale": ("--guidance", 3, "--phi", 0.7),
 }
+PAIRS = [(network, sampler) for network in ("adm", "dit") for sampler in SAMPLERS]
+PAIRS += [(network, sampler) for network in ("edm2", "diffit") for sampler in ("ddim", "ancestral", "edm")]
 
 
 def write(folder, config):
@@ -37,12 +40,14 @@ def write(folder, config):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The folder of an ADM, a DiT, a classifier and an upsampler."""
+    """The folder of an ADM, a DiT, an EDM2, a DiffiT, a classifier and an upsampler, and of another DiT."""
     root = tmp_path_factory.mktemp("table")
     adm, dit, classifier, upsampler = (plain(page(name)) for name in ("digits_adm", "digits", "digits_classifier", "digits_adm"))
     adm["task"] |= {"cond": LABEL, "drop": {"label": 0.1}}
     upsampler["task"] |= {"cond": {"name": "diffusion_jax.models.cond:Joint", "parts": [LABEL, LOW_RES]}, "shape": [16, 16, 1]}
-    for name, config in (("adm", adm), ("dit", dit), ("classifier", classifier), ("upsampler", upsampler)):
+    edm2, diffit = plain(page("digits_edm2")), plain(page("cifar10_diffit"))
+    for name, config in (("adm", adm), ("dit", dit), ("edm2", edm2), ("diffit", diffit), ("classifier", classifier),
+                         ("upsampler", upsampler), ("weak", dit | {"model": dit["model"] | {"depth": 2}})):
         write(root / name, config)
     return root
 
@@ -55,11 +60,10 @@ def plainly():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guidance", GUIDANCE)
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("network", ["adm", "dit"])
+@pytest.mark.parametrize(("network", "sampler"), PAIRS)
 def test_every_sampler_network_and_guidance(cli, folders, plainly, tmp_path, network, sampler, guidance):
     out = tmp_path / "x.npz"
-    flags = [folders / "classifier" if flag == "CLASSIFIER" else flag for flag in GUIDANCE[guidance]]
+    flags = [folders / flag.lower() if flag in ("CLASSIFIER", "WEAK") else flag for flag in GUIDANCE[guidance]]
     done = cli("--workdir", folders / network, "--mode", "sample", "--num", 4, "--steps", 4, "--seed", 1, "--clip", 1,
                "--sampler", sampler, "--out", out, *flags)
     assert done.code == 0, done.err
