@@ -8,7 +8,7 @@ Adam (0.9, 0.99), forced weight normalisation, 10 million images of warm-up, inv
 0.10, a snapshot of both every 8 million images. Hardware: a TPU slice of 32 chips or more. The paper's FIDs stand beside the
 sizes in diffusion_jax/models/edm2.py, 1.58 for img64-s, with an average of the best length after up to 2^31 images; none has been
 reproduced here. The 512x512 pages are complete but for the encoder: their data are images until a latent data set takes their
-place, and training them says so.
+place, and training them says so. The paper computes in float16: --config.model.dtype=float16 --config.loss_scale=100.
 """
 from ml_collections import ConfigDict
 
@@ -44,6 +44,7 @@ def get_config(arg: str = "img64-s") -> ConfigDict:
     )
     config.batch = BATCH
     config.accumulate = 1
+    config.loss_scale = 1.0
     config.steps = (2**30 if small else 2**31) // BATCH
     config.optim = dict(
         name="diffusion_jax.train.optim:optimizer", method="adam", lr=PRESETS[name]["lr"], schedule="inverse_sqrt",

@@ -20,7 +20,8 @@ def cases() -> list:
     found = []
     for file in sorted(FOLDER.rglob("*.json")):
         doc = json.loads(file.read_text())
-        found.append(pytest.param(file, doc["system"], doc["kind"], id=f"{doc['system']}/{doc['case']}"))
+        name, group = f"{doc['system']}/{doc['case']}", pytest.mark.xdist_group(doc["system"])
+        found.append(pytest.param(file, doc["system"], doc["kind"], id=name, marks=group))
     assert found, f"no cases in {FOLDER}"
     return found
 
