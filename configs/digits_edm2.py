@@ -11,7 +11,9 @@
     E   forced weight normalisation, inverse square root decay of the rate
 
 Four averages are tracked, so that those made after training of the snapshots of two of them can be compared with the others.
-Hardware: 2 CPU cores, 2 minutes a step of the ladder.
+Hardware: 2 CPU cores, 3 minutes a step of the ladder, half an hour for all and their measurement (beside other work). Expect, of
+1,000 samples in the features of configs/digits_classifier.py, FID[digits_classifier] 0.36 for A, 0.22 for B and 0.43 for G; the
+whole table is in README.
 """
 from ml_collections import ConfigDict
 
