@@ -140,7 +140,7 @@ def reconstruct(workdir: str | Path, stds: Sequence[float], step: int | None = N
       (the run's config, the step, the averages).
 
     Raises:
-      ConfigError: there are no snapshots, or none as old as `step`; a std that no average has.
+      ConfigError: there are no snapshots, none as old as `step`, or a damaged one; a std that no average has.
     """
     import orbax.checkpoint as ocp
 
@@ -152,12 +152,20 @@ def reconstruct(workdir: str | Path, stds: Sequence[float], step: int | None = N
         steps = sorted(found for found in manager.all_steps() if step is None or found <= step)
         if not steps:
             raise ConfigError(f"there is no snapshot up to step {step}, but: {', '.join(map(str, sorted(manager.all_steps())))}")
-        last = manager.restore(steps[-1], args=ocp.args.Composite(config=ocp.args.JsonRestore(), stds=ocp.args.JsonRestore()))
+
+        def read(number: int, **items: Any) -> Any:
+            try:
+                return manager.restore(number, args=ocp.args.Composite(**items))
+            except Exception as error:                     # whatever a broken file makes a reader raise
+                what = str(error).strip().partition("\n")[0][:200]
+                raise ConfigError(f"snapshot {number} of {workdir} does not read ({what}): move it away to go on") from None
+
+        last = read(steps[-1], config=ocp.args.JsonRestore(), stds=ocp.args.JsonRestore())
         names = sorted(last["stds"])
 
         def trees() -> Iterable[Params]:
             for number in steps:
-                stored = manager.restore(number, args=ocp.args.Composite(ema=ocp.args.StandardRestore()))["ema"]
+                stored = read(number, ema=ocp.args.StandardRestore())["ema"]
                 yield from (stored[name] for name in names)
 
         at, wide = [number for number in steps for _ in names], [last["stds"][name] for _ in steps for name in names]

@@ -69,6 +69,25 @@ def test_snapshots_of_two_averages_give_the_others(tmp_path):
         posthoc.reconstruct(tmp_path, [0.1], step=5)
 
 
+def test_a_damaged_snapshot_is_named_and_can_be_done_without(tmp_path):
+    train(tmp_path, steps=30, every=10)
+    broken = tmp_path / "snapshots" / "20"
+    for path in broken.rglob("*"):
+        if path.is_file() and "ema" in path.parts:
+            path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ConfigError, match="snapshot 20 of .* does not read .*: move it away"):
+        posthoc.reconstruct(tmp_path, [0.1])
+    broken.rename(tmp_path / "away")
+    assert posthoc.reconstruct(tmp_path, [0.1])[1] == 30
+
+
+def test_parts_without_parameters_stay(tmp_path):
+    profiles, empty = {"ema": ema.Power(0.1)}, {"model": {"weight": jnp.ones(3)}, "cond": {}}
+    with posthoc.Snapshots(tmp_path, {}, profiles, 1) as snapshots:
+        snapshots.offer(1, TrainState(jnp.int32(1), empty, (), {"ema": empty}))
+    assert posthoc.reconstruct(tmp_path, [0.2])[2][0]["cond"] == {}
+
+
 def test_what_is_there_is_kept_and_half_precision_is_stored_as_such(tmp_path):
     train(tmp_path, steps=20, every=10, dtype="float16")
     before = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
