@@ -14,7 +14,7 @@ from diffusion_jax.train.checkpoint import available
 from diffusion_jax.train.state import plain, task_of
 
 PAGES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
-QUICK = ("digits", "digits_adm", "digits_classifier")
+QUICK = ("digits",)
 each = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
 

@@ -105,15 +105,15 @@ def primitives(case: Case) -> Found:
             def loss(params: Params, value: Array, gain: Array, layer: mp.MPLayer = layer) -> Array:
                 return jnp.mean(0.5 * layer.apply({"params": params}, value, gain) ** 2)
 
-            dw, dx, dgain = jax.grad(loss, (0, 1, 2))(params, jnp.asarray(value), jnp.asarray(inputs["gain"]))
+            dw, dx, dgain = quick(jax.grad(loss, (0, 1, 2)))(params, jnp.asarray(value), jnp.asarray(inputs["gain"]))
             found |= {
-                f"{name}_{mode}/y": out(layer.apply({"params": params}, value, inputs["gain"])),
+                f"{name}_{mode}/y": out(quick(layer.apply)({"params": params}, value, inputs["gain"])),
                 f"{name}_{mode}/weight_after": layout.official(params["weight"], weight.shape),
                 f"{name}_{mode}/dweight": layout.official(dw["weight"], weight.shape),
                 f"{name}_{mode}/dx": out(dx), f"{name}_{mode}/dgain": dgain,
             }
             if mode == "eval":
-                found[f"{name}_eval/y_gain1"] = out(layer.apply({"params": params}, value))
+                found[f"{name}_eval/y_gain1"] = out(quick(layer.apply)({"params": params}, value))
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from golden_case import Case
+from golden_routines.metrics_network import dinov2_preprocess, inception_features, inception_pipelines, resize  # noqa: F401
 
 from diffusion_jax.metrics import inception_score as scores
 from diffusion_jax.metrics import kid as kernel_distance
