@@ -7,32 +7,9 @@ eigenvalues whatever the rank of A and B. Everything is float64.
 """
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
-from diffusion_jax.build import ConfigError
-
-
-class Moments(NamedTuple):
-    """What (1) needs of a set of features: mean [D] and covariance [D, D], float64."""
-
-    mean: np.ndarray
-    cov: np.ndarray
-
-
-def moments(features: np.ndarray) -> Moments:
-    """Of features [N, D], N > 1.
-
-    Raises:
-      ConfigError: fewer than two, or some that are not finite.
-    """
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or len(features) < 2:
-        raise ConfigError(f"moments are of features [N, D] with N of at least 2, got {features.shape}")
-    if not np.isfinite(features).all():
-        raise ConfigError("some of the features are not finite: look at the images that they are of")
-    return Moments(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)))
+from diffusion_jax.metrics.moments import Moments
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -24,7 +24,8 @@ from diffusion_jax.diffusion.process import DDPM, noised
 from diffusion_jax.diffusion.times import respace
 from diffusion_jax.metrics import pixels
 from diffusion_jax.metrics.bpd import bits_per_dim
-from diffusion_jax.metrics.fid import frechet_distance, moments
+from diffusion_jax.metrics.fid import frechet_distance
+from diffusion_jax.metrics.moments import moments
 from diffusion_jax.metrics.prdc import mean_distance, prdc
 from diffusion_jax.modes import config as page
 from diffusion_jax.modes.sample import guide_of, pixels_of, weak_of
@@ -81,7 +82,7 @@ def of_samples(stored: Mapping[str, Any], task: Diffusion, params: Params, optio
 def in_features(stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]) -> Report:
     """The metrics of metrics/fid.py and metrics/prdc.py on samples, classes in turn, in a classifier's features."""
     folder = options.pop("features", None)
-    network = guide_of(folder)
+    network = guide_of(folder, "features")
     if network is None:
         raise ConfigError("metric features needs --features, the folder of a classifier trained on this data")
     if network.task.shape != task.shape:

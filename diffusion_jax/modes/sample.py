@@ -71,8 +71,8 @@ def stage_of(folder: str, which: str, step: int | None, options: Mapping[str, An
     return Stage(task, params, page.recipe_of(plain(stored), options))
 
 
-def guide_of(folder: str | None) -> Guide | None:
-    """The newest classifier in a run's folder.
+def guide_of(folder: str | None, flag: str = "classifier") -> Guide | None:
+    """The newest classifier in a run's folder, which was given as `flag`.
 
     Raises:
       ConfigError: what `load` refuses, or a folder of another kind of model.
@@ -81,7 +81,7 @@ def guide_of(folder: str | None) -> Guide | None:
         return None
     _, task, params = load(folder)
     if not isinstance(task, NoisyClassifier):
-        raise ConfigError(f"--classifier {folder} holds a {type(task).__name__}: give the folder of a noisy classifier")
+        raise ConfigError(f"--{flag} {folder} holds a {type(task).__name__}: give the folder of a noisy classifier")
     return Guide(task, params)
 
 

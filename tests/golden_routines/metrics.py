@@ -13,7 +13,8 @@ from diffusion_jax.metrics import kid as kernel_distance
 from diffusion_jax.metrics import prdc
 from diffusion_jax.metrics.clip_score import clip_score as clip_scores
 from diffusion_jax.metrics.clip_score import cosines
-from diffusion_jax.metrics.fid import frechet_distance, moments
+from diffusion_jax.metrics.fid import frechet_distance
+from diffusion_jax.metrics.moments import moments
 
 Found = dict[str, Any]
 
