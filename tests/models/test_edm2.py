@@ -13,9 +13,9 @@ TINY = dict(width=8, mults=(1, 2), depth=1, attend=(2,), head_channels=8, channe
 KEY = jax.random.key(0)
 
 
-def inputs(model, side=8, batch=2):
-    x, noise, vec = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(
-        ((batch, side, side, model.channels), (batch,), (batch, model.emb_channels))))
+def inputs(model, side=8, batch=2, key=jax.random.key(1)):
+    shapes = ((batch, side, side, model.channels), (batch,), (batch, model.emb_channels))
+    x, noise, vec = (jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key, len(shapes)), shapes))
     return x, noise, {"vec": vec}
 
 
@@ -61,19 +61,16 @@ def test_every_step_starts_at_zero_and_learns_in_every_parameter(letter):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["edm2-img64-s", "edm2-img512-s"])
-@pytest.mark.parametrize(("attend", "least"), [((), 0.8), ((4, 8), 0.75)])
-def test_magnitudes_stay_near_one_through_the_whole_network(name, attend, least, capsys):
-    """The root mean square of every block's output at initialisation, over draws of the weights; presets at a reduced width.
-
-    Attention is nearly uniform before training and averages its values, which leaves a block of the decoder 0.92 of its magnitude
-    (0.7 of the straight path over sqrt(0.7^2 + 0.3^2)): after the four of the lowest level one block falls to 0.77.
-    """
+@pytest.mark.parametrize("attend", [(), (4, 8)])
+def test_magnitudes_stay_near_one_through_the_whole_network(name, attend, capsys):
+    """The root mean square of every block's output at initialisation, over draws of weights and inputs; presets at a reduced width."""
     model = EDM2(**{**preset(name), "width": 32}, head_channels=32, attend=attend)
-    x, noise, cond = inputs(model, side=32)
 
     @quick
     def squares(key):
-        params = model.init(key, x, noise, cond)["params"]
+        weights, draw = jax.random.split(key)
+        x, noise, cond = inputs(model, side=32, key=draw)
+        params = model.init(weights, x, noise, cond)["params"]
         _, stages = model.apply({"params": params}, x, noise, cond, capture_intermediates=lambda m, _: len(m.scope.path) == 1)
         outputs = {block: stage["__call__"][0] for block, stage in stages["intermediates"].items() if block != "__call__"}
         return {block: jnp.mean(out**2) for block, out in outputs.items()}
@@ -83,8 +80,7 @@ def test_magnitudes_stay_near_one_through_the_whole_network(name, attend, least,
     with capsys.disabled():
         print("\n", name, attend, {block: round(value, 2) for block, value in sorted(found.items())})
     assert len(found) > 30
-    assert {block: value for block, value in found.items() if not least < value < 1.2} == {}
-    assert sum(not 0.8 < value < 1.2 for value in found.values()) <= 1
+    assert {block: value for block, value in found.items() if not 0.8 < value < 1.2} == {}
 
 
 @pytest.mark.slow
