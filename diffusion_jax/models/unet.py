@@ -1,4 +1,5 @@
-"""The UNet of DDPM and ADM (Ho et al. 2006.11239; Dhariwal & Nichol 2105.05233), which GLIDE (2112.10741) uses too.
+"""The UNet of DDPM and ADM (Ho et al. 2006.11239; Dhariwal & Nichol 2105.05233), which GLIDE (2112.10741) and latent diffusion
+(2112.10752) use too.
 
 With x the image, t the noise label and vec, cat, seq the condition:
 
@@ -12,11 +13,12 @@ With x the image, t the noise label and vec, cat, seq the condition:
 Down: on each level `depth` times res (and attn where the level attends), then half the size; every output is kept. Middle: res,
 attn, res. Up: on each level, in reverse, depth + 1 times res of [h, what was kept last], attn as before, then twice the size.
 
+Latent diffusion has spatial transformers (models/spatial.py) in place of (5). The blocks themselves are in unet_blocks.py.
+
 The last layers of (3), (5) and (6) start at zero, so that every block starts as the identity and the network as zero.
 """
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -24,19 +26,14 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.nn.attention import join_heads, split_heads
+from diffusion_jax.models.spatial import SpatialTransformer
+from diffusion_jax.models.unet_blocks import ATTENTION, DTYPES, RESIZE, Attention, ResBlock, TimeEmbedding
 from diffusion_jax.nn.conv import Conv
-from diffusion_jax.nn.embed import timestep_embedding
 from diffusion_jax.nn.group_norm import GroupNorm
 from diffusion_jax.nn.linear import Linear
-from diffusion_jax.nn.linear_attention import linear_attention, scaled_linear_attention
-from diffusion_jax.nn.masked_attention import masked_attention
-from diffusion_jax.nn.resample import bilinear, double, halve
+from diffusion_jax.nn.resample import bilinear, double
 from diffusion_jax.types import Array, Cond
 
-DTYPES = ("float32", "bfloat16")
-ATTENTION = {"softmax": masked_attention, "linear": linear_attention, "linear_scaled": scaled_linear_attention}
-RESIZE = {None: lambda x: x, "down": halve, "up": double}
 RESAMPLE = ("res", "conv", "pool")
 CONDITIONS = ("vec", "cat", "seq", "seq_mask")
 
@@ -50,100 +47,6 @@ def _products(primitive: Any, *_: Any, **params: Any) -> bool:
 REMAT = {"full": None, "dots": _products}
 
 
-class TimeEmbedding(nn.Module):
-    """The MLP of (1), in float32, four times as wide as the network.
-
-    Attributes:
-      width: channels of the sines and cosines.
-      ddpm: sines before cosines, with the frequencies 10000^(-i / (half - 1)).
-    """
-
-    width: int
-    ddpm: bool = False
-
-    @nn.compact
-    def __call__(self, noise: Array) -> Array:
-        """noise [B] -> [B, 4 * width]."""
-        half = self.width // 2
-        waves = timestep_embedding(noise, self.width)
-        if self.ddpm:
-            angle = noise.astype(jnp.float32)[:, None] * 1e4 ** (-jnp.arange(half) / (half - 1))[None]
-            waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-        h = Linear(4 * self.width, name="fc1")(waves)
-        return Linear(4 * self.width, name="fc2")(nn.silu(h))
-
-
-class ResBlock(nn.Module):
-    """The residual block (3).
-
-    Attributes:
-      features: channels of the output.
-      resize: None, or 'down' or 'up': the image changes size between the first norm and convolution, and beside them.
-      scale_shift: the two forms of (4).
-      dropout: rate; acts where a key named 'dropout' is given.
-      groups, eps: of the norms.
-      dtype: of the convolutions and the output.
-    """
-
-    features: int
-    resize: str | None = None
-    scale_shift: bool = True
-    dropout: float = 0.0
-    groups: int = 32
-    eps: float = 1e-5
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Array, emb: Array) -> Array:
-        """x [B, H, W, C], emb [B, E] -> [B, H', W', features]."""
-        norm, conv = partial(GroupNorm, self.groups, self.eps), partial(Conv, self.features, dtype=self.dtype)
-        resize = RESIZE[self.resize]
-        h = conv(name="conv1")(resize(nn.silu(norm(name="norm1")(x))))
-        e = Linear(self.features * (1 + self.scale_shift), name="emb")(nn.silu(emb))
-        if self.scale_shift:
-            h = norm(name="norm2")(h, *jnp.split(e, 2, axis=-1))
-        else:
-            h = norm(name="norm2")(h + e.astype(h.dtype)[:, None, None])
-        h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.silu(h))
-        h = conv(kernel_init=nn.initializers.zeros, name="conv2")(h)
-        x = resize(x)
-        if x.shape[-1] != self.features:
-            x = Linear(self.features, dtype=self.dtype, name="skip")(x)
-        return x + h
-
-
-class Attention(nn.Module):
-    """The attention block (5) over all pixels, and over the tokens of a condition before them.
-
-    Attributes:
-      heads: a divisor of the channels.
-      kind: 'softmax', or 'linear' or 'linear_scaled' (nn/linear_attention.py).
-      groups, eps: of the norm.
-      dtype: of the products and the output.
-    """
-
-    heads: int
-    kind: str = "softmax"
-    groups: int = 32
-    eps: float = 1e-5
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Array, seq: Array | None = None, seq_mask: Array | None = None) -> Array:
-        """x [B, H, W, C], seq [B, L, D], seq_mask [B, L] -> [B, H, W, C]."""
-        b, height, width, c = x.shape
-        h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(b, height * width, c)
-        q, k, v = split_heads(Linear(3 * c, dtype=self.dtype, name="qkv")(h), 3, self.heads)  # each [B, heads, T, d]
-        if seq is not None:
-            k_seq, v_seq = split_heads(Linear(2 * c, dtype=self.dtype, name="kv")(seq), 2, self.heads)
-            k, v = jnp.concatenate([k_seq, k], axis=2), jnp.concatenate([v_seq, v], axis=2)
-        if seq_mask is not None:
-            seq_mask = jnp.concatenate([seq_mask.astype(bool), jnp.ones((b, height * width), bool)], axis=1)
-        out = join_heads(ATTENTION[self.kind](q, k, v, seq_mask))
-        out = Linear(c, nn.initializers.zeros, self.dtype, name="proj")(out)
-        return x + out.reshape(x.shape)
-
-
 class Backbone(nn.Module):
     """The first half of the UNet, (1) to (5) down and middle: all of a classifier's network but its pool.
 
@@ -155,6 +58,7 @@ class Backbone(nn.Module):
       heads: attention heads.
       head_channels: channels of a head, in place of a number of heads.
       attention: 'softmax', or 'linear' or 'linear_scaled' (nn/linear_attention.py).
+      transformer: blocks of the spatial transformer that stands in place of each attention block; 0 for attention blocks.
       scale_shift: the two forms of (4).
       resample: how the size changes: 'res' by a residual block, 'conv' by a strided convolution, and one after doubling, 'pool'
         by means and copies.
@@ -174,6 +78,7 @@ class Backbone(nn.Module):
     heads: int = 1
     head_channels: int | None = None
     attention: str = "softmax"
+    transformer: int = 0
     scale_shift: bool = True
     resample: str = "res"
     dropout: float = 0.0
@@ -224,7 +129,10 @@ class Backbone(nn.Module):
 
     def _attn(self, name: str, heads: int, h: Array, cond: Cond) -> Array:
         heads = self.heads_for(h.shape[-1], heads)
-        block = self._maybe_remat(Attention)(heads, self.attention, self.groups, self._eps, self.dtype, name=name)
+        if self.transformer:
+            block = self._maybe_remat(SpatialTransformer)(heads, self.transformer, self.groups, self.dtype, name=name)
+        else:
+            block = self._maybe_remat(Attention)(heads, self.attention, self.groups, self._eps, self.dtype, name=name)
         return block(h, cond.get("seq"), cond.get("seq_mask"))
 
     def _resize(self, name: str, resize: str, h: Array, emb: Array) -> Array:
@@ -251,6 +159,8 @@ class Backbone(nn.Module):
         ):
             if got not in known:
                 raise unknown(kind, got, known)
+        if self.transformer and self.attention != "softmax":
+            raise ConfigError(f"spatial transformers have no attention {self.attention!r}: leave it at 'softmax'")
         width = cond["vec"].shape[-1] if "vec" in cond else 4 * self.width
         if width != 4 * self.width:
             raise ConfigError(f"this network adds a vec of {4 * self.width} channels, not {width}: set task.cond.width")
@@ -268,6 +178,7 @@ class UNet(Backbone):
       channels: channels C of the prediction, those of the image.
       learn_sigma: predict C more channels, the raw variances, after the first C.
       heads_up: attention heads on the way up, where they differ from `heads`.
+      codes: predict logits of so many codes at every pixel, W norm(h), in place of (6); 0 for an image.
 
     and those of `Backbone`.
 
@@ -280,6 +191,7 @@ class UNet(Backbone):
     channels: int = 3
     learn_sigma: bool = True
     heads_up: int | None = None
+    codes: int = 0
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, cond: Cond) -> Array:
@@ -292,7 +204,7 @@ class UNet(Backbone):
             stacked behind x; seq [B, L, D], tokens that every attention block sees, those where seq_mask [B, L] is True.
 
         Returns:
-          [B, H, W, C], or [B, H, W, 2C] with learn_sigma, float32.
+          [B, H, W, C], [B, H, W, 2C] with learn_sigma, or [B, H, W, codes] with codes; float32.
 
         Raises:
           ConfigError: a size that does not divide, an unknown option or a condition that this network cannot take.
@@ -312,7 +224,10 @@ class UNet(Backbone):
                     h = self._attn(f"up_{level}_attn_{i}", self.heads_up or self.heads, h, cond)
             if level:
                 h = self._resize(f"up_{level}_resize", "up", h, emb)
-        h = nn.silu(GroupNorm(self.groups, self._eps, name="final_norm")(h.astype(jnp.float32)))
+        h = GroupNorm(self.groups, self._eps, name="final_norm")(h.astype(jnp.float32))
+        if self.codes:
+            return Linear(self.codes, name="final_linear")(h)
+        h = nn.silu(h)
         return Conv(self.channels * (1 + self.learn_sigma), kernel_init=nn.initializers.zeros, name="final_conv")(h)
 
 

@@ -1,0 +1,126 @@
+"""The blocks that UNets and autoencoders are made of: residual blocks and attention over pixels.
+
+With e the embedding of the noise label and of vectors of the condition, none in an autoencoder,
+
+    res   h + conv(dropout(silu(film(conv(silu(norm(h)))))))                          (1)
+          film(y) = (1 + scale) norm(y) + shift,   scale, shift = W silu(e)           (2)   or  norm(y + W silu(e))
+    attn  h + W attention(q, [k', k], [v', v]),   q, k, v = W norm(h),   k', v' = W seq     (3)
+
+The last layers of (1) and (3) start at zero, so that every block starts as the identity.
+"""
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from diffusion_jax.nn.attention import join_heads, split_heads
+from diffusion_jax.nn.conv import Conv
+from diffusion_jax.nn.embed import timestep_embedding
+from diffusion_jax.nn.group_norm import GroupNorm
+from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.linear_attention import linear_attention, scaled_linear_attention
+from diffusion_jax.nn.masked_attention import masked_attention
+from diffusion_jax.nn.resample import double, halve
+from diffusion_jax.types import Array
+
+DTYPES = ("float32", "bfloat16")
+ATTENTION = {"softmax": masked_attention, "linear": linear_attention, "linear_scaled": scaled_linear_attention}
+RESIZE = {None: lambda x: x, "down": halve, "up": double}
+
+
+class TimeEmbedding(nn.Module):
+    """The embedding of the noise label, MLP(sincos(t)), in float32 and four times as wide as the network.
+
+    Attributes:
+      width: channels of the sines and cosines.
+      ddpm: sines before cosines, with the frequencies 10000^(-i / (half - 1)).
+    """
+
+    width: int
+    ddpm: bool = False
+
+    @nn.compact
+    def __call__(self, noise: Array) -> Array:
+        """noise [B] -> [B, 4 * width]."""
+        half = self.width // 2
+        waves = timestep_embedding(noise, self.width)
+        if self.ddpm:
+            angle = noise.astype(jnp.float32)[:, None] * 1e4 ** (-jnp.arange(half) / (half - 1))[None]
+            waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+        h = Linear(4 * self.width, name="fc1")(waves)
+        return Linear(4 * self.width, name="fc2")(nn.silu(h))
+
+
+class ResBlock(nn.Module):
+    """The residual block (1).
+
+    Attributes:
+      features: channels of the output.
+      resize: None, or 'down' or 'up': the image changes size between the first norm and convolution, and beside them.
+      scale_shift: the two forms of (2).
+      dropout: rate; acts where a key named 'dropout' is given.
+      groups, eps: of the norms.
+      dtype: of the convolutions and the output.
+    """
+
+    features: int
+    resize: str | None = None
+    scale_shift: bool = True
+    dropout: float = 0.0
+    groups: int = 32
+    eps: float = 1e-5
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array | None = None) -> Array:
+        """x [B, H, W, C], emb [B, E] or None -> [B, H', W', features]."""
+        norm, conv = partial(GroupNorm, self.groups, self.eps), partial(Conv, self.features, dtype=self.dtype)
+        resize = RESIZE[self.resize]
+        h = conv(name="conv1")(resize(nn.silu(norm(name="norm1")(x))))
+        e = None if emb is None else Linear(self.features * (1 + self.scale_shift), name="emb")(nn.silu(emb))
+        if e is None:
+            h = norm(name="norm2")(h)
+        elif self.scale_shift:
+            h = norm(name="norm2")(h, *jnp.split(e, 2, axis=-1))
+        else:
+            h = norm(name="norm2")(h + e.astype(h.dtype)[:, None, None])
+        h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.silu(h))
+        h = conv(kernel_init=nn.initializers.zeros, name="conv2")(h)
+        x = resize(x)
+        if x.shape[-1] != self.features:
+            x = Linear(self.features, dtype=self.dtype, name="skip")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """The attention block (3) over all pixels, and over the tokens of a condition before them.
+
+    Attributes:
+      heads: a divisor of the channels.
+      kind: 'softmax', or 'linear' or 'linear_scaled' (nn/linear_attention.py).
+      groups, eps: of the norm.
+      dtype: of the products and the output.
+    """
+
+    heads: int
+    kind: str = "softmax"
+    groups: int = 32
+    eps: float = 1e-5
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array, seq: Array | None = None, seq_mask: Array | None = None) -> Array:
+        """x [B, H, W, C], seq [B, L, D], seq_mask [B, L] -> [B, H, W, C]."""
+        b, height, width, c = x.shape
+        h = GroupNorm(self.groups, self.eps, name="norm")(x).reshape(b, height * width, c)
+        q, k, v = split_heads(Linear(3 * c, dtype=self.dtype, name="qkv")(h), 3, self.heads)  # each [B, heads, T, d]
+        if seq is not None:
+            k_seq, v_seq = split_heads(Linear(2 * c, dtype=self.dtype, name="kv")(seq), 2, self.heads)
+            k, v = jnp.concatenate([k_seq, k], axis=2), jnp.concatenate([v_seq, v], axis=2)
+        if seq_mask is not None:
+            seq_mask = jnp.concatenate([seq_mask.astype(bool), jnp.ones((b, height * width), bool)], axis=1)
+        out = join_heads(ATTENTION[self.kind](q, k, v, seq_mask))
+        out = Linear(c, nn.initializers.zeros, self.dtype, name="proj")(out)
+        return x + out.reshape(x.shape)
