@@ -55,14 +55,21 @@ def clean(x: Array, height: int, width: int) -> Array:
     return jnp.clip(antialiased(x, height, width), 0, 255)
 
 
-def bicubic(x: Array, height: int, width: int, a: float = -0.75) -> Array:
+def bicubic(x: Array, height: int, width: int, a: float = -0.75, slack: float = 0.0) -> Array:
     """(4) over four neighbours without antialiasing, the border repeated; PyTorch's by default.
 
-    [B, H, W, C] -> [B, height, width, C], not clipped.
+    Args:
+      x: [B, H, W, C].
+      height, width: of the result.
+      a: of (4).
+      slack: pixels by which the result is spaced as if it were larger; DINO's positions have 0.1.
+
+    Returns:
+      [B, height, width, C], not clipped.
     """
     for axis, size in ((2, width), (1, height)):
         count = x.shape[axis]
-        place = (np.arange(size) + 0.5) * count / size - 0.5
+        place = (np.arange(size) + 0.5) * count / (size + slack) - 0.5
         low = np.floor(place).astype(np.int32)
         weights = np.zeros((size, count), np.float32)
         for offset in range(-1, 3):

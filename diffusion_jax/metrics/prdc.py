@@ -16,11 +16,14 @@ the edge of a ball, which count where distances are tied, and about the precisio
 """
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+
+BLOCK = 2000                            # rows of real images at a time, so that 50,000 x 50,000 distances are never held at once
 
 
 class PRDC(NamedTuple):
@@ -32,11 +35,21 @@ class PRDC(NamedTuple):
     coverage: float
 
 
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Euclidean distances of a [N, D] to b [M, D]: [N, M] float64."""
-    from sklearn.metrics import pairwise_distances
+def distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Euclidean distances of a [N, D] to b [M, D], float64 [n, M] for some rows of `a` at a time, and which they are."""
+    from sklearn.metrics import pairwise_distances_chunked
 
-    return pairwise_distances(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    a, b = (np.asarray(rows, np.float64) for rows in ((a, a) if a is b else (a, b)))
+    first = 0
+    for part in pairwise_distances_chunked(a, b):
+        yield slice(first, first + len(part)), part
+        first += len(part)
+
+
+def check_neighbours(count: int, k: int) -> None:
+    """Raises ConfigError where `count` images do not have k-th nearest neighbours among themselves."""
+    if not 1 <= k < count:
+        raise ConfigError(f"the {k}-th nearest neighbour needs more than {k} images, there are {count}")
 
 
 def radii(features: np.ndarray, k: int) -> np.ndarray:
@@ -45,26 +58,42 @@ def radii(features: np.ndarray, k: int) -> np.ndarray:
     Raises:
       ConfigError: there are not so many others.
     """
-    if not 1 <= k < len(features):
-        raise ConfigError(f"the {k}-th nearest neighbour needs more than {k} images, there are {len(features)}")
-    return np.partition(distances(features, features), k, axis=1)[:, k]          # the 0-th is the row itself
+    check_neighbours(len(features), k)
+    rows = (part for _, part in distances(features, features))
+    return np.concatenate([np.partition(part, k, axis=1)[:, k] for part in rows])         # the 0-th is the row itself
+
+
+class _Counts(NamedTuple):
+    """For every generated image, the real balls that it lies in [M]; for every real one, whether it lies in a generated image's
+    ball, and whether a generated image lies in its own, [N] each."""
+
+    balls: np.ndarray
+    reached: np.ndarray
+    covered: np.ndarray
+
+
+def _count(real: np.ndarray, fake: np.ndarray, k: int, edge: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> _Counts:
+    own, other = radii(real, k), radii(fake, k)
+    balls, reached, covered = np.zeros(len(fake), np.int64), np.zeros(len(real), bool), np.zeros(len(real), bool)
+    for rows, across in distances(real, fake):
+        inside = edge(across, own[rows, None])
+        balls += inside.sum(axis=0)
+        covered[rows] = inside.any(axis=1)
+        reached[rows] = edge(across, other[None]).any(axis=1)
+    return _Counts(balls, reached, covered)
 
 
 def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> PRDC:
     """(1) to (4) of features real [N, D] and fake [M, D]. A point on the edge of a ball lies outside, as in 2002.09797."""
-    across = distances(real, fake)                                               # [N, M]
-    inside_real, inside_fake = across < radii(real, k)[:, None], across < radii(fake, k)[None]
-    return PRDC(
-        precision=float(inside_real.any(axis=0).mean()), recall=float(inside_fake.any(axis=1).mean()),
-        density=float(inside_real.sum(axis=0).mean() / k), coverage=float(inside_real.any(axis=1).mean()),
-    )
+    balls, reached, covered = _count(real, fake, k, np.less)
+    precision, recall = float((balls > 0).mean()), float(reached.mean())
+    return PRDC(precision, recall, density=float(balls.mean() / k), coverage=float(covered.mean()))
 
 
 def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
     """(1) and (2) as torch-fidelity has them: a point on the edge of a ball lies inside."""
-    across = distances(real, fake)
-    inside_real, inside_fake = across <= radii(real, k)[:, None], across <= radii(fake, k)[None]
-    return float(inside_real.any(axis=0).mean()), float(inside_fake.any(axis=1).mean())
+    balls, reached, _ = _count(real, fake, k, np.less_equal)
+    return float((balls > 0).mean()), float(reached.mean())
 
 
 def squares(u: np.ndarray, v: np.ndarray, half: bool = True) -> np.ndarray:
@@ -103,17 +132,33 @@ class Manifold(NamedTuple):
 
 def adm(real: np.ndarray, fake: np.ndarray, k: int = 3, half: bool = True) -> Manifold:
     """(1) and (2) of features real [N, D] and fake [M, D] as ADM's evaluator prints them, k = 3, or in float32 throughout."""
-    for rows in (real, fake):
-        if not 1 <= k < len(rows):
-            raise ConfigError(f"the {k}-th nearest neighbour needs more than {k} images, there are {len(rows)}")
-    own = [np.partition(squares(rows, rows, half), k, axis=1)[:, k] for rows in (real, fake)]
-    across = squares(real, fake, half)
-    inside = (across <= own[0][:, None]).any(axis=0)
-    realism = np.max(own[0][:, None] / (across + np.float32(1e-5)), axis=0)
-    return Manifold(float(inside.mean()), float((across <= own[1][None]).any(axis=1).mean()), *own, inside, realism)
+    own = [_squared_radii(rows, k, half) for rows in (real, fake)]
+    inside, realism, reached = np.zeros(len(fake), bool), np.zeros(len(fake), np.float32), []
+    for first in range(0, len(real), BLOCK):
+        rows = slice(first, first + BLOCK)
+        across = squares(real[rows], fake, half)
+        inside |= (across <= own[0][rows, None]).any(axis=0)
+        reached.append((across <= own[1][None]).any(axis=1))
+        realism = np.maximum(realism, np.max(own[0][rows, None] / (across + np.float32(1e-5)), axis=0))
+    return Manifold(float(inside.mean()), float(np.concatenate(reached).mean()), *own, inside, realism)
+
+
+def _squared_radii(rows: np.ndarray, k: int, half: bool) -> np.ndarray:
+    check_neighbours(len(rows), k)
+    blocks = (squares(rows[first : first + BLOCK], rows, half) for first in range(0, len(rows), BLOCK))
+    return np.concatenate([np.partition(block, k, axis=1)[:, k] for block in blocks])
 
 
 def mean_distance(features: np.ndarray) -> float:
     """(5) over all pairs of rows [N, D], N > 1."""
     count = len(features)
-    return float(distances(features, features).sum() / (count * (count - 1)))
+    return float(sum(part.sum() for _, part in distances(features, features)) / (count * (count - 1)))
+
+
+def novelty(real: np.ndarray, fake: np.ndarray) -> float:
+    """Mean distance from a generated image to the nearest real one, over that of a real one to the nearest other.
+
+    About 1 for perfect samples, 0 for copies; a test of memorisation if `real` is what was trained on.
+    """
+    nearest = np.concatenate([part.min(axis=1) for _, part in distances(fake, real)])
+    return float(nearest.mean() / radii(real, 1).mean())
