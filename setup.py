@@ -32,6 +32,8 @@ setup(
         "matplotlib",
         "absl-py",
         "safetensors",
+        "ftfy>=6",
+        "regex",
         "tensorboardX",
     ],
     extras_require={

@@ -1,7 +1,8 @@
 """Weights files into {key: array}, without ever running what is inside them.
 
 .safetensors and .npz hold arrays only. A .pt or .ckpt is a pickle, which may hold code: it is opened by torch's restricted
-loader, and refused where it names anything but tensors and plain containers.
+loader, and refused where it names anything but tensors and plain containers. A TorchScript archive (CLIP's .pt) does hold code,
+of which nothing is run: pretrained/torchscript.py reads its tensors.
 """
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.pretrained import torchscript
 
 
 def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
@@ -74,6 +76,8 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _torch(path: Path) -> dict[str, Any]:
+    if torchscript.is_torchscript(path):
+        return torchscript.read(path)
     try:
         import torch
     except ModuleNotFoundError:

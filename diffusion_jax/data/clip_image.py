@@ -1,0 +1,25 @@
+"""What CLIP sees of a picture: its short side scaled by Pillow's bicubic filter, the middle cut out, the channels normalised."""
+from __future__ import annotations
+
+import numpy as np
+
+from diffusion_jax.data.image import to_channels, to_unit
+from diffusion_jax.data.resize import bicubic_pil
+
+
+def prepare_clip(image: np.ndarray, size: int) -> np.ndarray:
+    """A picture of any size as CLIP's square, on the host.
+
+    Args:
+      image: uint8 [h, w, 1 or 3].
+      size: side of the square.
+
+    Returns:
+      float32 [size, size, 3] in [-1, 1]; the model normalises it.
+    """
+    image = to_channels(image, 3)
+    height, width = image.shape[:2]
+    short = min(height, width)
+    scaled = bicubic_pil(image, size * height // short, size * width // short)
+    top, left = (round((side - size) / 2) for side in scaled.shape[:2])
+    return to_unit(scaled[top : top + size, left : left + size])

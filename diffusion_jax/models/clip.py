@@ -1,0 +1,390 @@
+"""CLIP: one embedding space for pictures and texts (Radford et al. 2021, arXiv 2103.00020).
+
+With f the image tower, g the text tower, and unit vectors I = f(x) / |f(x)|, T = g(y) / |g(y)|,
+
+    logits_ij = exp(s) I_i . T_j                                                      (1)
+
+The text tower is a causal transformer (models/transformer.py); what it says of a text is read where the text ends. There are two
+image towers. A vision transformer (Dosovitskiy et al. 2010.11929) cuts the image into patches and puts a class token before them:
+
+    f(x) = W norm(transformer(norm([class, patches W'] + position))_0)                (2)
+
+A modified ResNet has a stem of three convolutions and bottlenecks that halve the size by means in place of strides,
+
+    h + conv1(means(relu(norm(conv3(relu(norm(conv1(h))))))))      h through conv1(means(h)) where its shape changes    (3)
+
+and what the mean of all pixels attends to at its end (models/classifier.py:AttentionPool). The norms of the published ResNets are
+batch norms with the statistics of their training, parameters here: y = (x - mean) g + bias, g = scale / sqrt(var + 1e-5). A
+ResNet that is trained from the start has group norms.
+"""
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.models.classifier import AttentionPool
+from diffusion_jax.models.transformer import Transformer
+from diffusion_jax.nn.conv import Conv
+from diffusion_jax.nn.embed import patchify
+from diffusion_jax.nn.group_norm import GroupNorm
+from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.norm import LayerNorm
+from diffusion_jax.nn.resample import shrink
+from diffusion_jax.types import Array
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of the pixels in [0, 1] that the published towers were trained on."""
+HEAD = 64
+"""Channels of a head in all published ResNets."""
+
+
+class TextState(NamedTuple):
+    """What a text tower finds.
+
+    Attributes:
+      tokens: [B, T, D], the states that a diffusion model attends to: after the final norm, see `TextTower.skip`.
+      pooled: [B, D], the last layer's after the final norm, where the text ends.
+      features: [B, F], `pooled` projected into the joint space; `pooled` itself where there is no projection.
+      states: the states before the final norm, from the embedding to the last layer, each [B, T, D].
+    """
+
+    tokens: Array
+    pooled: Array
+    features: Array
+    states: list[Array]
+
+
+class ImageState(NamedTuple):
+    """What a vision transformer finds.
+
+    Attributes:
+      tokens: [B, 1 + patches, D], the last layer's, before the last norm.
+      pooled: [B, D], the class token after it.
+      features: [B, F], `pooled` projected into the joint space.
+    """
+
+    tokens: Array
+    pooled: Array
+    features: Array
+
+
+class TextTower(nn.Module):
+    """The text tower; the published ones are those of Stable Diffusion and unCLIP too.
+
+    Attributes:
+      features: width of the joint space; None for no projection.
+      vocab: number of tokens.
+      context: the longest text, in tokens.
+      width, layers, heads, hidden, act, eps, dtype: of the transformer.
+      end: the token that ends a text, at whose first place it is read; None reads at the place of the largest token, which is the
+        end in CLIP's own vocabulary, 'last' reads at the last place.
+      skip: layers left out of `TextState.tokens`: 1 for the states before the last layer, which Stable Diffusion 2 sees.
+      is_causal: whether tokens see earlier ones only.
+
+    Parameters: token [vocab, D], position [context, D], transformer, norm, proj [D, F].
+    """
+
+    features: int | None
+    vocab: int = 49408
+    context: int = 77
+    width: int = 512
+    layers: int = 12
+    heads: int = 8
+    hidden: int | None = None
+    act: str = "quick_gelu"
+    eps: float = 1e-5
+    end: int | str | None = None
+    skip: int = 0
+    is_causal: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens: Array, mask: Array | None = None) -> TextState:
+        """tokens [B, T] int, mask [B, T] False for tokens that none sees -> `TextState`.
+
+        Raises:
+          ConfigError: a text longer than the context.
+        """
+        length = tokens.shape[1]
+        if length > self.context:
+            raise ConfigError(f"a text of {length} tokens is longer than the tower's context of {self.context}: cut it")
+        token = self.param("token", nn.initializers.normal(0.02), (self.vocab, self.width), jnp.float32)
+        position = self.param("position", nn.initializers.normal(0.01), (self.context, self.width), jnp.float32)
+        x = jnp.take(token, tokens, axis=0, mode="fill", fill_value=jnp.nan) + position[None, :length]
+        options = self.heads, self.hidden, self.act, self.eps, self.is_causal, self.dtype
+        states = Transformer(self.layers, *options, name="transformer")(x, None if mask is None else mask.astype(bool))
+        norm = LayerNorm(self.eps, name="norm")
+        seen = norm(states[-1])
+        pooled = jnp.take_along_axis(seen, self._ends(tokens)[:, None, None], axis=1)[:, 0]  # [B, D]
+        tokens_out = norm(states[-1 - self.skip]) if self.skip else seen
+        return TextState(tokens_out, pooled, _project(self, pooled, self.features), states)
+
+    def _ends(self, tokens: Array) -> Array:
+        """Where each text ends, [B]."""
+        if self.end == "last":
+            return jnp.full(len(tokens), tokens.shape[1] - 1)
+        return jnp.argmax(tokens if self.end is None else tokens == self.end, axis=1)
+
+
+class ViT(nn.Module):
+    """The vision transformer (2).
+
+    Attributes:
+      features: width of the joint space; None for no projection.
+      size: side of the image.
+      patch: side of a patch, a divisor of `size`.
+      width, layers, heads, hidden, act, eps, dtype: of the transformer.
+
+    Parameters: patches, cls [D], position [1 + patches, D], norm_pre, transformer, norm_post, proj [D, F].
+    """
+
+    features: int | None
+    size: int = 224
+    patch: int = 32
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int | None = None
+    act: str = "quick_gelu"
+    eps: float = 1e-5
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> ImageState:
+        """x [B, size, size, C], normalised -> `ImageState`."""
+        _check_size(x, self.size)
+        h = Linear(self.width, use_bias=False, dtype=self.dtype, name="patches")(patchify(x, self.patch))  # [B, T, D]
+        init = nn.initializers.normal(self.width**-0.5)
+        first = self.param("cls", init, (self.width,), jnp.float32)
+        position = self.param("position", init, (h.shape[1] + 1, self.width), jnp.float32)
+        h = jnp.concatenate([jnp.broadcast_to(first[None, None], (len(h), 1, self.width)), h.astype(jnp.float32)], axis=1)
+        h = LayerNorm(self.eps, name="norm_pre")(h + position[None])
+        options = self.heads, self.hidden, self.act, self.eps, False, self.dtype
+        tokens = Transformer(self.layers, *options, name="transformer")(h)[-1]
+        pooled = LayerNorm(self.eps, name="norm_post")(tokens[:, :1])[:, 0]
+        return ImageState(tokens, pooled, _project(self, pooled, self.features))
+
+
+class ResNet(nn.Module):
+    """The modified ResNet (3).
+
+    Attributes:
+      features: width of the joint space.
+      size: side of the image, a multiple of 32.
+      width: channels of the stem; the last stage has 32 times as many.
+      layers: bottlenecks of each of the four stages.
+      norm: 'batch', with fixed statistics, for the published weights, or 'group'.
+      dtype: of the products and the output.
+
+    Parameters: stem_0 ... stem_2, stage_<i>_<j>, pool_attn.
+    """
+
+    features: int
+    size: int = 224
+    width: int = 64
+    layers: tuple[int, ...] = (3, 4, 6, 3)
+    norm: str = "batch"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> ImageState:
+        """x [B, size, size, C], normalised -> `ImageState`, whose tokens are pixels and whose pooled are the features."""
+        _check_size(x, self.size)
+        unit = partial(ConvNorm, norm=self.norm, dtype=self.dtype)
+        for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))):
+            x = nn.relu(unit(features, 3, stride, name=f"stem_{i}")(x))
+        x = shrink(x, 2)
+        for i, count in enumerate(self.layers):
+            for j in range(count):
+                stride = 2 if i and not j else 1
+                x = Bottleneck(self.width * 2**i, stride, self.norm, self.dtype, name=f"stage_{i}_{j}")(x)
+        pooled = AttentionPool(HEAD, self.features, name="pool_attn")(x.astype(jnp.float32))
+        return ImageState(x.reshape(len(x), -1, x.shape[-1]), pooled, pooled)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and its norm; `norm` as of `ResNet`.
+
+    Parameters: conv, norm.
+    """
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    norm: str = "batch"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, H', W', features]."""
+        padding = (self.size // 2,) * 2
+        h = Conv(self.features, self.size, self.stride, padding, dtype=self.dtype, use_bias=False, name="conv")(x)
+        if self.norm == "batch":
+            return FixedBatchNorm(name="norm")(h)
+        if self.norm != "group":
+            raise unknown("norm of a ResNet", self.norm, ("batch", "group"))
+        return GroupNorm(int(np.gcd(32, self.features)), 1e-5, name="norm")(h)
+
+
+class FixedBatchNorm(nn.Module):
+    """A batch norm whose statistics no gradient reaches.
+
+    Parameters: scale, bias, mean, var [C]; a decaying optimiser should leave mean and var alone.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> the same shape and type."""
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        scale, bias, mean, var = (
+            self.param(name, init, x.shape[-1:], jnp.float32)
+            for name, init in (("scale", ones), ("bias", zeros), ("mean", zeros), ("var", ones))
+        )
+        mean, var = jax.lax.stop_gradient((mean, var))
+        gain = scale * jax.lax.rsqrt(var + 1e-5)
+        mean, gain, bias = (value[None, None, None] for value in (mean, gain, bias))
+        return ((x.astype(jnp.float32) - mean) * gain + bias).astype(x.dtype)
+
+
+class Bottleneck(nn.Module):
+    """The bottleneck (3), with four times `width` channels at its end."""
+
+    width: int
+    stride: int = 1
+    norm: str = "batch"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """x [B, H, W, C] -> [B, H / stride, W / stride, 4 * width]."""
+        unit = partial(ConvNorm, norm=self.norm, dtype=self.dtype)
+        h = nn.relu(unit(self.width, name="conv1")(x))
+        h = nn.relu(unit(self.width, 3, name="conv2")(h))
+        h = unit(4 * self.width, name="conv3")(shrink(h, self.stride))
+        if self.stride > 1 or x.shape[-1] != 4 * self.width:
+            x = unit(4 * self.width, name="skip")(shrink(x, self.stride))
+        return nn.relu(h + x)
+
+
+class CLIP(nn.Module):
+    """Both towers and the scale of (1).
+
+    Attributes:
+      image: a `ViT` or `ResNet`.
+      text: a `TextTower` of the same features.
+      mean, std: by which images are normalised, per channel of pixels in [0, 1]; one number is that of every channel.
+      temperature: exp(-s) at the start of training.
+
+    Parameters: image, text, logit_scale (s).
+
+    Example:
+      >>> model = CLIP(ViT(512), TextTower(512))                         # ViT-B/32
+      >>> images, texts, scale = model.apply({'params': params}, x, tokens)     # x [B, 224, 224, 3] in [-1, 1]
+    """
+
+    image: nn.Module
+    text: nn.Module
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    temperature: float = 0.07
+
+    def setup(self):
+        """The scale, a parameter that no tower owns."""
+        self.logit_scale = self.param("logit_scale", nn.initializers.constant(-np.log(self.temperature)), (), jnp.float32)
+
+    def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array, Array]:
+        """images [B, H, W, C] in [-1, 1], tokens [N, T] -> features [B, F], [N, F] as the towers give them, and s."""
+        return self.encode_image(images), self.encode_text(tokens), self.logit_scale
+
+    def encode_image(self, images: Array) -> Array:
+        """images [B, H, W, C] in [-1, 1], of the tower's size -> features [B, F] of any length."""
+        mean, std = (jnp.asarray(value, jnp.float32)[None, None, None] for value in (self.mean, self.std))
+        return self.image((images * 0.5 + 0.5 - mean) / std).features
+
+    def encode_text(self, tokens: Array) -> Array:
+        """tokens [N, T] -> features [N, F] of any length."""
+        return self.text(tokens).features
+
+
+def unit(features: Array) -> Array:
+    """Vectors [..., F] of length one, in float32."""
+    wide = features.astype(jnp.float32)
+    return wide / jnp.linalg.norm(wide, axis=-1, keepdims=True)
+
+
+def logits(images: Array, texts: Array, scale: Array) -> Array:
+    """(1) of features [B, F] and [N, F] of any length and s: [B, N]."""
+    return jnp.exp(scale) * jnp.matmul(unit(images), unit(texts).T)
+
+
+def _project(module: nn.Module, pooled: Array, features: int | None) -> Array:
+    """W x for x [B, D], or x itself."""
+    if features is None:
+        return pooled
+    width = pooled.shape[-1]
+    return pooled.astype(jnp.float32) @ module.param("proj", nn.initializers.normal(width**-0.5), (width, features), jnp.float32)
+
+
+def _check_size(x: Array, size: int) -> None:
+    if x.shape[1:3] != (size, size):
+        raise ConfigError(f"this image tower sees {size}x{size} pixels, not {x.shape[1]}x{x.shape[2]}: resize the images")
+
+
+def _vit(features: int, patch: int, size: int = 224, wide: bool = False) -> dict[str, Any]:
+    image = dict(features=features, patch=patch, size=size) | (dict(width=1024, layers=24, heads=16) if wide else {})
+    return dict(image=image, text=dict(width=768, heads=12) if wide else {})
+
+
+def _resnet(features: int, layers: tuple[int, ...], size: int = 224, width: int = 64, text: int = 512) -> dict[str, Any]:
+    return dict(image=dict(features=features, layers=layers, size=size, width=width), text=dict(width=text, heads=text // 64))
+
+
+def _open(features: int, width: int, layers: int, heads: int, hidden: int, text: dict[str, Any]) -> dict[str, Any]:
+    image = dict(features=features, patch=14, width=width, layers=layers, heads=heads, hidden=hidden, act="gelu")
+    return dict(image=image, text=text | dict(act="gelu"))
+
+
+_H = dict(width=1024, layers=24, heads=16)
+PRESETS = {
+    # OpenAI's; accuracy on ImageNet without training on it (arXiv 2103.00020, table 11).
+    "RN50":     _resnet(1024, (3, 4, 6, 3)),                                         # 59.6
+    "RN101":    _resnet(512, (3, 4, 23, 3)),                                         # 62.2
+    "RN50x4":   _resnet(640, (4, 6, 10, 6), 288, 80, 640),                           # 65.8
+    "RN50x16":  _resnet(768, (6, 8, 18, 8), 384, 96, 768),                           # 70.5
+    "RN50x64":  _resnet(1024, (3, 15, 36, 10), 448, 128, 1024),                      # 73.6
+    "ViT-B/32": _vit(512, 32),                                                       # 63.2
+    "ViT-B/16": _vit(512, 16),                                                       # 68.6
+    "ViT-L/14": _vit(768, 14, wide=True),                                            # 75.3
+    "ViT-L/14@336px": _vit(768, 14, 336, wide=True),                                 # 76.2
+    # OpenCLIP's on LAION-2B (Cherti et al., arXiv 2212.07143); the text tower of the first is Stable Diffusion 2's.
+    "ViT-H/14":    _open(1024, 1280, 32, 16, 5120, _H),                              # 78.0
+    "ViT-g/14":    _open(1024, 1408, 40, 16, 6144, _H),                              # 76.6
+    "ViT-bigG/14": _open(1280, 1664, 48, 16, 8192, dict(width=1280, layers=32, heads=20)),     # 80.1
+}
+
+
+def preset(name: str, norm: str = "batch") -> dict[str, Any]:
+    """What to `build` a published network from: its towers.
+
+    Args:
+      name: 'ViT-B/32' for example.
+      norm: of a ResNet, 'group' to train one from the start.
+
+    Raises:
+      ConfigError: no such network; names the nearest.
+
+    Example:
+      >>> dict(name='diffusion_jax.models.clip:CLIP', **preset('ViT-B/32'))
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    image, text = PRESETS[name]["image"], PRESETS[name]["text"]
+    tower = dict(name=f"{__name__}:ResNet", norm=norm) if name.startswith("RN") else dict(name=f"{__name__}:ViT")
+    return dict(image=tower | image, text=dict(name=f"{__name__}:TextTower", features=image["features"]) | text)

@@ -1,0 +1,151 @@
+"""CLIP's weights in three layouts, its TorchScript archive, and what the shapes do not tell. The numbers are goldens."""
+import json
+import pickle
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.models.clip import CLIP, PRESETS, TextTower, ViT, preset
+from diffusion_jax.pretrained import clip, reader, torchscript
+
+SMALL = CLIP(
+    ViT(8, size=8, patch=4, width=64, layers=1, heads=1, hidden=256),
+    TextTower(8, vocab=20, context=5, width=64, layers=2, heads=1),
+)
+OPENAI = {
+    "visual.class_embedding": (64,), "visual.positional_embedding": (5, 64), "visual.proj": (64, 8),
+    "visual.conv1.weight": (64, 3, 4, 4), "positional_embedding": (5, 64), "text_projection": (64, 8), "logit_scale": (),
+    "token_embedding.weight": (20, 64),
+    **{f"{norm}.{part}": (64,) for norm in ("visual.ln_pre", "visual.ln_post", "ln_final") for part in ("weight", "bias")},
+    **{
+        f"{tower}transformer.resblocks.{i}.{name}": shape
+        for tower, i in (("visual.", 0), ("", 0), ("", 1)) for name, shape in {
+            "attn.in_proj_weight": (192, 64), "attn.in_proj_bias": (192,), "attn.out_proj.weight": (64, 64),
+            "attn.out_proj.bias": (64,), "ln_1.weight": (64,), "ln_1.bias": (64,), "ln_2.weight": (64,), "ln_2.bias": (64,),
+            "mlp.c_fc.weight": (256, 64), "mlp.c_fc.bias": (256,), "mlp.c_proj.weight": (64, 256), "mlp.c_proj.bias": (64,),
+        }.items()
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def weights():
+    rng = np.random.RandomState(0)
+    return {key: np.float32(rng.randn(*shape)) for key, shape in OPENAI.items()}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build(name):
+    built = build(dict(name="diffusion_jax.models.clip:CLIP", **preset(name)))
+    assert built.text.features == built.image.features
+
+
+def test_the_published_number_of_parameters():
+    shapes = clip.shapes(build(dict(name="diffusion_jax.models.clip:CLIP", **preset("ViT-B/32"))))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 151277313
+
+
+def test_the_towers_follow_from_shapes_and_options(weights):
+    official = dict(transformer_heads=1)
+    assert clip.towers(weights, official) == {
+        part: dict(name=f"diffusion_jax.models.clip:{kind}", **options) for part, kind, options in (
+            ("text", "TextTower", dict(features=8, vocab=20, context=5, width=64, heads=1, layers=2)),
+            ("image", "ViT", dict(features=8, size=8, patch=4, width=64, layers=1, heads=1, hidden=256)),
+        )
+    }
+    laion = clip.towers(weights, {"vision_cfg": {"width": 64, "head_width": 32}, "text_cfg": {"heads": 2}})
+    assert (laion["image"]["act"], laion["image"]["heads"], laion["text"]["heads"]) == ("gelu", 2, 2)
+    with pytest.raises(ConfigError, match="do not tell their activation"):
+        clip.towers(weights)
+
+
+def test_there_and_back_again(weights):
+    params = clip.convert(weights | {"attn_mask": np.zeros((5, 5))}, SMALL)
+    back = clip.revert(params, OPENAI, SMALL)
+    assert all(np.array_equal(back[key], weights[key]) for key in weights)
+    text = clip.convert(weights, SMALL.text)
+    jax.tree.map(np.testing.assert_array_equal, text, params["text"])
+
+
+def test_three_weights_become_one_and_three_again():
+    parts = {f"a.{part}_proj.weight": np.full((2, 3), i) for i, part in enumerate("qkv")}
+    merged = clip.merge(parts | {"b.c_proj.weight": np.ones(1)})
+    assert merged["a.qkv_proj.weight"].shape == (6, 3) and len(merged) == 2
+    back = clip.split(merged, {key: value.shape for key, value in parts.items()})
+    assert all(np.array_equal(back[key], parts[key]) for key in parts)
+    assert clip.merge({"a.q_proj.weight": 1}) == {"a.q_proj.weight": 1}              # left for the rules to refuse
+
+
+def test_a_whole_file_and_its_config(weights, tmp_path):
+    np.savez(tmp_path / "clip.npz", **weights)
+    config = {"vision_cfg": {"width": 64}, "text_cfg": {"heads": 1}, "quick_gelu": True}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
+    page, params = clip.load(tmp_path / "clip.npz")
+    assert build(page["model"]) == SMALL and page["task"]["shape"] == (8, 8, 3)
+    assert jax.tree.structure(params["model"]) == jax.tree.structure(clip.shapes(SMALL))
+
+
+def archive(path, script):
+    """A TorchScript archive with a data.pkl of our own."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("clip/constants.pkl", b"")
+        file.writestr("clip/data.pkl", script)
+    return path
+
+
+def test_a_torchscript_archive_is_read_without_torch(weights, tmp_path):
+    torch = pytest.importorskip("torch")
+
+    class Inner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T)
+            self.register_buffer("narrow", torch.ones(2, dtype=torch.float16))
+            self.sizes = [1, 2]
+
+        def forward(self, x):
+            return x @ self.weight + float(self.sizes[0])
+
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    path = tmp_path / "clip.pt"
+    torch.jit.save(torch.jit.script(Outer()), path)
+    assert torchscript.is_torchscript(path)
+    found = reader.read(path)
+    np.testing.assert_array_equal(found["inner.weight"], np.arange(6.0).reshape(2, 3).T)
+    assert found["inner.narrow"].dtype == np.float16 and set(found) == {"inner.weight", "inner.narrow"}
+
+
+def test_an_archive_with_anything_else_is_refused(tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return print, ("harm",)
+
+    path = archive(tmp_path / "harm.pt", pickle.dumps(Harm()))
+    with pytest.raises(ConfigError, match="it names builtins.print"):
+        reader.read(path)
+    with pytest.raises(ConfigError, match="refused"):
+        reader.read(archive(tmp_path / "cut.pt", b"\x80"))
+
+
+def test_a_tensor_stays_in_its_storage():
+    storage = np.arange(6.0, dtype=np.float32)
+    np.testing.assert_array_equal(torchscript._tensor(storage, 1, (2, 2), (1, 2)), [[1, 3], [2, 4]])
+    for offset, size, stride in ((4, (3,), (1,)), (0, (4,), (2,)), (-1, (1,), (1,)), (5, (2,), (-1,))):
+        with pytest.raises(pickle.UnpicklingError):
+            torchscript._tensor(storage, offset, size, stride)
+
+
+def test_float16_files_give_float32_parameters(weights):
+    params = clip.convert({key: w.astype(np.float16) for key, w in weights.items()}, SMALL)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
