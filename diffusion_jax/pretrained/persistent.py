@@ -51,27 +51,52 @@ class Unpickler(pickle.Unpickler):
         Raises:
           UnpicklingError: everything else.
         """
-        import torch
-
-        plain = {
-            ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-            ("dnnlib.util", "EasyDict"): dict,
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("builtins", "set"): set,
-            ("torch.storage", "_load_from_bytes"): _storage,
-            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-            ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-            ("torch", "device"): str,
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-        }
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
             return getattr(np._core.multiarray, name)
         if module.startswith("torch.nn.modules."):
             return Bare
-        if (module, name) not in plain:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is code")
-        return plain[module, name]
+        if (module, name) in PLAIN:
+            return PLAIN[module, name]
+        if module in ("torch", "torch._utils"):
+            import torch
+
+            if (module, name) == ("torch", "device"):
+                return str
+            if name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
+                return getattr(torch._utils, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is code")
+
+
+PLAIN = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
+    ("dnnlib.util", "EasyDict"): dict,
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("builtins", "set"): set,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+def unpickle(path: str | Path) -> Any:
+    """What is in a .pkl file, of which nothing is run.
+
+    Raises:
+      ConfigError: there is no such file, it is damaged, it calls anything but tensors, arrays and containers, or it holds tensors
+        and torch is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    try:
+        with path.open("rb") as file:
+            return Unpickler(file).load()
+    except ModuleNotFoundError:
+        raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{path} is refused: {str(error).partition(chr(10))[0]}") from None
+    except (EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise ConfigError(f"{path} is damaged, or no persistent pickle: {type(error).__name__}: {error}") from None
 
 
 def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -84,30 +109,16 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
       (its state dict, key -> array, float16 widened to float32; the options its constructor was called with).
 
     Raises:
-      ConfigError: there is no such file, it is damaged, it calls anything but tensors and containers, it holds no network, or
-        torch is not installed.
+      ConfigError: it holds no network, or what `unpickle` refuses.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"there is no file {path}")
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError:
-        raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
-    try:
-        with path.open("rb") as file:
-            content = Unpickler(file).load()
-    except pickle.UnpicklingError as error:
-        raise ConfigError(f"{path} is refused: {str(error).partition(chr(10))[0]}") from None
-    except (EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise ConfigError(f"{path} is damaged, or no persistent pickle: {type(error).__name__}: {error}") from None
+    content = unpickle(path)
     network = content.get("ema") if isinstance(content, Mapping) else None
     if not isinstance(network, Bare) or "_modules" not in network.state:
         raise ConfigError(f"{path} holds no network under 'ema'")
-    return dict(_arrays(network, "")), dict(network.state.get("_init_kwargs") or {})
+    return dict(arrays(network)), dict(network.state.get("_init_kwargs") or {})
 
 
-def _arrays(module: Bare, prefix: str) -> list[tuple[str, np.ndarray]]:
+def arrays(module: Bare, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     """The tensors of a module and its children, named as in a state dict."""
     state = module.state
     found = []
@@ -116,5 +127,5 @@ def _arrays(module: Bare, prefix: str) -> list[tuple[str, np.ndarray]]:
             if tensor is not None:
                 found.append((prefix + name, tensor.detach().float().numpy()))
     for name, child in state.get("_modules", {}).items():
-        found += _arrays(child, f"{prefix}{name}.") if child is not None else []
+        found += arrays(child, f"{prefix}{name}.") if child is not None else []
     return found

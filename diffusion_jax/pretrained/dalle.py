@@ -1,0 +1,173 @@
+"""Published autoregressive transformers as our DALLE: ru-DALL-E (Malevich and its kin) and minDALL-E's.
+
+ru-DALL-E keeps its attention masks in the state dict: they are compared with ours. minDALL-E has three linear layers for query,
+key and value, which are joined here.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.models.dalle import DALLE
+from diffusion_jax.nn.sparse_attention import Pattern, mask
+from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained.reader import read
+from diffusion_jax.pretrained.rules import TRANSPOSE, Constant, Rule
+from diffusion_jax.types import Array, Params
+
+LAYER = r"transformer\.layers\.(\d+)\."
+NORMS = {"input_layernorm": "norm1", "post_attention_layernorm": "norm2", "before_first_addition_layernorm": "norm3",
+         "before_second_addition_layernorm": "norm4"}
+LINEARS = {r"attention\.query_key_value": "qkv", r"attention\.dense": "proj", r"mlp\.dense_h_to_4h": "fc1",
+           r"mlp\.dense_4h_to_h": "fc2"}
+TABLES = {"text_embeddings": "text", "image_embeddings": "image", "text_pos_embeddings": "text_position",
+          "image_row_embeddings": "row", "image_col_embeddings": "column"}
+
+
+def _norm(key: str, path: str) -> list[Rule]:
+    return [Rule(rf"{key}\.weight", f"{path}/scale"), Rule(rf"{key}\.bias", f"{path}/bias")]
+
+
+def _linear(key: str, path: str) -> list[Rule]:
+    return [Rule(rf"{key}\.weight", f"{path}/kernel", TRANSPOSE), Rule(rf"{key}\.bias", f"{path}/bias")]
+
+
+RUDALLE = [
+    *(Rule(rf"{key}\.weight", f"{path}/embedding") for key, path in TABLES.items()),
+    *(rule for key, path in NORMS.items() for rule in _norm(LAYER + key, rf"blocks_\1/{path}")),
+    *(rule for key, path in LINEARS.items() for rule in _linear(LAYER + key, rf"blocks_\1/{path}")),
+    *_norm(r"transformer\.final_layernorm", "norm"), *_norm(r"to_logits\.0", "head_norm"), *_linear(r"to_logits\.1", "head"),
+]
+"""ru-DALL-E's keys, but for its masks, to our parameters."""
+
+MINDALLE = [
+    Rule(r"tok_emb_txt\.weight", "text/embedding"), Rule(r"tok_emb_img\.weight", "image/embedding"),
+    Rule(r"pos_emb_txt\.weight", "text_position/embedding"), Rule(r"pos_emb_img\.weight", "image_position/embedding"),
+    *_norm(r"blocks\.(\d+)\.ln([12])", r"blocks_\1/norm\2"), *_norm("ln_f", "norm"),
+    *_linear(r"blocks\.(\d+)\.attn\.(qkv|proj)", r"blocks_\1/\2"),
+    *_linear(r"blocks\.(\d+)\.mlp\.0", r"blocks_\1/fc1"), *_linear(r"blocks\.(\d+)\.mlp\.2", r"blocks_\1/fc2"),
+    Rule(r"head_img\.weight", "head_image/kernel", TRANSPOSE), Rule(r"head_txt\.weight", "head_text/kernel", TRANSPOSE),
+]
+"""minDALL-E's keys, once `joined`, to our parameters."""
+
+PARTS = ("query", "key", "value")
+
+
+def masks(model: DALLE) -> list[Constant]:
+    """ru-DALL-E's buffers."""
+    def constant(key: str, kind: str) -> Constant:
+        pattern = Pattern(kind, model.text_length, model.grid, model.kernel, model.wrap)
+        return Constant(rf"transformer\.{key}_mask", lambda shape: mask(pattern).astype(np.float32))
+
+    return [constant("row", "row"), constant("col", "column"), constant("conv", "conv")]
+
+
+def joined(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """minDALL-E's state dict with query, key and value of every layer in one, as q, k, v."""
+    found = {}
+    for key, value in state_dict.items():
+        match = re.fullmatch(r"(blocks\.\d+\.attn\.)(query|key|value)(\.\w+)", key)
+        if match is None:
+            found[key] = value
+        elif match[2] == "query":
+            parts = [state_dict.get(f"{match[1]}{part}{match[3]}") for part in PARTS]
+            if any(part is None for part in parts):
+                raise ConfigError(f"the weights do not fit the model: {key} has no key or no value beside it")
+            found[f"{match[1]}qkv{match[3]}"] = jnp.concatenate([jnp.asarray(part) for part in parts])
+    return found
+
+
+def options(state_dict: Mapping[str, Any], official: Mapping[str, Any] = FrozenDict()) -> dict[str, Any]:
+    """The keyword arguments of `DALLE`, read off names and shapes.
+
+    Args:
+      state_dict: of either system.
+      official: what shapes do not tell: num_attention_heads (16) and hf_version ('v3') of ru-DALL-E; n_heads (16) and
+        gelu_use_approx (False) of minDALL-E's hparams.
+
+    Raises:
+      ConfigError: this is neither.
+    """
+    shape = {key: value.shape for key, value in state_dict.items()}
+    depth = len({match[1] for key in shape if (match := re.match(r"(?:transformer\.layers|blocks)\.(\d+)\.", key))})
+    if "text_embeddings.weight" in shape:
+        version = official.get("hf_version", "v3")
+        if version not in ("v2", "v3"):
+            raise ConfigError(f"hf_version {version!r} is not known: v2 or v3")
+        text_codes, width = shape["text_embeddings.weight"]
+        text_length, old = shape["text_pos_embeddings.weight"][0] - 1, version == "v2"
+        return dict(
+            text_codes=text_codes, image_codes=shape["image_embeddings.weight"][0], text_length=text_length,
+            grid=shape["image_row_embeddings.weight"][0], width=width, depth=depth, layout="rudalle",
+            heads=official.get("num_attention_heads", 16), wrap=old, start=2 if old else None, mask_text=text_length,
+            sandwich="transformer.layers.0.before_first_addition_layernorm.weight" in shape,
+        )
+    if "tok_emb_txt.weight" not in shape:
+        raise ConfigError("this is no state dict of ru-DALL-E or minDALL-E: there is no text_embeddings or tok_emb_txt")
+    text_codes, width = shape["tok_emb_txt.weight"]
+    places = shape["pos_emb_img.weight"][0]
+    return dict(
+        text_codes=text_codes, image_codes=shape["tok_emb_img.weight"][0], text_length=shape["pos_emb_txt.weight"][0],
+        grid=int(places**0.5), width=width, depth=depth, layout="dense", heads=official.get("n_heads", 16), pad=False,
+        axial=False, joint=False, act="quick_gelu" if official.get("gelu_use_approx") else "gelu",
+        attn_bias="blocks.0.attn.query.bias" in shape, mlp_bias="blocks.0.mlp.0.bias" in shape,
+    )
+
+
+def shapes(model: DALLE) -> Params:
+    """Shapes and types of the network's parameters; computes nothing."""
+    text, image = jnp.zeros((1, model.text_length), jnp.int32), jnp.zeros((1, model.grid**2), jnp.int32)
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), text, image))["params"]
+
+
+def convert(state_dict: rules.Weights, model: DALLE) -> Params:
+    """A state dict of either system as the network's parameters.
+
+    Raises:
+      ConfigError: the weights do not fit; the line says where.
+
+    Example:
+      >>> params = convert(state_dict, DALLE(**options(state_dict)))
+    """
+    if model.joint:
+        return rules.convert(state_dict, [*RUDALLE, *masks(model)], shapes(model))
+    return rules.convert(joined(state_dict), MINDALLE, shapes(model))
+
+
+def revert(params: Params, model: DALLE, wanted: Mapping[str, rules.Shape]) -> dict[str, Array]:
+    """Parameters, or their gradients, as a state dict of ru-DALL-E or minDALL-E with the given shapes."""
+    if model.joint:
+        return rules.revert(params, [*RUDALLE, *masks(model)], wanted)
+    whole = {re.sub(r"attn\.query\.", "attn.qkv.", key): (3 * shape[0], *shape[1:]) if "attn.query." in key else tuple(shape)
+             for key, shape in wanted.items() if not re.search(r"attn\.(key|value)\.", key)}
+    found = rules.revert(params, MINDALLE, whole)
+    for key in [key for key in found if ".attn.qkv." in key]:
+        for name, part in zip(PARTS, jnp.split(found.pop(key), 3), strict=True):
+            found[key.replace(".qkv.", f".{name}.")] = part
+    return found
+
+
+def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
+    """A published weights file as (config, params): the sections model and task of a page, and the parameters.
+
+    Args:
+      path: the file, see `reader.read`.
+      official: see `options`.
+
+    Raises:
+      ConfigError: see `read`, `options` and `convert`.
+    """
+    state_dict = read(path, key="state_dict")
+    found = options(state_dict, official or {})
+    as_text = "mask_text" in found and found["start"] is None
+    task = dict(name="diffusion_jax.tasks.autoregressive:Autoregressive", first_as_text=as_text)
+    model = DALLE(**found)
+    return dict(model=dict(name="diffusion_jax.models.dalle:DALLE", **found), task=task), {"model": convert(state_dict, model)}

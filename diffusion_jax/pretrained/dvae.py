@@ -1,0 +1,250 @@
+"""Published discrete VAEs as our networks: OpenAI's (openai/DALL-E) and DALLE-pytorch's.
+
+OpenAI's are two files, encoder.pkl and decoder.pkl, each a pickle of a whole module. Nothing in them is run: of all that such a
+pickle may call, only what rebuilds tensors and containers is allowed, and modules become plain trees of their state.
+"""
+from __future__ import annotations
+
+import collections
+import pickle
+import re
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.models.dvae import DVAE
+from diffusion_jax.models.dvae_codebook import CodebookVAE
+from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained.persistent import Bare, arrays
+from diffusion_jax.pretrained.reader import READERS, read
+from diffusion_jax.pretrained.rules import CONV, POINT, SAME, Layout, Rule
+from diffusion_jax.types import Array, Params
+
+FILES = ("encoder", "decoder")
+BLOCK = r"blocks\.group_(\d)\.block_(\d)"
+DECONV = Layout(
+    lambda w: w.transpose(2, 3, 0, 1)[::-1, ::-1],
+    lambda w, shape: w[::-1, ::-1].transpose(2, 3, 0, 1),
+)
+"""A transposed convolution (in, out, h, w) <-> the kernel (h, w, in, out) of a convolution over the spread input."""
+
+
+def table(half: str) -> list[Rule]:
+    """OpenAI's keys of one half onto our parameters of it."""
+    point, wide = (4, "123") if half == "encoder" else (1, "234")
+    first = CONV if half == "encoder" else POINT
+    return [
+        Rule(r"blocks\.input\.w", f"{half}/input/kernel", first),
+        Rule(r"blocks\.input\.b", f"{half}/input/bias"),
+        Rule(rf"{BLOCK}\.id_path\.w", rf"{half}/group_\1_block_\2/skip/kernel", POINT),
+        Rule(rf"{BLOCK}\.id_path\.b", rf"{half}/group_\1_block_\2/skip/bias"),
+        Rule(rf"{BLOCK}\.res_path\.conv_{point}\.w", rf"{half}/group_\1_block_\2/conv_{point}/kernel", POINT),
+        Rule(rf"{BLOCK}\.res_path\.conv_([{wide}])\.w", rf"{half}/group_\1_block_\2/conv_\3/kernel", CONV),
+        Rule(rf"{BLOCK}\.res_path\.conv_(\d)\.b", rf"{half}/group_\1_block_\2/conv_\3/bias"),
+        Rule(r"blocks\.output\.conv\.w", f"{half}/output/kernel", POINT),
+        Rule(r"blocks\.output\.conv\.b", f"{half}/output/bias"),
+    ]
+
+
+def named(half: str) -> list[Rule]:
+    """`table` for keys that have the name of their half before them."""
+    return [rule._replace(key=f"{half}/{rule.key}") for rule in table(half)]
+
+
+RULES = [rule for half in FILES for rule in named(half)]
+"""Keys 'encoder/...' and 'decoder/...' onto the parameters of `DVAE`."""
+
+CODEBOOK = [
+    Rule(r"codebook\.weight", "codebook", SAME),
+    Rule(r"(\w+)/down_(\d+)\.weight", r"\1/down_\2/kernel", CONV),
+    Rule(r"(\w+)/up_(\d+)\.weight", r"\1/up_\2/kernel", DECONV),
+    Rule(r"(\w+)/(down_\d+|up_\d+|input|output)\.bias", r"\1/\2/bias"),
+    Rule(r"(\w+)/(input|output)\.weight", r"\1/\2/kernel", POINT),
+    Rule(r"(\w+)/(block_\d+)/conv_([12])\.weight", r"\1/\2/conv_\3/kernel", CONV),
+    Rule(r"(\w+)/(block_\d+)/conv_3\.weight", r"\1/\2/conv_3/kernel", POINT),
+    Rule(r"(\w+)/(block_\d+)/conv_(\d)\.bias", r"\1/\2/conv_\3/bias"),
+]
+"""Keys of DALLE-pytorch as `codebook_keys` renames them onto the parameters of `CodebookVAE`."""
+
+
+def options(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `DVAE`, read off the shapes of OpenAI's two state dicts.
+
+    Raises:
+      ConfigError: they are no halves of a discrete VAE.
+    """
+    for half, state_dict in (("encoder", encoder), ("decoder", decoder)):
+        if "blocks.input.w" not in state_dict or "blocks.output.conv.w" not in state_dict:
+            raise ConfigError(f"this is no state dict of a discrete VAE's {half}: there is no blocks.input.w")
+    codes, _, _, _ = encoder["blocks.output.conv.w"].shape
+    width, channels, _, _ = encoder["blocks.input.w"].shape
+    groups = sorted({int(match[1]) for key in encoder if (match := re.match(r"blocks\.group_(\d+)\.", key))})
+    depth = len({match[1] for key in encoder if (match := re.match(r"blocks\.group_1\.block_(\d+)\.", key))})
+    tops = [encoder[f"blocks.group_{i}.block_1.res_path.conv_4.w"].shape[0] for i in groups]
+    if decoder["blocks.input.w"].shape[1] != codes:
+        raise ConfigError(f"the encoder has {codes} codes and the decoder another number: take files that belong together")
+    return dict(
+        codes=codes, width=width, mults=tuple(top // width for top in tops), depth=depth,
+        init_width=decoder["blocks.input.w"].shape[0], channels=channels,
+    )
+
+
+def shapes(model: DVAE | CodebookVAE) -> Params:
+    """Shapes and types of the network's parameters; computes nothing."""
+    image = jnp.zeros((1, model.factor, model.factor, model.channels))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), image))["params"]
+
+
+def convert(encoder: rules.Weights, decoder: rules.Weights, model: DVAE) -> Params:
+    """OpenAI's two state dicts as the parameters of `DVAE`.
+
+    Raises:
+      ConfigError: the weights do not fit; the line says where.
+    """
+    together = {f"{half}/{key}": w for half, part in zip(FILES, (encoder, decoder), strict=True) for key, w in part.items()}
+    return rules.convert(together, RULES, shapes(model))
+
+
+def revert(params: Params, wanted: Mapping[str, rules.Shape]) -> dict[str, Array]:
+    """Parameters as OpenAI's keys, 'encoder/...' and 'decoder/...', of the given shapes."""
+    return rules.revert(params, RULES, wanted)
+
+
+def codebook_model(official: Mapping[str, Any]) -> CodebookVAE:
+    """The network of the options of DALLE-pytorch's constructor."""
+    defaults = {"num_tokens": 512, "codebook_dim": 512, "hidden_dim": 64, "num_layers": 3, "num_resnet_blocks": 0, "channels": 3}
+    return CodebookVAE(*(official.get(key, default) for key, default in defaults.items()))
+
+
+def codebook_keys(model: CodebookVAE) -> dict[str, str]:
+    """Beginning of a key of DALLE-pytorch, which counts modules, -> ours, which names them."""
+    n, m = model.layers, model.blocks
+    encoder = [f"down_{i}" for i in range(n)] + [f"block_{i}" for i in range(m)] + ["output"]
+    decoder = (["input"] if m else []) + [f"block_{i}" for i in range(m)] + [f"up_{i}" for i in range(n)] + ["output"]
+    return {f"{half}.{i}": f"{half}/{name}" for half, names in (("encoder", encoder), ("decoder", decoder))
+            for i, name in enumerate(names)}
+
+
+def codebook_name(key: str, names: Mapping[str, str]) -> str:
+    """A key of DALLE-pytorch in the form that `CODEBOOK` reads."""
+    half, _, rest = key.partition(".")
+    number, _, rest = rest.partition(".")
+    name = names.get(f"{half}.{number}")
+    if name is None:
+        return key
+    inner = re.fullmatch(r"net\.(\d)\.(\w+)", rest)
+    return f"{name}/conv_{int(inner[1]) // 2 + 1}.{inner[2]}" if inner else f"{name}.{rest.removeprefix('0.')}"
+
+
+def convert_codebook(state_dict: rules.Weights, model: CodebookVAE) -> Params:
+    """DALLE-pytorch's state dict as the parameters of `CodebookVAE`.
+
+    Raises:
+      ConfigError: the weights do not fit; the line says where.
+    """
+    names = codebook_keys(model)
+    return rules.convert({codebook_name(key, names): w for key, w in state_dict.items()}, CODEBOOK, shapes(model))
+
+
+def revert_codebook(params: Params, model: CodebookVAE, wanted: Mapping[str, rules.Shape]) -> dict[str, Array]:
+    """Parameters, or their gradients, as DALLE-pytorch's state dict of the given shapes."""
+    names = codebook_keys(model)
+    ours = {key: codebook_name(key, names) for key in wanted}
+    found = rules.revert(params, CODEBOOK, {ours[key]: shape for key, shape in wanted.items()})
+    return {key: found[name] for key, name in ours.items()}
+
+
+class Unpickler(pickle.Unpickler):
+    """Calls nothing but what is named here."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in, or the harmless original, of a global.
+
+        Raises:
+          UnpicklingError: everything else.
+        """
+        import torch
+
+        plain = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("builtins", "set"): set, ("__builtin__", "set"): set,
+            ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+            ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
+            ("torch", "device"): str,
+        }
+        if module.startswith(("torch.nn.modules.", "dall_e.")):
+            return Bare
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if (module, name) not in plain:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is code")
+        return plain[module, name]
+
+
+def read_module(path: str | Path) -> dict[str, np.ndarray]:
+    """The state dict of a pickled module, float16 widened to float32; other weights files as `reader.read` has them.
+
+    Raises:
+      ConfigError: there is no such file, it is damaged, it calls anything but tensors and containers, or torch is not installed.
+    """
+    path = Path(path)
+    if path.suffix in READERS:
+        return read(path)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
+    reader = types.SimpleNamespace(Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load())
+    try:
+        module = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{path} is refused: {str(error).partition(chr(10))[0]}") from None
+    except (EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise ConfigError(f"{path} is damaged, or no pickled module: {type(error).__name__}: {error}") from None
+    if not isinstance(module, Bare) or "_modules" not in module.state:
+        raise ConfigError(f"{path} holds no module")
+    return dict(arrays(module))
+
+
+def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
+    """Published weights as (config, params).
+
+    Args:
+      path: the folder with encoder.pkl and decoder.pkl (or another suffix of `reader.read`), or a file of DALLE-pytorch.
+      official: the options of DALLE-pytorch's constructor, for a file of it; OpenAI's files tell all but the image size, which
+        is 256 unless given here as image_size.
+
+    Raises:
+      ConfigError: see `read_module`, `options` and `convert`; a folder without the two files.
+    """
+    path, official = Path(path), dict(official or {})
+    size = official.get("image_size", 256)
+    if not path.is_dir():
+        model = codebook_model(official)
+        config = dict(name="diffusion_jax.models.dvae_codebook:CodebookVAE", codes=model.codes, code_width=model.code_width,
+                      width=model.width, layers=model.layers, blocks=model.blocks, channels=model.channels)
+        return page(config, size, "smooth_l1" if official.get("smooth_l1_loss") else "l2"), {
+            "model": convert_codebook(read(path), model)}
+    halves = []
+    for half in FILES:
+        found = sorted(file for file in path.glob(f"{half}.*") if file.suffix in (".pkl", *READERS))
+        if not found:
+            raise ConfigError(f"{path} holds no {half}.pkl: give the folder with encoder.pkl and decoder.pkl")
+        halves.append(read_module(found[0]))
+    config = options(*halves)
+    params = convert(*halves, DVAE(**config))
+    return page(dict(name="diffusion_jax.models.dvae:DVAE", **config), size, "logit_laplace"), {"model": params}
+
+
+def page(model: Mapping[str, Any], size: int, reconstruction: str) -> dict[str, Any]:
+    """The sections model and task of a page."""
+    task = dict(name="diffusion_jax.tasks.dvae:DiscreteVAE", shape=(size, size, model["channels"]), reconstruction=reconstruction)
+    return dict(model=dict(model), task=task)

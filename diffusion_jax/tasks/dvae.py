@@ -1,0 +1,177 @@
+"""The discrete VAE task: reconstruction through a relaxed choice of codes (Ramesh et al. 2021, arXiv 2102.12092, appendix A).
+
+    g    ~ Gumbel,   z = softmax((logits + g) / tau)                                  (1)      Jang et al., Maddison et al. 2016
+    kl   = sum_places KL(softmax(logits) || uniform)                                  (2)
+    loss = (sum_pixels rec(x, decode(z)) + beta kl) / (H W C)                         (3)      the paper's normalisation
+
+averaged over the batch. rec is -ln p of the logit-Laplace distribution, (x - x')^2, |x - x'|, or the smooth L1 norm of
+them. With `straight_through` the decoder sees the one-hot of the largest entry of z, and the gradient is that of z.
+
+Over a run, with c the number of batches seen, tau and beta go from one value to another along half a cosine:
+
+    v(c) = b + (a - b) (1 + cos(pi min(c / n, 1))) / 2                                (4)
+
+The paper has tau from 1 to 1/16 in 150,000 updates (linear annealing diverges, it says) and beta from 0 to 6.6 in 5,000.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.tasks.images import check_shape
+from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw
+
+
+@dataclass(frozen=True)
+class Anneal:
+    """(4): from `start` to `end` in `steps` batches.
+
+    Raises:
+      ConfigError: less than one step.
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ConfigError(f"annealing takes at least one step, got {self.steps}")
+
+    def __call__(self, count: Array) -> Array:
+        """The value after `count` batches."""
+        return self.end + (self.start - self.end) * (1 + jnp.cos(jnp.pi * jnp.clip(count / self.steps, 0, 1))) / 2
+
+
+def l2(d: Array) -> Array:
+    """d^2."""
+    return d**2
+
+
+def smooth_l1(d: Array) -> Array:
+    """d^2 / 2 where |d| < 1, |d| - 1/2 beyond."""
+    return jnp.where(jnp.abs(d) < 1, d**2 / 2, jnp.abs(d) - 0.5)
+
+
+DISTANCES = {"l2": l2, "l1": jnp.abs, "smooth_l1": smooth_l1}
+LOSSES = ("logit_laplace", *DISTANCES)
+
+
+@dataclass(frozen=True)
+class DiscreteVAE:
+    """Trains and applies a network that turns images into tokens; the parameters are {'model': ...}.
+
+    Attributes:
+      model: `models.dvae:DVAE` or `models.dvae_codebook:CodebookVAE`.
+      shape: (H, W, C) of one image.
+      reconstruction: rec of (3): 'logit_laplace' (DVAE only), 'l2', 'l1' or 'smooth_l1'.
+      temperature: tau.
+      beta: of (3).
+      straight_through: see the top of this file.
+
+    Raises:
+      ConfigError: an unknown reconstruction, or one that the network has no output for.
+    """
+
+    model: nn.Module
+    shape: tuple[int, int, int]
+    reconstruction: str = "logit_laplace"
+    temperature: Anneal = Anneal(1.0, 1 / 16, 150_000)
+    beta: Anneal = Anneal(0.0, 6.6, 5_000)
+    straight_through: bool = False
+
+    needs = ()
+    num_classes = 0
+
+    def __post_init__(self):
+        if self.reconstruction not in LOSSES:
+            raise unknown("reconstruction", self.reconstruction, LOSSES)
+        if self.reconstruction == "logit_laplace" and not self.model.mapped:
+            raise ConfigError("logit_laplace needs a network that puts out (mu, ln b): DVAE; this one has l2, l1 and smooth_l1")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.shape[0] // self.model.factor, self.shape[1] // self.model.factor
+
+    @property
+    def codes(self) -> int:
+        """The size of the codebook."""
+        return self.model.codes
+
+    def init(self, key: Key, batch: Raw) -> Params:
+        """Fresh parameters; of the batch only shapes matter.
+
+        Raises:
+          ConfigError: the images have another shape than the task.
+        """
+        check_shape(batch, self.shape)
+        return {"model": self.model.init(key, jnp.zeros_like(batch["image"][:1]))["params"]}
+
+    def memory(self) -> Memory:
+        """How many batches were seen: the c of (4)."""
+        return {"count": jnp.zeros((), jnp.float32)}
+
+    def project(self, params: Params) -> Params:
+        """The identity."""
+        return params
+
+    def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
+        """(3); while not training, z is the one-hot of the most likely code.
+
+        Logged beside its parts: tau; 'usage', the share of the codebook that the batch uses; 'perplexity', the exponential of the
+        entropy of the codes in the batch.
+        """
+        count = (frozen or {}).get("memory", self.memory())["count"]
+        logits = self.logits(params, batch["image"])
+        tau = self.temperature(count)
+        gumbel = jax.random.gumbel(key, logits.shape)
+        z = self.relaxed(logits, gumbel, tau) if train else jax.nn.one_hot(jnp.argmax(logits, -1), self.codes)
+        metrics = self.terms(params, batch["image"], logits, z, self.beta(count)) | {"temperature": tau, **usage(logits)}
+        return metrics["loss"], metrics | ({"memory": {"count": count + 1}} if train else {})
+
+    def relaxed(self, logits: Array, gumbel: Array, tau: Array | float) -> Array:
+        """z of (1), [B, h, w, codes]."""
+        soft = jax.nn.softmax((logits + gumbel) / tau)
+        if not self.straight_through:
+            return soft
+        hard = jax.nn.one_hot(jnp.argmax(soft, -1), self.codes)
+        return hard + soft - jax.lax.stop_gradient(soft)
+
+    def terms(self, params: Params, x: Array, logits: Array, z: Array, beta: Array | float) -> dict[str, Array]:
+        """'loss' (3), and its parts 'reconstruction', per pixel and channel, and 'kl', per place, in nats."""
+        out = self.model.apply({"params": params["model"]}, z, method="decode")
+        if self.reconstruction == "logit_laplace":
+            rec = self.model.nll(x, out)
+        else:
+            rec = DISTANCES[self.reconstruction](x - self.model.pixels(out))
+        log_q = jax.nn.log_softmax(logits)
+        kl = jnp.sum(jnp.exp(log_q) * log_q, -1) + jnp.log(float(self.codes))                       # [B, h, w]
+        places, elements = kl[0].size, x[0].size
+        loss = jnp.mean(rec) + beta * jnp.mean(kl) * places / elements
+        return {"loss": loss, "reconstruction": jnp.mean(rec), "kl": jnp.mean(kl)}
+
+    def logits(self, params: Params, images: Array) -> Array:
+        """Of the codes, [B, h, w, codes], of images [B, H, W, C] in [-1, 1]."""
+        return self.model.apply({"params": params["model"]}, images, method="encode")
+
+    def encode(self, params: Params, images: Array) -> Array:
+        """The most likely codes, int32 [B, h * w] row by row, of images [B, H, W, C]."""
+        return jnp.argmax(self.logits(params, images), -1).reshape(len(images), -1).astype(jnp.int32)
+
+    def decode(self, params: Params, codes: Array) -> Array:
+        """Images [B, H, W, C] in about [-1, 1] of codes [B, h * w]."""
+        z = jax.nn.one_hot(codes.reshape(-1, *self.grid), self.codes)
+        return self.model.pixels(self.model.apply({"params": params["model"]}, z, method="decode"))
+
+
+def usage(logits: Array) -> dict[str, Array]:
+    """How much of a codebook the most likely codes of logits [..., codes] use: 'usage' 0 ... 1, 'perplexity' 1 ... codes."""
+    codes = logits.shape[-1]
+    share = jnp.mean(jax.nn.one_hot(jnp.argmax(logits, -1).reshape(-1), codes), axis=0)             # [codes]
+    entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1)))
+    return {"usage": jnp.mean(share > 0), "perplexity": jnp.exp(entropy)}
