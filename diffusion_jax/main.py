@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from diffusion_jax.build import ConfigError
 
-MODES = ("train", "sample", "evaluate", "sweep", "posthoc_ema", "import_weights")
+MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A page of configs/; train needs it, the others read the checkpoint's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics, samples, report.", required=True)
@@ -41,7 +41,13 @@ OPTIONS = [
     flags.DEFINE_string("low_res", None, "Images for an upsampler: x.npz, an image or a folder."),
     flags.DEFINE_float("augment", None, "Noise level, 0 ... 1, that an upsampler's images are augmented with."),
     flags.DEFINE_string("metric", None, "What evaluate measures: pixels, features, bpd (bits/dim), accuracy (of a classifier)."),
-    flags.DEFINE_string("features", None, "Folder of a classifier in whose features images are measured."),
+    flags.DEFINE_string("features", None, "In whose features to measure: a classifier's folder, inception=FILE, dinov2=FILE."),
+    flags.DEFINE_string("resize", None, "Inception's input: tensorflow (ADM, torch-fidelity), pytorch_fid, clean_fid."),
+    flags.DEFINE_string("images", None, "Images to measure in place of samples: a folder or an .npz."),
+    flags.DEFINE_string("reference", None, "What to measure against: a folder, an .npz of images, or statistics (.npz, .pkl)."),
+    flags.DEFINE_float("blur", None, "Deviation in pixels of a Gaussian filter over both before they are measured."),
+    flags.DEFINE_string("rerank", None, "Folder of a classifier that chooses among --candidates."),
+    flags.DEFINE_integer("candidates", None, "Images to make for each that is kept.", lower_bound=1),
     flags.DEFINE_string("over", None, "What sweep changes: an option of sampling, 'cads.s' for example, or which, step, run."),
     flags.DEFINE_list("values", None, "Its values: 1,2,4."),
     flags.DEFINE_list("std", None, "Lengths of averages for posthoc_ema, relative to the run's: 0.05,0.10."),

@@ -11,13 +11,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.metrics.images import Images
+from diffusion_jax.metrics.images import Batch, Images
 from diffusion_jax.metrics.moments import Moments, moments, over_processes, total
 from diffusion_jax.types import Array, Params
 
@@ -41,20 +40,19 @@ class Network:
     params: Params = field(hash=False, compare=False, repr=False)
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """What a network found in a set of images.
 
     Attributes:
       files: of this process's batches, in order.
       starts: number of the first image of each.
       count: images over all processes.
-      labels: those of the images, or None.
     """
 
     files: tuple[Path, ...]
     starts: tuple[int, ...]
     count: int
-    labels: np.ndarray | None
 
     def parts(self, name: str) -> Iterator[np.ndarray]:
         """This process's batches, one at a time.
@@ -70,9 +68,14 @@ class Found(NamedTuple):
                 raise ConfigError(f"{file} is damaged ({type(error).__name__}): remove it and run the command again") from error
 
     def has(self, name: str) -> bool:
-        """Whether the network gives this."""
+        """Whether there is such a thing: 'label' of images, what the network gives."""
         with np.load(self.files[0]) as arrays:
             return name in arrays.files
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray | None:
+        """[count] int, or None."""
+        return self.rows("label") if self.has("label") else None
 
     def moments(self, name: str) -> Moments:
         """Mean and covariance over all processes, of which each holds a batch at a time."""
@@ -83,7 +86,7 @@ class Found(NamedTuple):
         own = np.concatenate(list(self.parts(name)))
         index = np.concatenate([first + np.arange(len(part)) for first, part in zip(self.starts, self.parts(name), strict=True)])
         if jax.process_count() > 1:
-            own, index = _gathered(own, index, self.count)
+            own, index = _gathered(own, index)
         rows = np.empty((self.count, *own.shape[1:]), own.dtype)
         rows[index] = own
         return rows
@@ -94,11 +97,11 @@ class Found(NamedTuple):
         return next(self.parts("pixels"))
 
 
-def _gathered(own: np.ndarray, index: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _gathered(own: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of all processes, and their numbers."""
     from jax.experimental import multihost_utils
 
-    pad = count - len(index)
+    pad = int(multihost_utils.process_allgather(np.array(len(index))).max()) - len(index)
     index = np.pad(index, (0, pad), constant_values=-1)
     own = np.pad(own, ((0, pad), *((0, 0) for _ in own.shape[1:])))
     own, index = (multihost_utils.process_allgather(array, tiled=True) for array in (own, index))
@@ -120,12 +123,13 @@ def extract(network: Network, images: Images, folder: Path, batch: int = 250) ->
       batch: images at a time, split over this process's devices where it divides.
 
     Raises:
-      ConfigError: there are no images, or what `images.batches` refuses.
+      ConfigError: fewer batches than processes, or what `images.batches` refuses.
     """
     from tqdm import tqdm
 
-    if not len(images):
-        raise ConfigError("there are no images to measure")
+    if len(images) <= batch * (jax.process_count() - 1):
+        raise ConfigError(f"{len(images)} images are no batch of {batch} for each of {jax.process_count()} processes: change one")
+    batch = min(batch, len(images))
     folder.mkdir(parents=True, exist_ok=True)
     starts = tuple(range(0, len(images), batch)[jax.process_index()::jax.process_count()])
     files = tuple(folder / f"{first:08d}.npz" for first in starts)
@@ -137,22 +141,25 @@ def extract(network: Network, images: Images, folder: Path, batch: int = 250) ->
     with tqdm(total=len(starts), initial=len(starts) - len(missing), unit="batch", desc=network.label, leave=False,
               disable=jax.process_index() > 0) as bar:
         write: Callable[[], None] | None = None
-        for (first, file), pixels in zip(missing, images.batches([first for first, _ in missing], batch), strict=True):
+        for (first, file), examples in zip(missing, images.batches([first for first, _ in missing], batch), strict=True):
+            pixels = examples["image"]
             filled = pixels[np.minimum(np.arange(batch), len(pixels) - 1)]              # the last batch too: one program
             found = _see(network.see, params, jax.device_put(filled, rows))
             if write:
                 write()                                                                 # while the devices are busy
-            write = functools.partial(_write, file, found, pixels, SHOWN if first == starts[0] else 0)
+            write = functools.partial(_write, file, found, examples, SHOWN if first == starts[0] else 0)
             bar.update()
         if write:
             write()
-    return Found(files, starts, len(images), images.labels)
+    return Found(files, starts, len(images))
 
 
-def _write(file: Path, found: dict[str, Array], pixels: np.ndarray, shown: int) -> None:
-    arrays = {name: np.asarray(value)[: len(pixels)] for name, value in found.items()}
+def _write(file: Path, found: dict[str, Array], examples: Batch, shown: int) -> None:
+    arrays = {name: np.asarray(value)[: len(examples["image"])] for name, value in found.items()}
+    if "label" in examples:
+        arrays["label"] = examples["label"]
     if shown:
-        arrays["pixels"] = pixels[:shown]
+        arrays["pixels"] = examples["image"][:shown]
     unfinished = file.with_name(f".{file.stem}.{os.getpid()}.npz")
     np.savez(unfinished, **arrays)
     unfinished.replace(file)

@@ -21,6 +21,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.metrics import inception_score, kid, prdc
 from diffusion_jax.metrics.extract import Found
 from diffusion_jax.metrics.fid import frechet_distance
+from diffusion_jax.metrics.images import Pictures
 from diffusion_jax.metrics.moments import Moments
 
 SUBSET = 1000
@@ -35,16 +36,13 @@ class Reference(NamedTuple):
       what: what it is, for the report.
       moments: of 'features', perhaps of 'spatial'.
       found: what the network found in its images; None where only statistics are left.
+      pictures: the images themselves, or None.
     """
 
     what: str
     moments: Mapping[str, Moments]
     found: Found | None = None
-
-
-def reference(what: str, found: Found) -> Reference:
-    """Images as a reference."""
-    return Reference(what, {name: found.moments(name) for name in DISTANCES if found.has(name)}, found)
+    pictures: Pictures | None = None
 
 
 def figures(label: str, fake: Found, real: Reference) -> dict[str, float]:
@@ -92,12 +90,12 @@ def warnings(fake: Found, real: Reference) -> list[str]:
     for what, count in (("samples", fake.count), ("reference images", real.found.count if real.found else None)):
         size = len(real.moments["features"].mean)
         if count is not None and count <= size:
-            said.append(f"{count} {what} do not determine a covariance of {size} features: the distance is biased upwards, compare it "
-                        "only with figures of equally many images")
+            said.append(f"{count} {what} do not determine a covariance of {size} features: the distance is biased upwards, "
+                        "compare it only with figures of equally many images")
     return said
 
 
-def by_class(fake: Found, real: Reference, names: tuple[str, ...] | None) -> list[dict[str, float | str]]:
+def by_class(fake: Found, real: Reference) -> list[dict[str, float | str]]:
     """A row for each class of the reference: how many images, and of prdc within the class what they allow.
 
     Raises:
@@ -105,7 +103,7 @@ def by_class(fake: Found, real: Reference, names: tuple[str, ...] | None) -> lis
     """
     if real.found is None or real.found.labels is None or fake.labels is None:
         return []
-    rows = []
+    rows, names = [], real.pictures.names if real.pictures else None
     reals, fakes, logits = real.found.rows("features"), fake.rows("features"), fake.rows("logits") if fake.has("logits") else None
     for label in np.unique(real.found.labels):
         name = names[label] if names else str(label)

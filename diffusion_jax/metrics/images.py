@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,19 +13,17 @@ from diffusion_jax.build import ConfigError
 
 AHEAD, THREADS = 2, 4                   # batches being read while one is on the devices, and readers
 
+Batch = Mapping[str, np.ndarray]
+"""'image' uint8 [B, H, W, C] and, where there are labels, 'label' int [B]."""
+
 
 class Images(Protocol):
     """A set of images of one size."""
 
-    @property
-    def labels(self) -> np.ndarray | None:
-        """[N] int, or None."""
-        ...
-
     def __len__(self) -> int: ...
 
-    def batches(self, starts: Sequence[int], size: int) -> Iterator[np.ndarray]:
-        """uint8 [up to size, H, W, C] of the images from each start on."""
+    def batches(self, starts: Sequence[int], size: int) -> Iterator[Batch]:
+        """The images from each start on, up to `size` of them."""
         ...
 
 
@@ -34,44 +32,47 @@ class Pictures:
     """Images that lie somewhere: a data set, a folder, an array.
 
     Attributes:
-      read: image number i, uint8 [H, W, C].
+      read: number -> {'image': uint8 [H, W, C]} and perhaps {'label': int}; called from several threads.
       count: how many there are.
       what: what error messages call the set.
-      labels: [count] int, or None.
-      names: the classes, in the order of the labels.
+      names: of the classes, in the order of the labels; None where there are none.
     """
 
-    read: Callable[[int], np.ndarray]
+    read: Callable[[int], Mapping[str, Any]]
     count: int
     what: str
-    labels: np.ndarray | None = None
     names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, starts: Sequence[int], size: int) -> Iterator[np.ndarray]:
+    def batches(self, starts: Sequence[int], size: int) -> Iterator[Batch]:
         """Read ahead in threads.
 
         Raises:
           ConfigError: an image that does not read, or of another size than the first.
         """
-        shape = self.read(0).shape if starts else ()
+        shape = self.read(0)["image"].shape if starts else ()
         waiting: deque[list[Any]] = deque()
         with ThreadPoolExecutor(THREADS) as pool:
             for first in starts:
                 waiting.append([pool.submit(self._one, i, shape) for i in range(first, min(first + size, self.count))])
                 if len(waiting) > AHEAD:
-                    yield np.stack([job.result() for job in waiting.popleft()])
+                    yield _stack(waiting.popleft())
             while waiting:
-                yield np.stack([job.result() for job in waiting.popleft()])
+                yield _stack(waiting.popleft())
 
-    def _one(self, i: int, shape: tuple[int, ...]) -> np.ndarray:
-        image = self.read(i)
-        if image.shape != shape:
-            found, first = ("x".join(map(str, size)) for size in (image.shape, shape))
+    def _one(self, i: int, shape: tuple[int, ...]) -> Mapping[str, Any]:
+        record = self.read(i)
+        if record["image"].shape != shape:
+            found, first = ("x".join(map(str, size)) for size in (record["image"].shape, shape))
             raise ConfigError(f"{self.what}: image {i} is {found}, image 0 is {first}: give images of one size")
-        return image
+        return record
+
+
+def _stack(jobs: list[Any]) -> Batch:
+    records = [job.result() for job in jobs]
+    return {name: np.stack([record[name] for record in records]) for name in ("image", "label") if name in records[0]}
 
 
 @dataclass(frozen=True)
@@ -86,18 +87,13 @@ class Blurred:
     images: Images
     radius: float
 
-    @property
-    def labels(self) -> np.ndarray | None:
-        """Those of the images."""
-        return self.images.labels
-
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, starts: Sequence[int], size: int) -> Iterator[np.ndarray]:
+    def batches(self, starts: Sequence[int], size: int) -> Iterator[Batch]:
         """The batches, filtered and rounded."""
         from scipy.ndimage import gaussian_filter
 
         for batch in self.images.batches(starts, size):
-            smooth = gaussian_filter(batch.astype(np.float32), (0, self.radius, self.radius, 0))
-            yield smooth.round().astype(np.uint8)
+            smooth = gaussian_filter(batch["image"].astype(np.float32), (0, self.radius, self.radius, 0))
+            yield {**batch, "image": smooth.round().astype(np.uint8)}

@@ -99,10 +99,11 @@ def moments(of: Sums | np.ndarray) -> Moments:
     return Moments(found.mean, found.scatter / (found.count - 1))
 
 
-def save(path: str | Path, found: Moments) -> None:
-    """Writes statistics as pytorch-fid and ADM name them: mu, sigma."""
+def save(path: str | Path, found: Moments, spatial: Moments | None = None, **said: str | int) -> None:
+    """Writes statistics as pytorch-fid and ADM name them: mu, sigma, mu_s, sigma_s; and what else is said of them."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, mu=found.mean, sigma=found.cov)
+    more = {} if spatial is None else {"mu_s": spatial.mean, "sigma_s": spatial.cov}
+    np.savez(path, mu=found.mean, sigma=found.cov, **more, **said)
 
 
 def load(path: str | Path, spatial: bool = False) -> Moments:
@@ -114,11 +115,21 @@ def load(path: str | Path, spatial: bool = False) -> Moments:
     names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            mean, cov = (np.asarray(arrays[name], np.float64) for name in names)
+            mean, cov = (arrays[name] for name in names)
     except KeyError:
         raise ConfigError(f"{path} holds no statistics {names[0]}, {names[1]}: it is no reference for this metric") from None
     except (OSError, ValueError, BadZipFile) as error:
         raise ConfigError(f"{path} is not an .npz of statistics: {error}") from None
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
-        raise ConfigError(f"{path} holds a mean of {mean.shape} and a covariance of {cov.shape}, which do not belong together")
+    return checked(mean, cov, path)
+
+
+def checked(mean: np.ndarray | None, cov: np.ndarray | None, path: str | Path) -> Moments:
+    """Statistics that were read from `path`.
+
+    Raises:
+      ConfigError: they are no mean [D] and covariance [D, D].
+    """
+    mean, cov = (np.asarray(value if value is not None else np.nan, np.float64) for value in (mean, cov))
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)) or not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise ConfigError(f"{path} holds a mean of {mean.shape} and a covariance of {cov.shape}: no statistics of features")
     return Moments(mean, cov)

@@ -34,7 +34,8 @@ SECTIONS = {
     "checkpoint": "every, keep, keep_every",
     "log_every": "steps between logged metrics",
     "sample": "how to sample, and how many images how often while training; only for what makes images",
-    "evaluate": "images to measure when training ends, num 0 for not at all; and, for what makes images, at which guidance",
+    "evaluate": "images to measure when training ends, num 0 for not at all; for what makes images at which guidance, in whose "
+                "features against what (modes/measure.py), and how many samples every how many steps while training",
 }
 OPTIONAL = ("sample", "init", "loss_scale", "snapshots")
 PARTS = {
@@ -42,9 +43,10 @@ PARTS = {
     "mesh": ("data", "fsdp", "tensor"),
     "checkpoint": ("every", "keep", "keep_every"),
     "snapshots": ("every", "averages", "dtype"),
-    "evaluate": ("num", "guidance"),
+    "evaluate": ("num", "guidance", "features", "resize", "reference", "every", "samples"),
 }
-COUNTS = ("batch", "accumulate", "steps", "log_every", "sample.num", "sample.every", "snapshots.every")
+COUNTS = ("batch", "accumulate", "steps", "log_every", "sample.num", "sample.every", "snapshots.every",
+          "evaluate.every", "evaluate.samples")
 MAY_CHANGE = ("steps", "checkpoint", "snapshots", "log_every", "sample", "evaluate", "mesh", "sharding")
 """Sections in which a resumed run may differ from the one that wrote its folder: they do not change the mathematics.
 
@@ -64,13 +66,15 @@ def check(config: Mapping[str, Any]) -> None:
         for key in config.get(section, {}):
             if key not in known:
                 raise unknown("config key", f"{section}.{key}", [f"{section}.{name}" for name in known])
-        wanted = {"data": known, "evaluate": known if "sample" in config else ("num",)}.get(section, ())
+        wanted = {"data": known, "evaluate": ("num", "guidance") if "sample" in config else ("num",)}.get(section, ())
         missing = [key for key in wanted if key not in config.get(section, {})]
         if missing:
             raise ConfigError(f"the config lacks '{section}.{missing[0]}' ({SECTIONS[section]})")
     for name in COUNTS:
         section, _, key = name.rpartition(".")
         if section in OPTIONAL and section not in config:
+            continue
+        if section == "evaluate" and key not in config[section]:
             continue
         value = (config[section] if section else config).get(key)
         if not isinstance(value, int) or value < 1:

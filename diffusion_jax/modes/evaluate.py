@@ -1,17 +1,20 @@
-"""Mode `evaluate`: how good a run's newest checkpoint is; prints a table and writes report.json.
+"""Mode `evaluate`: how good samples are; prints a table, writes report.json and report.html.
 
     pixels      samples against the run's data, in pixel space: class accuracy, novelty, variance by class
-    features    samples against the run's data in the features of a classifier trained on it: FID, precision, recall, density,
-                coverage, mean distance, class accuracy; every figure names the classifier, none is one of Inception's
+    features    samples, or given images, against data, images or statistics, in the features of a network: FID, sFID, IS, KID,
+                precision, recall and their kin (metrics/figures.py); every figure names its network (modes/measure.py)
     bpd         bits/dim of held-out images, the variational bound of the whole chain
     accuracy    of a noisy classifier on held-out images, by noise level
 """
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,106 +25,180 @@ from diffusion_jax.data import image
 from diffusion_jax.diffusion.guidance import Clip
 from diffusion_jax.diffusion.process import DDPM, noised
 from diffusion_jax.diffusion.times import respace
-from diffusion_jax.metrics import pixels
+from diffusion_jax.metrics import figures, pixels
 from diffusion_jax.metrics.bpd import bits_per_dim
-from diffusion_jax.metrics.fid import frechet_distance
-from diffusion_jax.metrics.moments import moments
-from diffusion_jax.metrics.prdc import mean_distance, prdc
+from diffusion_jax.metrics.extract import Found, Network
+from diffusion_jax.metrics.images import Images, Pictures
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes.sample import guide_of, pixels_of, weak_of
-from diffusion_jax.pipelines.diffusion import Guide, conditions, generate
+from diffusion_jax.modes import html
+from diffusion_jax.modes.measure import Samples, SeeClassifier, chosen, found_in, images_at, network_of, reference_of
+from diffusion_jax.modes.sample import guide_of, weak_of
+from diffusion_jax.pipelines.diffusion import conditions
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.train.checkpoint import load
+from diffusion_jax.train.checkpoint import find, load
 from diffusion_jax.train.state import plain
 from diffusion_jax.types import Array, Key, Params, Raw, Task
 
 LEVELS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
+BATCH = 250
 Report = dict[str, Any]
 
 
+class Model(NamedTuple):
+    """What is measured.
+
+    Attributes:
+      stored: its config.
+      task, params: itself.
+      workdir: the run's folder.
+      said: tells it from every other, for what is kept on disk.
+    """
+
+    stored: Mapping[str, Any]
+    task: Task
+    params: Params
+    workdir: str
+    said: Mapping[str, Any]
+
+
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
-    """Measures a checkpoint, which alone says what and how.
+    """Measures a checkpoint, which alone says what and how, or given images.
 
     Args:
       config: not needed: the checkpoint carries its own.
-      workdir: the run's folder.
-      options: metric, num, seed, which, step, batch; for `pixels` and `features` also classifier, weak and the fields of
-        `Recipe`, for `features` also features (a classifier's folder), for `bpd` steps.
+      workdir: the run's folder; with `images` the folder that the report is written to.
+      options: metric, num, seed, which, step, batch; for samples also classifier, weak and the fields of `Recipe`; for
+        `features` also features, resize, images, reference, blur, rerank, candidates (modes/measure.py); for `bpd` steps.
 
     Raises:
       ConfigError: a metric that the model does not have, or what `check`, `load` or `generate` refuse.
     """
-    report = measured(workdir, options)
+    report, shown = examined(workdir, options)
     if jax.process_index() == 0:
         path = Path(workdir) / "report.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=2) + "\n")
+        html.write(path.with_suffix(".html"), Path(workdir), report, shown)
         print(table(report))
-        print(f"report: {path}")
+        for said in report.get("warnings", ()):
+            print(f"warning: {said}", file=sys.stderr)
+        print(f"report: {path}, {path.with_suffix('.html')}")
 
 
 def measured(workdir: str, options: Mapping[str, Any]) -> Report:
     """The figures of `run`, neither printed nor written."""
+    return examined(workdir, options)[0]
+
+
+def examined(workdir: str, options: Mapping[str, Any]) -> tuple[Report, html.Shown]:
+    """The figures of `run`, and what its page shows."""
     options = dict(options)
-    stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
-    stored = plain(stored)
-    known = ("accuracy",) if isinstance(task, NoisyClassifier) else ("pixels", "features", "bpd")
-    metric = options.pop("metric", known[0])
+    if "images" in options:
+        return of_images(workdir, options)
+    which, step = options.pop("which", "ema"), options.pop("step", None)
+    stored, task, params = load(workdir, which, step)
+    said = {"run": str(Path(workdir).resolve()), "which": which, "step": find(workdir, step)[1]}
+    return of_model(Model(plain(stored), task, params, workdir, said), options)
+
+
+def of_model(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
+    """The figures of one metric, the option metric or the first that the model has."""
+    known = ("accuracy",) if isinstance(model.task, NoisyClassifier) else ("pixels", "features", "bpd")
+    metric = options.pop("metric", "features" if "features" in options else known[0])
     if metric not in known:
-        raise unknown(f"metric of a {type(task).__name__}", metric, known)
-    measures = {"accuracy": of_classifier, "pixels": of_samples, "features": in_features, "bpd": of_bits}
-    return measures[metric](stored, task, params, options)
+        raise unknown(f"metric of a {type(model.task).__name__}", metric, known)
+    return {"accuracy": of_classifier, "pixels": of_samples, "features": in_features, "bpd": of_bits}[metric](model, options)
 
 
-def of_samples(stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]) -> Report:
+def of_samples(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
     """The metrics of metrics/pixels.py on samples, classes in turn."""
-    report, samples, labels, train = samples_of(stored, task, params, options)
-    return report | measure(samples, labels, train, page.whole(*(build(stored["data"][part]) for part in ("test", "decode"))))
+    if not model.task.num_classes and "classifier" not in options:
+        check(model.task, 1, 0)
+    report, images, _ = sampled(model, options)
+    batches = list(images.batches(range(0, len(images), options["batch"]), options["batch"]))
+    samples, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "label"))
+    train, test = (page.whole(*(build(model.stored["data"][part]) for part in (split, "decode"))) for split in ("train", "test"))
+    return report | measure(samples, labels, train, test), html.Shown(samples)
 
 
-def in_features(stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]) -> Report:
-    """The metrics of metrics/fid.py and metrics/prdc.py on samples, classes in turn, in a classifier's features."""
-    folder = options.pop("features", None)
-    network = guide_of(folder, "features")
-    if network is None:
-        raise ConfigError("metric features needs --features, the folder of a classifier trained on this data")
-    if network.task.shape != task.shape:
-        raise ConfigError(f"the classifier sees images of {network.task.shape}, this model makes {task.shape}: choose another")
-    report, samples, labels, (train, _) = samples_of(stored, task, params, options)
-    (real, _), (fake, found) = (features_of(network, images) for images in (train, samples))
-    figures = {"FID": frechet_distance(moments(real), moments(fake)), **prdc(real, fake)._asdict()}
-    figures |= {"distance": mean_distance(fake), "accuracy": float(np.mean(found == labels))}
-    return report | {f"{metric}[{Path(folder).name}]": value for metric, value in figures.items()}
+def in_features(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
+    """The metrics of metrics/figures.py on samples, classes in turn."""
+    network, given = network_of(options), {name: options.pop(name, None) for name in ("reference", "blur")}
+    report, images, said = sampled(model, options)
+    return compared(report, images, network, model.workdir, said, options["batch"], model.stored["data"], **given)
 
 
-def features_of(network: Guide, images: np.ndarray, batch: int = 250) -> tuple[np.ndarray, np.ndarray]:
-    """(features [N, D], classes [N]) that a classifier finds in images uint8 [N, H, W, C]."""
+def of_images(workdir: str, options: dict[str, Any]) -> tuple[Report, html.Shown]:
+    """The same on given images.
 
-    @jax.jit
-    def found(params: Params, images: Array) -> tuple[Array, Array]:
-        clean = network.task.process.at(jnp.zeros(()))
-        return network.task.features(params, images), jnp.argmax(network.task.logits(params, images, clean), axis=1)
+    Raises:
+      ConfigError: an option that is for samples.
+    """
+    network, given = network_of(options), {name: options.pop(name, None) for name in ("reference", "blur")}
+    path, batch = options.pop("images"), options.pop("batch", BATCH)
+    if options.pop("metric", "features") != "features":
+        raise ConfigError("--images are measured by --metric features")
+    for name in options:
+        raise ConfigError(f"--{name} is for samples: --images are measured as they are")
+    images = images_at(path)
+    report = {"images": path, "samples": len(images)}
+    return compared(report, images, network, workdir, {"images": path}, batch, None, **given)
 
-    rows = [np.minimum(np.arange(first, first + batch), len(images) - 1) for first in range(0, len(images), batch)]
-    parts = [found(network.params, image.to_unit(images[row])) for row in rows]
-    features, classes = (np.concatenate([np.asarray(part[i]) for part in parts])[: len(images)] for i in range(2))
-    return features, classes
+
+def compared(report: Report, images: Images, network: Network, workdir: str, said: Mapping[str, Any], batch: int,
+             data: Mapping[str, Any] | None, reference: str | None, blur: float | None) -> tuple[Report, html.Shown]:
+    """Images against a reference. What the network found in the images is kept until the figures are there, in case of a kill."""
+    real = reference_of(reference, data, network, workdir, batch, blur or 0.0)
+    check_names(images, real)
+    fake = found_in(network, images, workdir, said, batch, blur or 0.0)
+    found = report | {"reference": real.what} | ({"blur": blur} if blur else {}) | figures.figures(network.label, fake, real)
+    if isinstance(network.see, SeeClassifier) and fake.labels is not None:
+        right = np.argmax(fake.rows("logits"), axis=1) == fake.labels
+        found[f"accuracy[{network.label}]"] = float(np.mean(right))
+    found |= {"classes": figures.by_class(fake, real), "warnings": figures.warnings(fake, real)}
+    shown = beside(fake, real)
+    if jax.process_index() == 0:
+        shutil.rmtree(fake.files[0].parent)
+    return {name: value for name, value in found.items() if value != []}, shown
 
 
-def samples_of(
-    stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]
-) -> tuple[Report, np.ndarray, np.ndarray, tuple]:
-    """(how they were made, images uint8, labels, the training data) of samples, classes in turn."""
+def check_names(images: Images, real: figures.Reference) -> None:
+    """Raises ConfigError where both sides name their classes, and differ."""
+    own, other = (pictures.names if isinstance(pictures, Pictures) else None for pictures in (images, real.pictures))
+    if own and other and own != other:
+        odd = sorted(set(own) ^ set(other)) or own
+        raise ConfigError(f"class {odd[0]!r} is in one of {images.what} and {real.what} only: the classes must be the same")
+
+
+def beside(fake: Found, real: figures.Reference, rows: int = 8, count: int = 4) -> html.Shown:
+    """The first samples and, where the reference has images, those of them that are nearest to a few."""
+    if real.found is None or real.pictures is None:
+        return html.Shown(fake.pixels)
+    index, distance = figures.nearest(fake.rows("features")[:rows], real.found.rows("features"), count)
+    nearest = np.stack([np.stack([real.pictures.read(int(i))["image"] for i in row]) for row in index])
+    return html.Shown(fake.pixels, nearest, distance)
+
+
+def sampled(model: Model, options: dict[str, Any]) -> tuple[Report, Images, Mapping[str, Any]]:
+    """(how samples are made, the samples, what they depend on); `options` keeps the batch alone."""
+    said = {**model.said, "options": dict(options)}
+    said |= {name: find(options[name])[1] for name in ("classifier", "weak", "rerank") if options.get(name)}
     guide, weak = guide_of(options.pop("classifier", None)), weak_of(options)
-    num, seed, batch = options.pop("num", stored["evaluate"]["num"]), options.pop("seed", 1), options.pop("batch", 250)
+    stored, task = model.stored, model.task
+    num, seed, batch = options.pop("num", stored["evaluate"]["num"]), options.pop("seed", 1), options.pop("batch", BATCH)
+    judge, candidates = options.pop("rerank", None), options.pop("candidates", None)
     recipe = page.recipe_of(stored, {"guidance": stored["evaluate"]["guidance"]} | options)
-    train, decode = (build(stored["data"][part]) for part in ("train", "decode"))
-    check(task if guide is None else guide.task, num, len(train.names or ()))
+    if task.num_classes or guide:
+        check(task if guide is None else guide.task, num, len(build(stored["data"]["train"]).names or ()))
     raw = conditions(task, num, given=page.derived_conditions(task, stored["data"], num), guide=guide)
-    samples = np.concatenate(list(pixels_of(generate(task, params, recipe, raw, num, seed, batch, guide, weak), num)))
+    images = chosen(Samples(task, model.params, recipe, raw, num, seed, guide, weak), judge, candidates)
     report = {"samples": num, "sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     report |= {"classifier scale": recipe.classifier_scale} if guide else {}
-    return report, samples, raw["label"], page.whole(train, decode)
+    report |= {"candidates": candidates} if candidates else {}
+    options.clear()
+    options["batch"] = batch
+    return report, images, said | {"recipe": asdict(recipe), "num": num, "seed": seed}
 
 
 def check(task: Diffusion | NoisyClassifier, num: int, classes: int) -> None:
@@ -142,8 +219,9 @@ def measure(samples: np.ndarray, labels: np.ndarray, train: tuple, test: tuple) 
     }
 
 
-def of_bits(stored: Mapping[str, Any], task: Diffusion, params: Params, options: dict[str, Any]) -> Report:
+def of_bits(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
     """Bits/dim of `num` held-out images (all by default) over all steps, or over `steps` respaced ones, x0 clipped."""
+    task = model.task
     if not isinstance(task.process, DDPM):
         raise ConfigError(f"bits/dim are those of a DDPM process's steps, this model has {task.process}")
     steps, key = options.pop("steps", task.process.steps), jax.random.key(options.pop("seed", 1))
@@ -156,14 +234,14 @@ def of_bits(stored: Mapping[str, Any], task: Diffusion, params: Params, options:
         found = bits_per_dim(denoise, task.process, raw["image"], times, cond, key, task.variance)
         return found.total, found.prior
 
-    total, prior = (np.concatenate(column) for column in zip(*over_test(stored, task, options, bits, params, key), strict=True))
+    total, prior = (np.concatenate(column) for column in zip(*over_test(model, options, bits, key), strict=True))
     report = {"images": len(total), "steps": len(times) - 1}
-    return report | {"bits/dim": float(np.mean(total)), "of them prior": float(np.mean(prior))}
+    return report | {"bits/dim": float(np.mean(total)), "of them prior": float(np.mean(prior))}, html.Shown()
 
 
-def of_classifier(stored: Mapping[str, Any], task: NoisyClassifier, params: Params, options: dict[str, Any]) -> Report:
+def of_classifier(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
     """The share of held-out images whose class is found, at some noise levels."""
-    key = jax.random.key(options.pop("seed", 1))
+    task, key = model.task, jax.random.key(options.pop("seed", 1))
     times = task.process.at(jnp.asarray(LEVELS))
 
     @jax.jit
@@ -175,30 +253,31 @@ def of_classifier(stored: Mapping[str, Any], task: NoisyClassifier, params: Para
 
         return tuple(jax.lax.map(at, times))
 
-    found = [np.concatenate(column) for column in zip(*over_test(stored, task, options, right, params, key), strict=True)]
+    found = [np.concatenate(column) for column in zip(*over_test(model, options, right, key), strict=True)]
     at = {f"accuracy at t = {level} of the noisiest": float(np.mean(column)) for level, column in zip(LEVELS, found, strict=True)}
-    return {"images": len(found[0])} | at
+    return {"images": len(found[0])} | at, html.Shown()
 
 
-def over_test(
-    stored: Mapping[str, Any], task: Task, options: dict[str, Any], function: Any, params: Params, key: Key
-) -> Iterator[tuple[np.ndarray, ...]]:
+def over_test(model: Model, options: dict[str, Any], function: Any, key: Key) -> Iterator[tuple[np.ndarray, ...]]:
     """function(params, raw, key) over batches of held-out images; each result cut to the images that there are."""
-    num, batch = options.pop("num", None), options.pop("batch", 250)
+    num, batch = options.pop("num", None), options.pop("batch", BATCH)
     for name in options:
         raise ConfigError(f"--{name} is for samples: this metric makes none")
-    images, labels = page.whole(*(build(stored["data"][part]) for part in ("test", "decode")), num=num)
+    images, labels = page.whole(*(build(model.stored["data"][part]) for part in ("test", "decode")), num=num)
     batch = min(batch, len(images))
     for first in range(0, len(images), batch):
         index = np.minimum(np.arange(first, first + batch), len(images) - 1)              # the last batch is filled up
         raw = {"image": image.to_unit(images[index])} | ({} if labels is None else {"label": labels[index]})
-        yield tuple(np.asarray(value)[: len(images) - first] for value in function(params, raw, jax.random.fold_in(key, first)))
+        found = function(model.params, raw, jax.random.fold_in(key, first))
+        yield tuple(np.asarray(value)[: len(images) - first] for value in found)
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The report as aligned lines."""
     lines = []
     for name, value in report.items():
+        if name in ("classes", "warnings"):
+            continue
         if isinstance(value, Mapping):
             value = "  ".join(f"{key}: {ratio:.2f}" for key, ratio in value.items())
         lines.append(f"{name:40s} {value:.4f}" if isinstance(value, float) else f"{name:40s} {value}")

@@ -110,19 +110,24 @@ def small_images(path: str, task: Diffusion) -> dict[str, np.ndarray]:
 
 
 def pixels_of(batches: Iterator[np.ndarray], num: int) -> Iterator[np.ndarray]:
-    """The batches as uint8, with a bar that counts images.
-
-    Raises:
-      ConfigError: a sample that is not finite, which would look like a black one.
-    """
+    """The batches as uint8, with a bar that counts images."""
     from tqdm import tqdm
 
     with tqdm(total=num, unit="image", disable=jax.process_index() > 0) as bar:
         for batch in batches:
-            if not np.isfinite(batch).all():
-                raise ConfigError("the samples are not finite: change the sampler's options, or the weights (--which, --step)")
-            yield image.to_uint8(batch)
+            yield to_pixels(batch)
             bar.update(len(batch))
+
+
+def to_pixels(batch: np.ndarray) -> np.ndarray:
+    """Samples as uint8.
+
+    Raises:
+      ConfigError: one that is not finite, which would look like a black one.
+    """
+    if not np.isfinite(batch).all():
+        raise ConfigError("the samples are not finite: change the sampler's options, or the weights (--which, --step)")
+    return image.to_uint8(batch)
 
 
 def write_folder(out: Path, batches: Iterator[np.ndarray], raw: Mapping[str, np.ndarray]) -> None:

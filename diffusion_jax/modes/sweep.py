@@ -26,7 +26,7 @@ from diffusion_jax.train.state import plain
 
 NUMBERS = {field.name: type(field.default) for field in fields(Recipe) if not isinstance(field.default, str)}
 COLUMNS = 4                                                                      # of panels
-OVER = ("run", "which", "step", *(field.name for field in fields(Recipe)))
+OVER = ("run", "which", "step", "blur", "candidates", *(field.name for field in fields(Recipe)))
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
@@ -68,7 +68,7 @@ def changed(workdir: str, options: Mapping[str, Any], over: str, value: str) -> 
     if inner:
         stored = options.get(name, page.recipe_options(plain(load(workdir, "params")[0])).get(name, ""))
         return workdir, {**options, name: ",".join(part for part in (stored, f"{inner}={value}") if part)}
-    kind = int if name == "step" else NUMBERS.get(name, str)
+    kind = {"step": int, "candidates": int, "blur": float}.get(name) or NUMBERS.get(name, str)
     try:
         return workdir, {**options, name: kind(value)}
     except ValueError:

@@ -26,7 +26,10 @@ from diffusion_jax.train.checkpoint import Checkpoints, load
 from diffusion_jax.train.log import Writer
 from diffusion_jax.train.posthoc import Snapshots
 from diffusion_jax.train.state import plain, task_of
-from diffusion_jax.types import Raw, TrainState
+from diffusion_jax.types import Raw, Task, TrainState
+
+SAMPLES = 200
+"""Measured while training, where a page says how often and not how many."""
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
@@ -76,8 +79,30 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
                 kept.offer(step, state, last=step == config["steps"])
             if recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):
                 show(task, state, which, recipe, raw, config, Path(workdir), step, writer)
+            if step % config["evaluate"].get("every", config["steps"] + 1) == 0:
+                measure(task, state, which, config, workdir, step, writer)
     if config["evaluate"]["num"]:
-        evaluate.run(config, workdir, {"which": which} | (page.recipe_options(config) if recipe else {}) | config["evaluate"])
+        evaluate.run(config, workdir, {"which": which} | measuring(config))
+
+
+def measuring(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of mode `evaluate` in a config: how to sample, how many, and in whose features."""
+    recipe = page.recipe_options(config) if "sample" in config else {}
+    return recipe | {name: value for name, value in config["evaluate"].items() if name not in ("every", "samples")}
+
+
+def measure(
+    task: Task, state: TrainState, which: str, config: Mapping[str, Any], workdir: str, step: int, writer: Writer,
+) -> None:
+    """Measures a few samples while training goes on; the figures go where the loss goes."""
+    if jax.process_count() > 1:
+        return                          # as for `show`; measure the checkpoint
+    params = state.params if which == "params" else state.ema[which]
+    said = {"run": str(Path(workdir).resolve()), "which": which, "step": step}
+    options = measuring(config) | {"num": config["evaluate"].get("samples", SAMPLES)}
+    report, _ = evaluate.of_model(evaluate.Model(config, task, params, workdir, said), options)
+    skip = (*Recipe.__dataclass_fields__, "samples")
+    writer.scalars(step, {name: value for name, value in report.items() if isinstance(value, float) and name not in skip})
 
 
 def show(

@@ -8,7 +8,7 @@ traced values, so a sweep over scales compiles once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -143,7 +143,7 @@ def derived(task: Diffusion) -> dict[str, tuple[int, ...]]:
 
 def generate(
     task: Diffusion, params: Params, recipe: Recipe, raw: Raw, num: int, seed: int, batch: int = 100, guide: Guide | None = None,
-    weak: Weak | None = None,
+    weak: Weak | None = None, starts: Sequence[int] | None = None,
 ) -> Iterator[np.ndarray]:
     """Batches of images [b, H, W, C] in about [-1, 1], `num` in all, in order; the last may be smaller.
 
@@ -156,6 +156,7 @@ def generate(
       batch: images at a time; split over the devices where it divides.
       guide: a classifier that guides towards raw['label'].
       weak: a model to guide away from, at the scale of classifier-free guidance and in its place.
+      starts: the number of the first image of each batch to make; all of them by default.
 
     Raises:
       ConfigError: the recipe does not go with the task, see `Recipe.check`, or the classifier or the weak model with its images.
@@ -177,7 +178,7 @@ def generate(
     helpers = [(helper.task, jax.device_put(helper.params, everywhere)) if helper else (None, None) for helper in (guide, weak)]
 
     def batches() -> Iterator[np.ndarray]:
-        for first in range(0, num, batch):
+        for first in range(0, num, batch) if starts is None else starts:
             index = np.minimum(np.arange(first, first + batch), num - 1)          # the last batch is filled up: one program
             part, where = jax.device_put(({name: value[index] for name, value in raw.items()}, index), rows)
             images = draw(task, static, params, part, where, key, scales, recipe.guidance != 1, *helpers[0], *helpers[1])

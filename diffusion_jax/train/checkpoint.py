@@ -192,7 +192,7 @@ def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = 
     import orbax.checkpoint as ocp
     from etils import epath
 
-    root, step = _find(folder, step)
+    root, step = find(folder, step)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     path, handler = epath.Path(root / str(step) / "state"), ocp.PyTreeCheckpointHandler()
     try:
@@ -271,8 +271,12 @@ def _steps(root: Path) -> list[int]:
     return sorted(int(path.name) for path in inside if path.name.isdigit() and (path / "state").is_dir())
 
 
-def _find(folder: str | os.PathLike[str], step: int | None) -> tuple[Path, int]:
-    """(root, step) of one checkpoint that is there."""
+def find(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Path, int]:
+    """(folder of the checkpoints, step) of one that is there, the newest by default.
+
+    Raises:
+      ConfigError: there is none; the message names what there is.
+    """
     root = _root(folder)
     if root.name.isdigit() and (root / "state").is_dir():
         root, step = root.parent, int(root.name) if step is None else step

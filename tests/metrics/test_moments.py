@@ -31,7 +31,7 @@ def test_files_hold_what_was_saved_and_the_others_are_named(tmp_path):
         m.load(tmp_path / "x" / "stats.npz", spatial=True)
     (tmp_path / "bad.npz").write_bytes(b"no statistics")
     np.savez(tmp_path / "odd.npz", mu=np.zeros(3), sigma=np.zeros((2, 2)))
-    for name, says in (("bad", "not an .npz"), ("missing", "not an .npz"), ("odd", "do not belong together")):
+    for name, says in (("bad", "not an .npz"), ("missing", "not an .npz"), ("odd", "no statistics of features")):
         with pytest.raises(ConfigError, match=says):
             m.load(tmp_path / f"{name}.npz")
 
