@@ -69,7 +69,12 @@ def sigmoid(steps: int, start: float = -3.0, end: float = 3.0) -> np.ndarray:
     return _betas_of(bar / bar[0])
 
 
-SCHEDULES = {"linear": linear, "scaled_linear": scaled_linear, "squaredcos": squaredcos, "sigmoid": sigmoid}
+def sqrt(steps: int, start: float = 1e-4, end: float = 2e-2) -> np.ndarray:
+    """betas [steps], float64, the roots of equally spaced numbers (2112.10752's code)."""
+    return np.linspace(start, end, steps, dtype=np.float64) ** 0.5
+
+
+SCHEDULES = {"linear": linear, "scaled_linear": scaled_linear, "squaredcos": squaredcos, "sigmoid": sigmoid, "sqrt": sqrt}
 
 
 def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
@@ -88,7 +93,7 @@ class DDPM:
     `time` is its exact inverse.
 
     Args:
-      schedule: 'linear', 'scaled_linear', 'squaredcos' or 'sigmoid'.
+      schedule: 'linear', 'scaled_linear', 'squaredcos', 'sigmoid' or 'sqrt'.
       steps: length of the table.
       start, end: first and last beta (or ends of the sigmoid) where the schedule has them; None: the published ones.
       zero_snr: rescale the table to zero terminal signal (2305.08891).

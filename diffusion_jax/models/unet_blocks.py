@@ -30,6 +30,15 @@ ATTENTION = {"softmax": masked_attention, "linear": linear_attention, "linear_sc
 RESIZE = {None: lambda x: x, "down": halve, "up": double}
 
 
+def waves(noise: Array, width: int, ddpm: bool = False) -> Array:
+    """Sines and cosines of the noise label [B], [B, width] float32; the options are those of `TimeEmbedding`."""
+    if not ddpm:
+        return timestep_embedding(noise, width)
+    half = width // 2
+    angle = noise.astype(jnp.float32)[:, None] * 1e4 ** (-jnp.arange(half) / (half - 1))[None]
+    return jnp.pad(jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1), ((0, 0), (0, width % 2)))
+
+
 class TimeEmbedding(nn.Module):
     """The embedding of the noise label, MLP(sincos(t)), in float32 and four times as wide as the network.
 
@@ -44,12 +53,7 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, noise: Array) -> Array:
         """noise [B] -> [B, 4 * width]."""
-        half = self.width // 2
-        waves = timestep_embedding(noise, self.width)
-        if self.ddpm:
-            angle = noise.astype(jnp.float32)[:, None] * 1e4 ** (-jnp.arange(half) / (half - 1))[None]
-            waves = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-        h = Linear(4 * self.width, name="fc1")(waves)
+        h = Linear(4 * self.width, name="fc1")(waves(noise, self.width, self.ddpm))
         return Linear(4 * self.width, name="fc2")(nn.silu(h))
 
 

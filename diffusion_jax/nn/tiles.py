@@ -1,0 +1,74 @@
+"""A map of images that is applied to overlapping square tiles, so that its memory does not grow with the image.
+
+    y = sum_t w_t f(x_t) / sum_t w_t                                                  (1)
+
+with x_t the tile t of x and w_t weights that rise linearly from the border of a tile over the overlap: no seam shows. What f does
+to a pixel further away than a tile is lost, so a network that normalises over the whole image gives another, similar image.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.types import Array
+
+
+def tiled(f: Callable[[Array], Array], x: Array, tile: int, overlap: int) -> Array:
+    """(1); f(x) itself where x is no larger than a tile.
+
+    Args:
+      f: [B, h, w, C] -> [B, h', w', D] with h' / h = w' / w = r or 1 / r, r a whole number, for every size.
+      x: [B, H, W, C].
+      tile: side of a tile; for an f that shrinks r times, a multiple of r, as H and W are.
+      overlap: pixels of x that neighbours share, at least; less than a tile.
+
+    Raises:
+      ConfigError: an overlap as large as the tile, or sizes that f does not scale alike.
+    """
+    b, height, width, channels = x.shape
+    if not 0 <= overlap < tile:
+        raise ConfigError(f"tiles of {tile} cannot overlap by {overlap}: give a smaller overlap")
+    sides = min(tile, height), min(tile, width)
+    if sides == (height, width):
+        return f(x)
+    out = jax.eval_shape(f, jax.ShapeDtypeStruct((b, *sides, channels), x.dtype))
+    up, down = max(out.shape[1] // sides[0], 1), max(sides[0] // out.shape[1], 1)
+
+    def scaled(n: int) -> int:
+        return n * up // down
+
+    if out.shape[1:3] != tuple(map(scaled, sides)) or any(n % down for n in (height, width)):
+        raise ConfigError(f"tiles of {sides} become {out.shape[1:3]}, an image of {height}x{width} does not scale so")
+    rows, columns = (_starts(n, side, overlap, down) for n, side in zip((height, width), sides, strict=True))
+    corners = np.array([(r, c) for r in rows for c in columns], np.int32)
+    weight = jnp.asarray(np.outer(*(_ramp(scaled(side), scaled(overlap)) for side in sides)), jnp.float32)[None, :, :, None]
+
+    def add(total: tuple[Array, Array], corner: Array) -> tuple[tuple[Array, Array], None]:
+        part = f(jax.lax.dynamic_slice(x, (0, corner[0], corner[1], 0), (b, *sides, channels)))
+        at = 0, corner[0] * up // down, corner[1] * up // down, 0
+
+        def put(total: Array, value: Array) -> Array:
+            return jax.lax.dynamic_update_slice(total, jax.lax.dynamic_slice(total, at, value.shape) + value, at)
+
+        return (put(total[0], part * weight), put(total[1], weight)), None
+
+    whole = (scaled(height), scaled(width))
+    zero = jnp.zeros((b, *whole, out.shape[-1]), jnp.float32), jnp.zeros((1, *whole, 1), jnp.float32)
+    (total, weights), _ = jax.lax.scan(add, zero, corners)
+    return (total / weights).astype(out.dtype)
+
+
+def _starts(n: int, side: int, overlap: int, multiple: int) -> list[int]:
+    """Where tiles begin along a side of n pixels, at multiples of `multiple`; the last one ends where the image does."""
+    step = max((side - overlap) // multiple, 1) * multiple
+    return [*range(0, n - side, step), n - side]
+
+
+def _ramp(n: int, overlap: int) -> np.ndarray:
+    """Weights [n], linear over the overlap at both ends."""
+    edge = np.minimum(np.arange(n), np.arange(n)[::-1]) + 1.0
+    return np.minimum(edge / (overlap + 1), 1)
