@@ -69,7 +69,7 @@ def get_config(arg: str = "G") -> ConfigDict:
     config.checkpoint = dict(every=100, keep=2, keep_every=100)
     config.log_every = 50
     config.sample = dict(num=100, every=STEPS, sampler="edm", steps=18, times="karras", guidance=1.0)
-    config.evaluate = dict(num=0, guidance=1.0)
+    config.evaluate = dict(num=0, guidance=1.0, features="", every=0, samples=200)
     if arg == "tiny":
         return tiny(config, model=dict(width=8, head_channels=8), cond=dict(width=16))
     return config

@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
         num=64, every=50_000, sampler="ancestral", steps=250, times="respace", guidance=4.4, schedule="power_cosine,power=4",
         channels=3,
     )
-    config.evaluate = dict(num=0, guidance=4.4)
+    config.evaluate = dict(num=0, guidance=4.4, features="", every=0, samples=200)
     if arg == "tiny":
         return tiny(config, model=dict(width=32, depth=2, heads=4, grid=4, channels=1), cond=dict(width=32))
     return config

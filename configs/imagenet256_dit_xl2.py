@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=50_000, keep=2, keep_every=500_000)
     config.log_every = 100
     config.sample = dict(num=64, every=50_000, sampler="ancestral", steps=250, times="respace", guidance=4.0, channels=3)
-    config.evaluate = dict(num=0, guidance=1.5)
+    config.evaluate = dict(num=0, guidance=1.5, features="", every=0, samples=200)
     if arg == "tiny":
         return tiny(config, model=dict(width=32, depth=2, heads=4, channels=1), cond=dict(width=32))
     return config

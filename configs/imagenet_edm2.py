@@ -58,7 +58,7 @@ def get_config(arg: str = "img64-s") -> ConfigDict:
     config.checkpoint = dict(every=2**23 // BATCH, keep=2)
     config.log_every = 100
     config.sample = dict(num=64, every=2**23 // BATCH, sampler="edm", steps=32, times="karras", guidance=1.0)
-    config.evaluate = dict(num=0, guidance=1.0)
+    config.evaluate = dict(num=0, guidance=1.0, features="", every=0, samples=200)
     if arg == "tiny":
         size = dict(width=8, mults=(1, 2), depth=1, attend=(2,), head_channels=8, channels=1, dropout=0.0, dtype="float32")
         return tiny(config, model=size, cond=dict(width=16))

@@ -24,6 +24,7 @@ SECTIONS = {
     "batch": "examples per step, over all devices",
     "accumulate": "micro-batches per step",
     "steps": "updates of the whole run",
+    "first_stage": "folder of a frozen discrete VAE, or of another first stage, that the task trains on (modes/first_stage.py)",
     "init": "folder of a run, or of imported weights, whose average the run starts from; only for fine-tuning",
     "loss_scale": "factor of the loss while gradients are taken; only for float16 networks",
     "optim": "the optimiser",
@@ -37,7 +38,7 @@ SECTIONS = {
     "evaluate": "images to measure when training ends, num 0 for not at all; for what makes images at which guidance, in whose "
                 "features against what (modes/measure.py), and how many samples every how many steps while training",
 }
-OPTIONAL = ("sample", "init", "loss_scale", "snapshots")
+OPTIONAL = ("sample", "first_stage", "init", "loss_scale", "snapshots")
 PARTS = {
     "data": ("train", "test", "decode"),
     "mesh": ("data", "fsdp", "tensor"),
@@ -46,7 +47,7 @@ PARTS = {
     "evaluate": ("num", "guidance", "features", "resize", "reference", "every", "samples"),
 }
 COUNTS = ("batch", "accumulate", "steps", "log_every", "sample.num", "sample.every", "snapshots.every",
-          "evaluate.every", "evaluate.samples")
+          "evaluate.samples")
 MAY_CHANGE = ("steps", "checkpoint", "snapshots", "log_every", "sample", "evaluate", "mesh", "sharding")
 """Sections in which a resumed run may differ from the one that wrote its folder: they do not change the mathematics.
 
@@ -85,7 +86,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 def fits(task: Task, batches: Batches, mesh: Mesh, accumulate: int) -> None:
     """Raises ConfigError where data, model and devices do not go together, in ways that the train step would not say."""
-    record, names = batches.source[0], batches.source.names
+    record, names = batches.decode(batches.source[0], np.random.default_rng(0)), batches.source.names
     for key in task.needs:
         if key not in record:
             raise ConfigError(f"the model's condition needs {key!r}, but {batches.source} has only: {', '.join(sorted(record))}")
@@ -125,7 +126,7 @@ def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:
     config.checkpoint.update(every=2, keep=3)
     if "snapshots" in config:
         config.snapshots.every = 2
-    config.evaluate = dict(num=20)
+    config.evaluate.num = 20
     if "sample" in config:
         config.sample.update(num=20, every=4, steps=5, times="uniform")
         config.evaluate.guidance = 1.0

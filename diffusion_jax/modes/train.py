@@ -17,7 +17,7 @@ from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data import image
 from diffusion_jax.data.loader import stream
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes import evaluate
+from diffusion_jax.modes import evaluate, first_stage
 from diffusion_jax.pipelines.diffusion import conditions, generate
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.diffusion import Diffusion
@@ -47,6 +47,7 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         raise ConfigError(f"--{key} is for sampling: a training run is described by its config (--config.<key>=<value>)")
     config = plain(config)
     page.check(config)
+    config, frozen = first_stage.joined(config, workdir)
     task = task_of(config)
     images = isinstance(task, Diffusion)
     if images != ("sample" in config):
@@ -72,14 +73,14 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
             task=task, optimizer=build(config["optim"]), emas=emas, batches=functools.partial(stream, batches),
             checkpoints=checkpoints, writer=writer, total=config["steps"], mesh=mesh,
             rules=tuple(map(tuple, config["sharding"])), seed=config["seed"], accumulate=config["accumulate"],
-            log_every=config["log_every"], initial=initial, loss_scale=config.get("loss_scale", 1.0),
+            log_every=config["log_every"], initial=initial, frozen=frozen, loss_scale=config.get("loss_scale", 1.0),
         )
         for step, state in steps:
             if kept:
                 kept.offer(step, state, last=step == config["steps"])
             if recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):
                 show(task, state, which, recipe, raw, config, Path(workdir), step, writer)
-            if step % config["evaluate"].get("every", config["steps"] + 1) == 0:
+            if config["evaluate"].get("every") and step % config["evaluate"]["every"] == 0:
                 measure(task, state, which, config, workdir, step, writer)
     if config["evaluate"]["num"]:
         evaluate.run(config, workdir, {"which": which} | measuring(config))
@@ -88,7 +89,7 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
 def measuring(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of mode `evaluate` in a config: how to sample, how many, and in whose features."""
     recipe = page.recipe_options(config) if "sample" in config else {}
-    return recipe | {name: value for name, value in config["evaluate"].items() if name not in ("every", "samples")}
+    return recipe | {name: value for name, value in config["evaluate"].items() if value and name not in ("every", "samples")}
 
 
 def measure(
