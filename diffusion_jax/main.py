@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from diffusion_jax.build import ConfigError
 
-MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights")
+MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "likelihood")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A page of configs/; train needs it, the others read the checkpoint's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics, samples, report.", required=True)
@@ -48,6 +48,11 @@ OPTIONS = [
     flags.DEFINE_float("blur", None, "Deviation in pixels of a Gaussian filter over both before they are measured."),
     flags.DEFINE_string("rerank", None, "Folder of a classifier that chooses among --candidates."),
     flags.DEFINE_integer("candidates", None, "Images to make for each that is kept.", lower_bound=1),
+    flags.DEFINE_multi_string("prompt", None, "Text to make an image of; may be given again."),
+    flags.DEFINE_float("temperature", None, "Of the choice of tokens, 1 by default."),
+    flags.DEFINE_integer("top_k", None, "Choose among the k most likely tokens; 0 is all.", lower_bound=0),
+    flags.DEFINE_float("top_p", None, "Choose among the most likely tokens that together have this probability; 0 is all."),
+    flags.DEFINE_string("complete", None, "Images whose upper halves are given to a token model: x.npz, an image or a folder."),
     flags.DEFINE_string("over", None, "What sweep changes: an option of sampling, 'cads.s' for example, or which, step, run."),
     flags.DEFINE_list("values", None, "Its values: 1,2,4."),
     flags.DEFINE_list("std", None, "Lengths of averages for posthoc_ema, relative to the run's: 0.05,0.10."),

@@ -9,12 +9,13 @@ import pytest
 from diffusion_jax.build import build
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes import evaluate, sample, train
+from diffusion_jax.modes import evaluate, likelihood, sample, train
 from diffusion_jax.train.checkpoint import available
 from diffusion_jax.train.state import plain, task_of
 
 PAGES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 QUICK = ("digits",)
+TOKEN_TASKS = (":Autoregressive", ":DiscreteVAE")
 each = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
 
@@ -55,6 +56,11 @@ def test_the_full_page_builds_everything_and_reads_nothing(path, arg):
     if "sample" in config:
         page.recipe_of(config, {}).check(task)
     batch = {"image": np.zeros((2, *task.shape), np.float32), "label": np.zeros(2, np.int32)}
+    tokenizer = build(config["data"]["decode"]).tokenizer
+    if tokenizer is not None:
+        batch["tokens"] = np.zeros((2, len(tokenizer(""))), np.int32)
+    if "first_stage" in config:
+        batch["codes"] = np.zeros((2, task.model.grid**2), np.int32)
     params = jax.eval_shape(task.init, jax.random.key(0), batch)
     optimizer, emas = build(config["optim"]), [build(spec) for spec in config["ema"].values()]
     jax.eval_shape(optimizer.init, params)
@@ -74,8 +80,15 @@ def test_the_tiny_page_trains_saves_loads_and_samples(path, tmp_path, monkeypatc
     assert {build(plain(config.data[split])) for split in ("train", "test")} == {Digits("train"), Digits("test")}
     config.steps = 2
     config.evaluate.num = 0
+    if "first_stage" in config:
+        train.run(load_page(path.with_name(f"{Path(config.first_stage).name}.py")).get_config("tiny"), config.first_stage, {})
     train.run(config, "run", {})
     assert available("run") == [2]
+    if config.task.name.endswith(TOKEN_TASKS):
+        likelihood.run(None, "run", {"num": 20})
+        if "first_stage" in config:
+            sample.run(None, "run", {"num": 2, "prompt": ["a handwritten three"], "out": "x.png"})
+        return
     if "sample" not in config:
         evaluate.run(None, "run", {"num": 20})
         return

@@ -16,11 +16,12 @@ from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.data.source import Record
 
 TEST = 297
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Records with an 'image' uint8 [8, 8, 1] and a 'label' 0..9.
+    """Records with an 'image' uint8 [8, 8, 1], a 'label' 0..9 and a 'caption', 'a handwritten three'.
 
     Attributes:
       split: 'train' (1,500 images), 'test' (297) or 'all' (1,797).
@@ -45,7 +46,7 @@ class Digits:
 
     def __getitem__(self, i: int) -> Record:
         images, labels = self._data
-        return {"image": images[i], "label": int(labels[i])}
+        return {"image": images[i], "label": int(labels[i]), "caption": f"a handwritten {WORDS[labels[i]]}"}
 
     @functools.cached_property
     def _data(self) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ import io
 import math
 import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,7 @@ class Decode:
       crop: 'center' (`center_crop_adm`), 'random' (`random_crop`) or 'none' (the whole image, resized to the square).
       flip: mirror every other image, at random.
       channels: 1 or 3.
+      tokenizer: text -> int32 [T] (data/words.py, clip_bpe.py, glide_bpe.py); None leaves captions as they are.
 
     Example:
       >>> Decode(32)({'image': np.zeros((40, 50, 1), np.uint8), 'label': 3})['image'].shape
@@ -238,6 +240,7 @@ class Decode:
     crop: str = "center"
     flip: bool = False
     channels: int = 3
+    tokenizer: Callable[[str], np.ndarray] | None = None
 
     def __post_init__(self):
         if self.crop not in ("center", "random", "none"):
@@ -251,7 +254,7 @@ class Decode:
         return self.flip or self.crop == "random"
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
-        """'image' uint8 [size, size, channels], 'label' int32 if the record has one, and its caption as it is.
+        """'image' uint8 [size, size, channels], 'label' int32 if the record has one, its caption as it is and its 'tokens'.
 
         Args:
           record: what a source holds.
@@ -269,4 +272,6 @@ class Decode:
             example["label"] = np.int32(record["label"])
         if "caption" in record:
             example["caption"] = record["caption"]
+            if self.tokenizer is not None:
+                example["tokens"] = self.tokenizer(record["caption"])
         return example

@@ -11,12 +11,15 @@ import numpy as np
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
 from diffusion_jax.modes import config as page
+from diffusion_jax.modes import prompts
 from diffusion_jax.pipelines.cascade import Stage, generate_cascade
 from diffusion_jax.pipelines.diffusion import Guide, Weak, conditions
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.train.checkpoint import load
+from diffusion_jax.train.checkpoint import config_of, load
 from diffusion_jax.train.state import plain
+
+TOKENS = "diffusion_jax.tasks.autoregressive:Autoregressive"
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
@@ -27,20 +30,24 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       workdir: the run's folder.
       options: num, label, seed, out, which, step, batch, classifier (a run's folder), weak (another, and perhaps weak_step),
         upsampler (a list of them), low_res (a file that `image.read_batch` reads), and the fields of `Recipe`; what is not given
-        comes from the checkpoint's config.
+        comes from the checkpoint's config. A transformer over tokens takes those of `prompts.images_of`.
 
     Raises:
       ConfigError: a bad `out`, what `load`, `conditions` or `generate` refuse, or samples that are not finite.
     """
     options = dict(options)
+    if config_of(workdir, options.get("step"))["task"]["name"] == TOKENS:
+        out = checked_out(options.pop("out", str(Path(workdir, "samples.png"))))
+        images, asked = prompts.images_of(workdir, options)
+        prompts.write(out, images, asked)
+        print(f"{len(images)} samples: {out}")
+        return
     guide, weak, larger = guide_of(options.pop("classifier", None)), weak_of(options), options.pop("upsampler", ())
     given = options.pop("low_res", None)
     num, label = options.pop("num", 64), options.pop("label", None)
     seed, batch = options.pop("seed", 0), options.pop("batch", 100)
-    target = options.pop("out", str(Path(workdir, "samples.png")))
+    target = checked_out(options.pop("out", str(Path(workdir, "samples.png"))))
     out = Path(target)
-    if not target.endswith("/") and out.suffix not in (".png", ".npz"):
-        raise ConfigError(f"--out {out}: end it in .png (a grid), .npz (arr_0, arr_1) or / (a folder of PNGs)")
     base = stage_of(workdir, options.pop("which", "ema"), options.pop("step", None), options)
     if guide is None and "classifier_scale" in options:
         raise ConfigError("--classifier_scale needs a --classifier")
@@ -57,6 +64,13 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         else:
             image.save_png(out, image.grid(images))
     print(f"{num} samples: {out}")
+
+
+def checked_out(out: str) -> str:
+    """`out`, which says by its end what to write; `ConfigError` where it does not."""
+    if not out.endswith("/") and Path(out).suffix not in (".png", ".npz"):
+        raise ConfigError(f"--out {out}: end it in .png (a grid), .npz (arr_0, arr_1) or / (a folder of PNGs)")
+    return out
 
 
 def stage_of(folder: str, which: str, step: int | None, options: Mapping[str, Any]) -> Stage:

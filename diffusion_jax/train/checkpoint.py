@@ -214,6 +214,15 @@ def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = 
     return ml_collections.ConfigDict(config), task_of(config), params
 
 
+def config_of(folder: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
+    """The config alone of a checkpoint folder; arguments and errors are those of `load`."""
+    root, step = find(folder, step)
+    try:
+        return _json(root, step, "config")
+    except Exception as error:
+        raise _damaged(root, step, error) from None
+
+
 def _parts(state: TrainState) -> dict[str, Any]:
     """What is digested, by name."""
     parts = {"params": state.params, "opt_state": state.opt_state, "memory": state.memory}

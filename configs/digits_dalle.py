@@ -1,0 +1,56 @@
+"""Handwritten digits, 8x8: DALL-E (2102.12092), a transformer over captions ("a handwritten three") and the codes of digits_dvae.
+
+    python -m diffusion_jax.main --config configs/digits_dvae.py --workdir runs/digits_dvae
+    python -m diffusion_jax.main --config configs/digits_dalle.py --workdir runs/digits_dalle
+    python -m diffusion_jax.main --workdir runs/digits_dalle --mode sample --prompt "a handwritten three" --out three.png
+    python -m diffusion_jax.main --workdir runs/digits_dalle --mode likelihood
+
+`--config.first_stage=<folder>` names another first stage. Row, column and a last convolutional attention as in the paper; text
+counts 1 and images 7; one caption in ten is dropped, so that `--guidance` works.
+
+Hardware: 2 CPU cores, TIME. Expect NUMBERS.
+"""
+from ml_collections import ConfigDict
+
+from diffusion_jax.data.digits import WORDS
+from diffusion_jax.modes.config import tiny
+
+STEPS = 1500
+TEXT = ("a", "handwritten", *WORDS)
+LENGTH = 3
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The page; `configs/digits_dalle.py:tiny` runs in seconds, after `digits_dvae.py:tiny`."""
+    config = ConfigDict()
+    config.seed = 0
+    config.model = dict(
+        name="diffusion_jax.models.dalle:DALLE", text_codes=len(TEXT) + 1 + LENGTH, image_codes=64, text_length=LENGTH, grid=4,
+        width=96, depth=4, heads=4, layout="dalle", kernel=3, start=0, dropout=0.1,
+    )
+    config.task = dict(name="diffusion_jax.tasks.autoregressive:Autoregressive", text_weight=1.0, image_weight=7.0, drop=0.1)
+    config.first_stage = "runs/digits_dvae"
+    config.data = dict(
+        train=dict(name="diffusion_jax.data.digits:Digits", split="train"),
+        test=dict(name="diffusion_jax.data.digits:Digits", split="test"),
+        decode=dict(name="diffusion_jax.data.image:Decode", size=8, channels=1),
+    )
+    config.batch = 128
+    config.accumulate = 1
+    config.steps = STEPS
+    config.optim = dict(
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=100, steps=STEPS, clip=4.0,
+        b2=0.96, weight_decay=4.5e-2,
+    )
+    config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99))
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.sharding = ((".*", "replicate"),)
+    config.checkpoint = dict(every=500, keep=2)
+    config.log_every = 100
+    config.evaluate = dict(num=0)
+    if arg == "tiny":
+        config = tiny(config, model=dict(image_codes=16, width=16, depth=2, heads=2), cond={})
+        del config.task.shape
+        config.evaluate.num = 0
+    config.data.decode.tokenizer = dict(name="diffusion_jax.data.words:Words", words=TEXT, length=LENGTH)
+    return config

@@ -1,0 +1,53 @@
+"""Handwritten digits, 8x8: the discrete VAE of DALL-E (2102.12092, appendix A), 4x4 tokens of 64 codes, for digits_dalle.py.
+
+    python -m diffusion_jax.main --config configs/digits_dvae.py --workdir runs/digits_dvae
+    python -m diffusion_jax.main --workdir runs/digits_dvae --mode likelihood
+
+The recipe is the paper's in small: temperature from 1 to 1/16 along half a cosine, weight of the divergence from 0 up, an average
+of the weights.
+
+Hardware: 2 CPU cores, TIME. Expect NUMBERS.
+"""
+from ml_collections import ConfigDict
+
+from diffusion_jax.modes.config import tiny
+
+STEPS = 1500
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The page; `configs/digits_dvae.py:tiny` runs in seconds."""
+    config = ConfigDict()
+    config.seed = 0
+    config.model = dict(
+        name="diffusion_jax.models.dvae:DVAE", codes=64, width=32, mults=(1, 2), depth=1, init_width=32, channels=1,
+    )
+    anneal = "diffusion_jax.tasks.dvae:Anneal"
+    config.task = dict(
+        name="diffusion_jax.tasks.dvae:DiscreteVAE",
+        shape=(8, 8, 1),
+        temperature=dict(name=anneal, start=1.0, end=1 / 16, steps=1200),
+        beta=dict(name=anneal, start=0.0, end=0.2, steps=300),
+    )
+    config.data = dict(
+        train=dict(name="diffusion_jax.data.digits:Digits", split="train"),
+        test=dict(name="diffusion_jax.data.digits:Digits", split="test"),
+        decode=dict(name="diffusion_jax.data.image:Decode", size=8, channels=1),
+    )
+    config.batch = 128
+    config.accumulate = 1
+    config.steps = STEPS
+    config.optim = dict(
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=2e-3, schedule="cosine", warmup=50, steps=STEPS, clip=1.0,
+        weight_decay=1e-4,
+    )
+    config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99))
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.sharding = ((".*", "replicate"),)
+    config.checkpoint = dict(every=500, keep=2)
+    config.log_every = 100
+    config.evaluate = dict(num=0)
+    if arg == "tiny":
+        config = tiny(config, model=dict(codes=16, width=8, init_width=8), cond={})
+        config.evaluate.num = 0
+    return config

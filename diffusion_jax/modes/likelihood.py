@@ -1,0 +1,90 @@
+"""Mode `likelihood`: what a token model makes of held-out data; prints a table and writes likelihood.json.
+
+    transformer    bits per token of captions, of images given their captions, and of images alone
+    discrete VAE   -ln p of the reconstruction, per pixel and channel; mean squared error; usage and perplexity of the codebook
+                   over the whole set; reconstructions.png, each image above what is left of it
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.data import image
+from diffusion_jax.modes import first_stage
+from diffusion_jax.pipelines.dalle import likelihood
+from diffusion_jax.tasks.autoregressive import Autoregressive
+from diffusion_jax.tasks.dvae import DiscreteVAE, usage
+from diffusion_jax.train.checkpoint import load
+from diffusion_jax.train.state import plain
+from diffusion_jax.types import Params
+
+SHOWN = 16
+
+
+def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
+    """Measures a checkpoint on its own held-out data.
+
+    Args:
+      config: not needed: the checkpoint carries its own.
+      workdir: the run's folder.
+      options: num, images at most, all by default; which, step, batch.
+
+    Raises:
+      ConfigError: another option, what `load` refuses, or a folder of another kind of model.
+    """
+    options = dict(options)
+    stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
+    num, batch = options.pop("num", None), options.pop("batch", 100)
+    for name in options:
+        raise ConfigError(f"--{name} is not for likelihood: give num, which, step or batch")
+    if not isinstance(task, (Autoregressive, DiscreteVAE)):
+        raise ConfigError(f"{workdir} holds a {type(task).__name__}: likelihood is of a token transformer or a discrete VAE")
+    batches = list(held_out(plain(stored)["data"], num, batch))
+    if isinstance(task, Autoregressive):
+        report = likelihood(task, params, first_stage.kept(workdir), iter(batches))
+    else:
+        report, pictures = reconstruction(task, params, batches)
+        image.save_png(Path(workdir, "reconstructions.png"), pictures)
+    report = {"images": sum(len(part["image"]) for part in batches), **report}
+    Path(workdir, "likelihood.json").write_text(json.dumps(report, indent=2) + "\n")
+    for name, value in report.items():
+        print(f"{name:40} {value:.4g}" if isinstance(value, float) else f"{name:40} {value}")
+
+
+def held_out(data: Mapping[str, Any], num: int | None, size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of the test data, images in [-1, 1], the last one smaller."""
+    source, decode = build(data["test"]), build(data["decode"])
+    count = len(source) if num is None else min(num, len(source))
+    for start in range(0, count, size):
+        rows = [decode(source[i], np.random.default_rng(0)) for i in range(start, min(start + size, count))]
+        batch = {key: np.stack([row[key] for row in rows]) for key in ("image", "tokens") if key in rows[0]}
+        yield batch | {"image": image.to_unit(batch["image"])}
+
+
+def reconstruction(task: DiscreteVAE, params: Params, batches: list[dict]) -> tuple[dict[str, Any], np.ndarray]:
+    """(figures of a discrete VAE, a picture of the first images above their reconstructions)."""
+    @jax.jit
+    def measured(params: Params, x: jax.Array) -> tuple[jax.Array, ...]:
+        logits = task.logits(params, x)
+        codes = jnp.argmax(logits, -1)
+        terms = task.terms(params, x, logits, jax.nn.one_hot(codes, task.codes), 0.0)
+        return codes.reshape(len(x), -1), task.decode(params, codes.reshape(len(x), -1)), terms["reconstruction"]
+
+    parts = [measured(params, part["image"]) for part in batches]
+    codes, images = (np.concatenate([np.asarray(part[i]) for part in parts]) for i in range(2))
+    real, sizes = np.concatenate([part["image"] for part in batches]), [len(part["image"]) for part in batches]
+    spread = usage(jax.nn.one_hot(codes, task.codes))
+    report = {
+        f"reconstruction ({task.reconstruction})": float(np.average([float(part[2]) for part in parts], weights=sizes)),
+        "mean squared error": float(np.mean((images - real) ** 2)), "usage": float(spread["usage"]),
+        "perplexity": float(spread["perplexity"]), "codes": task.codes,
+    }
+    shown = np.concatenate([real[:SHOWN], images[:SHOWN]])
+    return report, image.grid(image.to_uint8(shown), columns=min(SHOWN, len(real)))
