@@ -9,40 +9,26 @@ image towers. A vision transformer (Dosovitskiy et al. 2010.11929) cuts the imag
 
     f(x) = W norm(transformer(norm([class, patches W'] + position))_0)                (2)
 
-A modified ResNet has a stem of three convolutions and bottlenecks that halve the size by means in place of strides,
-
-    h + conv1(means(relu(norm(conv3(relu(norm(conv1(h))))))))      h through conv1(means(h)) where its shape changes    (3)
-
-and what the mean of all pixels attends to at its end (models/classifier.py:AttentionPool). The norms of the published ResNets are
-batch norms with the statistics of their training, parameters here: y = (x - mean) g + bias, g = scale / sqrt(var + 1e-5). A
-ResNet that is trained from the start has group norms.
+The other is a modified ResNet, models/clip_resnet.py.
 """
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.models.classifier import AttentionPool
 from diffusion_jax.models.transformer import Transformer
-from diffusion_jax.nn.conv import Conv
 from diffusion_jax.nn.embed import patchify
-from diffusion_jax.nn.group_norm import GroupNorm
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.norm import LayerNorm
-from diffusion_jax.nn.resample import shrink
 from diffusion_jax.types import Array
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels in [0, 1] that the published towers were trained on."""
-HEAD = 64
-"""Channels of a head in all published ResNets."""
 
 
 class TextState(NamedTuple):
@@ -106,23 +92,29 @@ class TextTower(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, tokens: Array, mask: Array | None = None) -> TextState:
-        """tokens [B, T] int, mask [B, T] False for tokens that none sees -> `TextState`.
+    def __call__(self, tokens: Array, mask: Array | None = None, length: Array | None = None) -> TextState:
+        """tokens [B, T] int -> `TextState`.
+
+        Args:
+          tokens: the texts.
+          mask: [B, T], False for tokens that none sees.
+          length: [B], how long each text is with its end, where that is known; its last token is then where it is read.
 
         Raises:
           ConfigError: a text longer than the context.
         """
-        length = tokens.shape[1]
-        if length > self.context:
-            raise ConfigError(f"a text of {length} tokens is longer than the tower's context of {self.context}: cut it")
+        places = tokens.shape[1]
+        if places > self.context:
+            raise ConfigError(f"a text of {places} tokens is longer than the tower's context of {self.context}: cut it")
         token = self.param("token", nn.initializers.normal(0.02), (self.vocab, self.width), jnp.float32)
         position = self.param("position", nn.initializers.normal(0.01), (self.context, self.width), jnp.float32)
-        x = jnp.take(token, tokens, axis=0, mode="fill", fill_value=jnp.nan) + position[None, :length]
+        x = jnp.take(token, tokens, axis=0, mode="fill", fill_value=jnp.nan) + position[None, :places]
         options = self.heads, self.hidden, self.act, self.eps, self.is_causal, self.dtype
         states = Transformer(self.layers, *options, name="transformer")(x, None if mask is None else mask.astype(bool))
         norm = LayerNorm(self.eps, name="norm")
         seen = norm(states[-1])
-        pooled = jnp.take_along_axis(seen, self._ends(tokens)[:, None, None], axis=1)[:, 0]  # [B, D]
+        ends = self._ends(tokens) if length is None else length - 1
+        pooled = jnp.take_along_axis(seen, ends[:, None, None], axis=1)[:, 0]  # [B, D]
         tokens_out = norm(states[-1 - self.skip]) if self.skip else seen
         return TextState(tokens_out, pooled, _project(self, pooled, self.features), states)
 
@@ -141,8 +133,10 @@ class ViT(nn.Module):
       size: side of the image.
       patch: side of a patch, a divisor of `size`.
       width, layers, heads, hidden, act, eps, dtype: of the transformer.
+      steps: of a process whose noised images it sees (GLIDE's noised CLIP, arXiv 2112.10741): a token for each step takes the
+        place of the class token; 0 for clean images.
 
-    Parameters: patches, cls [D], position [1 + patches, D], norm_pre, transformer, norm_post, proj [D, F].
+    Parameters: patches, cls [D] or [steps, D], position [1 + patches, D], norm_pre, transformer, norm_post, proj [D, F].
     """
 
     features: int | None
@@ -155,16 +149,25 @@ class ViT(nn.Module):
     act: str = "quick_gelu"
     eps: float = 1e-5
     dtype: str = "float32"
+    steps: int = 0
 
     @nn.compact
-    def __call__(self, x: Array) -> ImageState:
-        """x [B, size, size, C], normalised -> `ImageState`."""
-        _check_size(x, self.size)
+    def __call__(self, x: Array, label: Array | None = None) -> ImageState:
+        """x [B, size, size, C], normalised, and label [B], the step of each where it has `steps` -> `ImageState`.
+
+        Raises:
+          ConfigError: an image of another size, or a step asked of a network without steps, or none of one with them.
+        """
+        if bool(self.steps) == (label is None):
+            raise ConfigError(f"this image tower was made for {self.steps} noise levels: set 'steps' of the tower to the task's")
+        check_size(x, self.size)
         h = Linear(self.width, use_bias=False, dtype=self.dtype, name="patches")(patchify(x, self.patch))  # [B, T, D]
         init = nn.initializers.normal(self.width**-0.5)
-        first = self.param("cls", init, (self.width,), jnp.float32)
+        table = self.param("cls", init, (self.steps, self.width) if self.steps else (self.width,), jnp.float32)
+        first = table[None] if label is None else table[jnp.clip(jnp.round(label), 0, self.steps - 1).astype(int)]
         position = self.param("position", init, (h.shape[1] + 1, self.width), jnp.float32)
-        h = jnp.concatenate([jnp.broadcast_to(first[None, None], (len(h), 1, self.width)), h.astype(jnp.float32)], axis=1)
+        first = jnp.broadcast_to(first[:, None], (len(h), 1, self.width))
+        h = jnp.concatenate([first, h.astype(jnp.float32)], axis=1)
         h = LayerNorm(self.eps, name="norm_pre")(h + position[None])
         options = self.heads, self.hidden, self.act, self.eps, False, self.dtype
         tokens = Transformer(self.layers, *options, name="transformer")(h)[-1]
@@ -172,112 +175,11 @@ class ViT(nn.Module):
         return ImageState(tokens, pooled, _project(self, pooled, self.features))
 
 
-class ResNet(nn.Module):
-    """The modified ResNet (3).
-
-    Attributes:
-      features: width of the joint space.
-      size: side of the image, a multiple of 32.
-      width: channels of the stem; the last stage has 32 times as many.
-      layers: bottlenecks of each of the four stages.
-      norm: 'batch', with fixed statistics, for the published weights, or 'group'.
-      dtype: of the products and the output.
-
-    Parameters: stem_0 ... stem_2, stage_<i>_<j>, pool_attn.
-    """
-
-    features: int
-    size: int = 224
-    width: int = 64
-    layers: tuple[int, ...] = (3, 4, 6, 3)
-    norm: str = "batch"
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Array) -> ImageState:
-        """x [B, size, size, C], normalised -> `ImageState`, whose tokens are pixels and whose pooled are the features."""
-        _check_size(x, self.size)
-        unit = partial(ConvNorm, norm=self.norm, dtype=self.dtype)
-        for i, (features, stride) in enumerate(((self.width // 2, 2), (self.width // 2, 1), (self.width, 1))):
-            x = nn.relu(unit(features, 3, stride, name=f"stem_{i}")(x))
-        x = shrink(x, 2)
-        for i, count in enumerate(self.layers):
-            for j in range(count):
-                stride = 2 if i and not j else 1
-                x = Bottleneck(self.width * 2**i, stride, self.norm, self.dtype, name=f"stage_{i}_{j}")(x)
-        pooled = AttentionPool(HEAD, self.features, name="pool_attn")(x.astype(jnp.float32))
-        return ImageState(x.reshape(len(x), -1, x.shape[-1]), pooled, pooled)
-
-
-class ConvNorm(nn.Module):
-    """A convolution without bias and its norm; `norm` as of `ResNet`.
-
-    Parameters: conv, norm.
-    """
-
-    features: int
-    size: int = 1
-    stride: int = 1
-    norm: str = "batch"
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> [B, H', W', features]."""
-        padding = (self.size // 2,) * 2
-        h = Conv(self.features, self.size, self.stride, padding, dtype=self.dtype, use_bias=False, name="conv")(x)
-        if self.norm == "batch":
-            return FixedBatchNorm(name="norm")(h)
-        if self.norm != "group":
-            raise unknown("norm of a ResNet", self.norm, ("batch", "group"))
-        return GroupNorm(int(np.gcd(32, self.features)), 1e-5, name="norm")(h)
-
-
-class FixedBatchNorm(nn.Module):
-    """A batch norm whose statistics no gradient reaches.
-
-    Parameters: scale, bias, mean, var [C]; a decaying optimiser should leave mean and var alone.
-    """
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> the same shape and type."""
-        zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        scale, bias, mean, var = (
-            self.param(name, init, x.shape[-1:], jnp.float32)
-            for name, init in (("scale", ones), ("bias", zeros), ("mean", zeros), ("var", ones))
-        )
-        mean, var = jax.lax.stop_gradient((mean, var))
-        gain = scale * jax.lax.rsqrt(var + 1e-5)
-        mean, gain, bias = (value[None, None, None] for value in (mean, gain, bias))
-        return ((x.astype(jnp.float32) - mean) * gain + bias).astype(x.dtype)
-
-
-class Bottleneck(nn.Module):
-    """The bottleneck (3), with four times `width` channels at its end."""
-
-    width: int
-    stride: int = 1
-    norm: str = "batch"
-    dtype: str = "float32"
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, C] -> [B, H / stride, W / stride, 4 * width]."""
-        unit = partial(ConvNorm, norm=self.norm, dtype=self.dtype)
-        h = nn.relu(unit(self.width, name="conv1")(x))
-        h = nn.relu(unit(self.width, 3, name="conv2")(h))
-        h = unit(4 * self.width, name="conv3")(shrink(h, self.stride))
-        if self.stride > 1 or x.shape[-1] != 4 * self.width:
-            x = unit(4 * self.width, name="skip")(shrink(x, self.stride))
-        return nn.relu(h + x)
-
-
 class CLIP(nn.Module):
     """Both towers and the scale of (1).
 
     Attributes:
-      image: a `ViT` or `ResNet`.
+      image: a `ViT` or a models/clip_resnet.py:ResNet.
       text: a `TextTower` of the same features.
       mean, std: by which images are normalised, per channel of pixels in [0, 1]; one number is that of every channel.
       temperature: exp(-s) at the start of training.
@@ -299,14 +201,18 @@ class CLIP(nn.Module):
         """The scale, a parameter that no tower owns."""
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(-np.log(self.temperature)), (), jnp.float32)
 
-    def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array, Array]:
-        """images [B, H, W, C] in [-1, 1], tokens [N, T] -> features [B, F], [N, F] as the towers give them, and s."""
-        return self.encode_image(images), self.encode_text(tokens), self.logit_scale
+    def __call__(self, images: Array, tokens: Array, label: Array | None = None) -> tuple[Array, Array, Array]:
+        """images [B, H, W, C] in [-1, 1], tokens [N, T] -> features [B, F], [N, F] as the towers give them, and s.
 
-    def encode_image(self, images: Array) -> Array:
-        """images [B, H, W, C] in [-1, 1], of the tower's size -> features [B, F] of any length."""
+        A tower with steps takes noised images, of any range, and their steps, label [B].
+        """
+        return self.encode_image(images, label), self.encode_text(tokens), self.logit_scale
+
+    def encode_image(self, images: Array, label: Array | None = None) -> Array:
+        """images [B, H, W, C] in [-1, 1], of the tower's size, and their steps [B], if any -> features [B, F] of any length."""
         mean, std = (jnp.asarray(value, jnp.float32)[None, None, None] for value in (self.mean, self.std))
-        return self.image((images * 0.5 + 0.5 - mean) / std).features
+        x = (images * 0.5 + 0.5 - mean) / std
+        return (self.image(x) if label is None else self.image(x, label)).features
 
     def encode_text(self, tokens: Array) -> Array:
         """tokens [N, T] -> features [N, F] of any length."""
@@ -332,7 +238,8 @@ def _project(module: nn.Module, pooled: Array, features: int | None) -> Array:
     return pooled.astype(jnp.float32) @ module.param("proj", nn.initializers.normal(width**-0.5), (width, features), jnp.float32)
 
 
-def _check_size(x: Array, size: int) -> None:
+def check_size(x: Array, size: int) -> None:
+    """Raises ConfigError where images [B, H, W, C] are not of size x size pixels."""
     if x.shape[1:3] != (size, size):
         raise ConfigError(f"this image tower sees {size}x{size} pixels, not {x.shape[1]}x{x.shape[2]}: resize the images")
 
@@ -386,5 +293,6 @@ def preset(name: str, norm: str = "batch") -> dict[str, Any]:
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     image, text = PRESETS[name]["image"], PRESETS[name]["text"]
-    tower = dict(name=f"{__name__}:ResNet", norm=norm) if name.startswith("RN") else dict(name=f"{__name__}:ViT")
+    resnet = dict(name="diffusion_jax.models.clip_resnet:ResNet", norm=norm)
+    tower = resnet if name.startswith("RN") else dict(name=f"{__name__}:ViT")
     return dict(image=tower | image, text=dict(name=f"{__name__}:TextTower", features=image["features"]) | text)

@@ -25,7 +25,7 @@ from diffusion_jax.diffusion.process import Cosine, noised
 from diffusion_jax.nn.embed import timestep_embedding
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.mp import MPLayer
-from diffusion_jax.nn.resample import shrink
+from diffusion_jax.nn.resample import bilinear, shrink
 from diffusion_jax.types import Array, Cond, Key, Noise, Raw
 
 
@@ -220,8 +220,18 @@ class LowRes(nn.Module):
             raise ConfigError(f"low_res is a batch of images [B, h, w, C] in [-1, 1], not {small.shape} with other values")
 
 
+def _stack(a: Array, b: Array) -> Array:
+    """Two images of any size, one behind the other at the size of the larger."""
+    height, width = (max(sides) for sides in zip(a.shape[1:3], b.shape[1:3], strict=True))
+    return jnp.concatenate([bilinear(a, height, width), bilinear(b, height, width)], axis=-1)
+
+
+JOIN = {"vec": jnp.add, "cat": _stack}
+
+
 class Joint(nn.Module):
-    """Several conditioners at once. Where two of them give a vec, the network sees the sum.
+    """Several conditioners at once. Where two of them give a vec, the network sees the sum; where two give a cat, both, the
+    smaller one enlarged.
 
     Attributes:
       parts: the conditioners, which read different keys.
@@ -258,8 +268,8 @@ class Joint(nn.Module):
         """What all parts give."""
         joint: dict[str, Array] = {}
         for part in self.parts:
-            cond = part(raw)
-            joint |= {key: joint[key] + value if key == "vec" and key in joint else value for key, value in cond.items()}
+            for key, value in part(raw).items():
+                joint[key] = JOIN[key](joint[key], value) if key in joint and key in JOIN else value
         return joint
 
     def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:

@@ -14,7 +14,7 @@ from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.train.checkpoint import Checkpoints, available
 from diffusion_jax.types import TrainState
 
-SYSTEMS = ("adm", "diffit", "dit", "edm2")
+SYSTEMS = ("adm", "clip", "diffit", "dit", "edm2", "glide")
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:

@@ -76,3 +76,21 @@ def bilinear(x: Array, height: int, width: int) -> Array:
       [B, height, width, C].
     """
     return jax.image.resize(x, (x.shape[0], height, width, x.shape[-1]), "linear", antialias=False)
+
+
+def nearest(x: Array, height: int, width: int) -> Array:
+    """The pixel in which the corner of each new one lies, as PyTorch's 'nearest': [B, H, W, C] -> [B, height, width, C]."""
+    for axis, size in ((1, height), (2, width)):
+        x = jnp.take(x, np.arange(size) * x.shape[axis] // size, axis=axis)
+    return x
+
+
+def area(x: Array, height: int, width: int) -> Array:
+    """The mean of all pixels that a new one touches, as PyTorch's 'area': [B, H, W, C] -> [B, height, width, C]."""
+    for axis, size in ((1, height), (2, width)):
+        count, new = x.shape[axis], np.arange(size)[:, None]
+        first, last = new * count // size, -(-(new + 1) * count // size)
+        touched = (first <= np.arange(count)) & (np.arange(count) < last)  # [size, count]
+        weights = np.float32(touched / touched.sum(1, keepdims=True))
+        x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis), precision="highest"), 0, axis)
+    return x

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, build
-from diffusion_jax.models.clip import CLIP, ResNet, TextTower, ViT
+from diffusion_jax.models.clip import CLIP, TextTower, ViT
+from diffusion_jax.models.clip_resnet import ResNet
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, PATCH, SAME, TRANSPOSE, Constant, Layout, Rule

@@ -42,7 +42,7 @@ class Contrastive:
     """Trains and applies a CLIP; the parameters are {'model': ...}.
 
     Attributes:
-      model: models/clip.py:CLIP, or models/noised_clip.py:NoisedCLIP where there is a process.
+      model: models/clip.py:CLIP, whose image tower has as many steps as the process, if there is one.
       shape: (H, W, C) of one image.
       max_scale: the largest exp(s).
       process: the forward process of (2); None for clean pictures.

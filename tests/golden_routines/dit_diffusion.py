@@ -110,7 +110,7 @@ def sampled(d: Spaced, c: dict[str, Any], denoise: Denoiser, x: Array, draws: np
     noise, grid = replay(nhwc(draws)), np.append(d.t[::-1], np.int32(-1))
     ddim, ddpm = samplers.ddim(d.process, c["eta"], noise), samplers.ancestral(d.process, d.variance, noise)
     sampler = ddim if c["sampler"] == "ddim" else ddpm
-    path = jax.jit(lambda x, cond: samplers.sample(denoise, sampler, x, grid, cond, KEY, keep=True))(nhwc(x), cond)
+    path = quick(lambda x, cond: samplers.sample(denoise, sampler, x, grid, cond, KEY, keep=True))(nhwc(x), cond)
     jax.effects_barrier()
     return np.asarray(path)
 

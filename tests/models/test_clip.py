@@ -6,7 +6,8 @@ import pytest
 from quickly import quick
 
 from diffusion_jax.build import ConfigError, build
-from diffusion_jax.models.clip import CLIP, ResNet, TextTower, ViT, logits, preset, unit
+from diffusion_jax.models.clip import CLIP, TextTower, ViT, logits, preset, unit
+from diffusion_jax.models.clip_resnet import ResNet
 from diffusion_jax.models.transformer import Block, Transformer
 
 KEY = jax.random.key(0)
