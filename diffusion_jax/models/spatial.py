@@ -27,24 +27,24 @@ class CrossAttention(nn.Module):
     """The attention of (1) and (2): queries of one sequence, keys and values of another, none of them with a bias.
 
     Attributes:
-      heads: a divisor of the channels.
+      heads: a divisor of the inner channels.
       dtype: of the products and the output.
+      inner: channels of the queries, D by default.
     """
 
     heads: int
     dtype: str = "float32"
+    inner: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, seq: Array, mask: Array | None = None) -> Array:
         """x [B, T, D], seq [B, S, E], mask [B, S] with False for tokens to leave out -> [B, T, D]."""
-        width = x.shape[-1]
-
         def project(name: str, tokens: Array) -> Array:
-            out = Linear(width, dtype=self.dtype, use_bias=False, name=name)(tokens)
+            out = Linear(self.inner or x.shape[-1], dtype=self.dtype, use_bias=False, name=name)(tokens)
             return split_heads(out, 1, self.heads)[0]                                              # [B, heads, T or S, d]
 
         out = masked_attention(project("q", x), project("k", seq), project("v", seq), mask)
-        return Linear(width, dtype=self.dtype, name="out")(join_heads(out))
+        return Linear(x.shape[-1], dtype=self.dtype, name="out")(join_heads(out))
 
 
 class Block(nn.Module):

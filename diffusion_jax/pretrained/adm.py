@@ -165,12 +165,12 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         resample="res" if o.get("resblock_updown") else "conv" if o.get("conv_resample", True) else "pool",
     )
     if "pool" in o:
-        return _classifier(blocks | dict(num_classes=o["out_channels"], pool=o["pool"])), _label(None, 0)
+        return _classifier(blocks | dict(num_classes=o["out_channels"], pool=o["pool"])), label(None, 0)
     heads_up = _given(o.get("num_heads_upsample"))
     blocks |= dict(channels=o["in_channels"], learn_sigma=o["out_channels"] == 2 * o["in_channels"])
     blocks |= dict(heads_up=None if size or heads_up == heads else heads_up)
     factor = o["large_size"] // o["small_size"] if "large_size" in o else 1
-    return _unet(blocks), _label(o.get("num_classes"), o["model_channels"], factor)
+    return _unet(blocks), label(o.get("num_classes"), o["model_channels"], factor)
 
 
 class Published(NamedTuple):
@@ -229,10 +229,10 @@ def published(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """
     found = recognised(state_dict)
     if found.classifier:
-        return _classifier(classifier.preset(found.preset)), _label(None, 0), False
+        return _classifier(classifier.preset(found.preset)), label(None, 0), False
     options, labels = unet.preset(found.preset), state_dict.get("label_emb.weight")
     classes = None if labels is None else labels.shape[0]
-    return _unet(options), _label(classes, options["width"], found.factor), found.new_order
+    return _unet(options), label(classes, options["width"], found.factor), found.new_order
 
 
 def _given(number: int | None) -> int | None:
@@ -248,7 +248,7 @@ def _classifier(options: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": "diffusion_jax.models.classifier:Classifier", **options}
 
 
-def _label(num_classes: int | None, width: int, factor: int = 1) -> dict[str, Any]:
+def label(num_classes: int | None, width: int, factor: int = 1) -> dict[str, Any]:
     """The conditioner of an unconditional network, or of one with labels but no null label; of an upsampler with a factor."""
     label = {"name": "diffusion_jax.models.cond:Nothing"}
     if num_classes is not None:

@@ -8,3 +8,4 @@ from golden_routines.ldm_first_stage import (  # noqa: F401
     lpips,
     vqmodel,
 )
+from golden_routines.ldm_network import bert_embedder, diffusers_unet, unet  # noqa: F401

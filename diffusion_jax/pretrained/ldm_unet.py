@@ -1,0 +1,207 @@
+"""The UNets of latent diffusion and Stable Diffusion as our UNet, and their conditioners that are trained with them.
+
+CompVis's files number the blocks of the network in one row, as ADM's do (pretrained/adm.py); diffusers counts them by level, from
+the other end on the way up. Both are renamed to our blocks, 'down_1_attn_0' for example, then ADM's table serves both with the
+rules of the spatial transformer added. Its projections are convolutions over single pixels or linear layers: the same numbers.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.models.cond import Nothing
+from diffusion_jax.models.unet import UNet
+from diffusion_jax.pretrained import adm, rules
+from diffusion_jax.pretrained.rules import POINT, SAME, TRANSPOSE, Layout, Rule
+from diffusion_jax.types import Array, Params
+
+NETWORK = "diffusion_jax.models.unet:UNet"
+
+
+def layer(key: str, path: str, weight: Layout, name: str = "kernel") -> list[Rule]:
+    """The rules of a layer with weight and bias."""
+    return [Rule(rf"{key}\.weight", f"{path}/{name}", weight), Rule(rf"{key}\.bias", f"{path}/bias", SAME)]
+
+
+_BLOCK, _OURS = r"(\w+_attn\w*)\.transformer_blocks\.(\d+)", r"model/\1/block_\2"
+TRANSFORMER = [
+    *layer(r"(\w+_attn\w*)\.proj_in", r"model/\1/proj_in", POINT),
+    Rule(rf"{_BLOCK}\.attn(1|2)\.to_(q|k|v)\.weight", rf"{_OURS}/attn\3/\4/kernel", TRANSPOSE),
+    *layer(rf"{_BLOCK}\.attn(1|2)\.to_out\.0", rf"{_OURS}/attn\3/out", TRANSPOSE),
+    *layer(rf"{_BLOCK}\.ff\.net\.0\.proj", rf"{_OURS}/ff_in", TRANSPOSE),
+    *layer(rf"{_BLOCK}\.ff\.net\.2", rf"{_OURS}/ff_out", TRANSPOSE),
+    *layer(rf"{_BLOCK}\.norm(1|2|3)", rf"{_OURS}/norm\3", SAME, "scale"),
+    *layer(r"id_predictor\.0", "model/final_norm", SAME, "scale"), *layer(r"id_predictor\.1", "model/final_linear", POINT),
+]
+_LAYERS = (
+    (r"\.norm1\.(weight|bias)$", r".in_layers.0.\1"), (r"\.conv1\.", ".in_layers.2."), (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (r"\.norm2\.(weight|bias)$", r".out_layers.0.\1"), (r"\.conv2\.", ".out_layers.3."),
+    (r"\.conv_shortcut\.", ".skip_connection."),
+)
+_NAMES = (
+    (r"^time_embedding\.linear_1\.", "time_embed.0."), (r"^time_embedding\.linear_2\.", "time_embed.2."),
+    (r"^conv_in\.", "stem."), (r"^conv_norm_out\.", "out.0."), (r"^conv_out\.", "out.2."), (r"^class_embedding\.", "label_emb."),
+    (r"^mid_block\.resnets\.", "mid_res_"), (r"^mid_block\.attentions\.0\.", "mid_attn."),
+    (r"^(down|up)_blocks\.(\d+)\.resnets\.", r"\1_\2_res_"), (r"^(down|up)_blocks\.(\d+)\.attentions\.", r"\1_\2_attn_"),
+    (r"^(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.", r"\1_\2_resize."),
+)
+
+
+def renamed(keys: Mapping[str, Any], model: UNet) -> dict[str, Any]:
+    """A state dict (of arrays or shapes), of either layout, whose blocks have our names."""
+    if "conv_in.weight" not in keys:
+        return adm.rename(keys, model)
+    last = len(model.mults) - 1
+
+    def ours(key: str) -> str:
+        for pattern, name in _NAMES:
+            key = re.sub(pattern, name, key)
+        if re.match(r"\w+_res_\d+\.", key):
+            for pattern, name in _LAYERS:
+                key = re.sub(pattern, name, key)
+        return re.sub(r"^up_(\d+)", lambda m: f"up_{last - int(m[1])}", key)
+
+    return {ours(key): value for key, value in keys.items()}
+
+
+def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to `build` the network, and the conditioner of its class labels, from.
+
+    Args:
+      official: the options of CompVis's UNetModel; those left out have its defaults.
+
+    Raises:
+      ConfigError: an option that has no counterpart here.
+    """
+    o = dict(official)
+    if o.get("dims", 2) != 2 or not isinstance(o["num_res_blocks"], int):
+        raise ConfigError("no network here has these options: dims is 2, num_res_blocks one number")
+    levels = {2**level for level in range(len(o.get("channel_mult", (1, 2, 4, 8))))}
+    o["attention_resolutions"] = sorted(levels & set(o["attention_resolutions"]))    # some published lists name more levels
+    model, label = adm.config(o | {"in_channels": o["out_channels"]})
+    depth = o.get("transformer_depth", 1) if o.get("use_spatial_transformer") else 0
+    return model | {"transformer": depth, "codes": o.get("n_embed") or 0, "learn_sigma": False}, label
+
+
+def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What to `build` the network of a diffusers unet/config.json, and the conditioner of its class labels, from.
+
+    Raises:
+      ConfigError: an option that has no counterpart here.
+    """
+    o, widths = options, options["block_out_channels"]
+    down, up = list(o["down_block_types"]), list(o["up_block_types"])
+    attends = [kind == "CrossAttnDownBlock2D" for kind in down]
+    heads = o.get("num_attention_heads") or o.get("attention_head_dim", 8)
+    heads = list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(widths)
+    sizes = {width // n for width, n, attending in zip(widths, heads, [*attends[:-1], True], strict=True) if attending}
+    fits = {
+        "down_block_types": set(down) <= {"DownBlock2D", "CrossAttnDownBlock2D"},
+        "up_block_types": up == [kind.replace("Down", "Up") for kind in reversed(down)],
+        "block_out_channels": not any(width % widths[0] for width in widths),
+        "attention_head_dim": len(set(heads)) == 1 or len(sizes) == 1,
+        "time embedding": o.get("flip_sin_to_cos", True) and o.get("freq_shift", 0) == 0,
+        "only_cross_attention": not o.get("only_cross_attention"),
+        "class_embed_type": o.get("class_embed_type") is None and o.get("addition_embed_type") is None,
+        "norm_eps": o.get("norm_eps", 1e-5) == 1e-5, "act_fn": o.get("act_fn", "silu") == "silu",
+        "resnet_time_scale_shift": o.get("resnet_time_scale_shift", "default") == "default",
+        "downsample_padding": o.get("downsample_padding", 1) == 1,
+        "layers_per_block": isinstance(o["layers_per_block"], int),
+        "transformer_layers_per_block": isinstance(o.get("transformer_layers_per_block", 1), int),
+    }
+    if not all(fits.values()):
+        raise ConfigError(f"no network here has the {next(key for key in fits if not fits[key])} of this unet/config.json")
+    model = dict(
+        name=NETWORK, width=widths[0], mults=tuple(w // widths[0] for w in widths), depth=o["layers_per_block"],
+        attend=tuple(2**i for i, attending in enumerate(attends) if attending), scale_shift=False, resample="conv",
+        transformer=o.get("transformer_layers_per_block", 1), dropout=float(o.get("dropout", 0)),
+        groups=o.get("norm_num_groups", 32),
+        channels=o["out_channels"], learn_sigma=False, heads=heads[0] if len(set(heads)) == 1 else 1,
+        head_channels=None if len(set(heads)) == 1 else min(sizes),
+    )
+    return model, adm.label(o.get("num_class_embeds"), widths[0])
+
+
+def shapes(model: UNet, cond: nn.Module, state_dict: Mapping[str, Any]) -> Params:
+    """Shapes and types of the parameters {'model': ..., 'cond': ...} for renamed weights (arrays or shapes); computes nothing."""
+    channels, side = state_dict["stem.weight"].shape[1], 2 ** (len(model.mults) - 1)
+    tokens = [value.shape[1] for key, value in state_dict.items() if key.endswith("attn2.to_k.weight") and key.startswith("mid_")]
+    one = jnp.zeros(1, jnp.int32)
+
+    def init() -> Params:
+        key, conditions = jax.random.key(0), {}
+        if channels > model.channels:
+            conditions["cat"] = jnp.zeros((1, side, side, channels - model.channels))
+        if tokens:
+            conditions["seq"] = jnp.zeros((1, 1, tokens[0]))
+        params = model.init(key, jnp.zeros((1, side, side, model.channels)), one, conditions)["params"]
+        return {"model": params, "cond": cond.init(key, {"label": one}).get("params", {})}
+
+    return jax.eval_shape(init)
+
+
+def table(model: UNet, new_order: bool, cond: nn.Module) -> list[Rule]:
+    """The rules for renamed keys; see `adm.table`."""
+    return [*adm.table(model, new_order, cond), *TRANSFORMER]
+
+
+def convert(state_dict: Mapping[str, Array], model: UNet, cond: nn.Module = Nothing(), new_order: bool = False) -> Params:
+    """A state dict of either layout as the parameters {'model': ..., 'cond': ...}.
+
+    Args:
+      state_dict: official key -> array.
+      model, cond: see `config`; a cond without parameters of its own leaves {}.
+      new_order: the official option use_new_attention_order.
+
+    Raises:
+      ConfigError: the weights do not fit; the line says where.
+    """
+    kept = renamed(state_dict, model)
+    if model.codes:
+        kept = {key: value for key, value in kept.items() if not key.startswith("out.")}
+    return {"cond": {}} | rules.convert(kept, table(model, new_order, cond), shapes(model, cond, kept))
+
+
+def revert(
+    params: Params, shapes: Mapping[str, rules.Shape], model: UNet, cond: nn.Module = Nothing(), new_order: bool = False
+) -> dict[str, Array]:
+    """Parameters (or gradients) as an official state dict of the given shapes, in either layout."""
+    official = renamed({key: key for key in shapes}, model)
+    params = {"model": params["model"]} | ({"cond": params["cond"]} if params.get("cond") else {})
+    found = rules.revert(params, table(model, new_order, cond), {ours: shapes[key] for ours, key in official.items()})
+    return {official[ours]: value for ours, value in found.items()}
+
+
+_SD = {"model_channels": 320, "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "use_spatial_transformer": True}
+_LDM = {"attention_resolutions": [8, 4, 2], "channel_mult": [1, 2, 3, 4]}
+PUBLISHED = {
+    # (model_channels, channels of a token) -> the options that the shapes do not tell. No file carries two of them.
+    (320, 768): _SD | {"num_heads": 8},                                              # Stable Diffusion 1
+    (320, 1024): _SD | {"num_head_channels": 64},                                    # Stable Diffusion 2
+    (320, 1280): _SD | {"num_heads": 8},                                             # text2img_1p4B
+    (192, 512): _LDM | {"channel_mult": [1, 2, 3, 5], "use_spatial_transformer": True, "num_heads": 1},          # cin256_v2
+    (224, 0): _LDM | {"num_head_channels": 32},                                      # celeba256, ffhq256, lsun_churches256
+    (256, 0): _LDM | {"num_heads": 8, "resblock_updown": True},                      # inpainting_big
+    (160, 0): {"attention_resolutions": [8], "channel_mult": [1, 2, 2, 4], "num_head_channels": 32},             # bsr_sr
+}
+
+
+def published(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the official constructor for a published network in CompVis's names (of arrays or shapes).
+
+    Raises:
+      ConfigError: none, so that its heads are not known.
+    """
+    tokens = [value.shape[1] for key, value in state_dict.items() if re.match(r"middle_block\.1\..*attn2\.to_k\.weight", key)]
+    width = state_dict["time_embed.0.weight"].shape[1] if "time_embed.0.weight" in state_dict else 0
+    if (width, *(tokens or [0])) not in PUBLISHED:
+        raise ConfigError("this is no published latent diffusion model: give the options of its network (--official)")
+    channels, out = state_dict["input_blocks.0.0.weight"].shape[1], state_dict["out.2.weight"].shape[0]
+    return PUBLISHED[(width, *(tokens or [0]))] | {
+        "model_channels": width, "num_res_blocks": 2, "in_channels": channels, "out_channels": out}
