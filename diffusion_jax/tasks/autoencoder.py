@@ -1,0 +1,174 @@
+"""The autoencoder task: the first stage of latent diffusion, trained against a discriminator (tasks/autoencoder_loss.py).
+
+    loss = G(model, stop(disc)) + D(stop(model), disc)                                                               (1)
+    G = nll + c w f gan + k KL      for a KL autoencoder, KL summed over a latent and averaged over the batch         (2)
+    G = nll + c w f gan + k codebook        for a VQ                                                                 (3)
+
+One loss with both stops has the gradients of both players, so one optimiser state trains them: `train.optim:partition` gives each
+its own optimiser. f of (2) depends on the step, which is the task's memory; so is, for a VQ, how often each code was used of late,
+
+    counts <- 0.99 counts + 0.01 share of each code,   perplexity = exp(entropy of counts),   usage = share with counts > 0      (4)
+
+where a code counts as used while a single use within the last few hundred steps remains of it.
+
+A latent diffusion model wants latents of about unit variance: x = (z - shift) scale, where mode `encode` measures both (5).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.models.lpips import LPIPS
+from diffusion_jax.models.vae import KL, VQ, Posterior
+from diffusion_jax.nn.conv import convolve
+from diffusion_jax.nn.tiles import tiled
+from diffusion_jax.tasks.autoencoder_loss import Losses
+from diffusion_jax.tasks.images import check_shape
+from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw
+
+DECAY = 0.99
+SEEN = DECAY**500
+UNTRAINED = "untrained_features"
+"""The name of a perceptual distance whose network nobody trained."""
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """LPIPS with its published weights, as the frozen part of an autoencoder's training; the parameters are {'model': ...}.
+
+    Attributes:
+      model: the network.
+    """
+
+    model: LPIPS = LPIPS()
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Trains and applies an autoencoder; the parameters are {'model': ..., 'disc': ...}, without 'disc' where there are no losses.
+
+    Attributes:
+      model: the autoencoder.
+      shape: (H, W, C) of one image in training; others can be encoded.
+      losses: what it is trained by; None for one that came trained.
+      weight: k of (2) and (3).
+      scale, shift: of (5), one number or one for each channel of the latent.
+      first_stage: LPIPS with published weights in place of `losses.perceptual`; the run's config names its folder.
+    """
+
+    model: KL | VQ
+    shape: tuple[int, int, int]
+    losses: Losses | None = None
+    weight: float = 1e-6
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+    first_stage: Perceptual | None = None
+
+    needs = ()
+    num_classes = 0
+
+    def init(self, key: Key, batch: Raw) -> Params:
+        """Fresh parameters; of the batch only shapes matter.
+
+        Raises:
+          ConfigError: the images have another shape than the task.
+        """
+        check_shape(batch, self.shape)
+        x = jnp.zeros((1, *self.shape))
+        k_model, k_disc = jax.random.split(key)
+        params = {"model": self.model.init(k_model, x)["params"]}
+        return params if self.losses is None else params | {"disc": self.losses.disc.init(k_disc, x)["params"]}
+
+    def memory(self) -> Memory:
+        """The steps done, and for a VQ the counts of (4)."""
+        counts = {"counts": jnp.zeros(self.model.codes)} if isinstance(self.model, VQ) else {}
+        return {"step": jnp.zeros((), jnp.int32)} | counts
+
+    def project(self, params: Params) -> Params:
+        """The identity."""
+        return params
+
+    def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
+        """(1), and its parts: 'psnr' in dB, 'grad_nll' and 'grad_gan' the norms of the adaptive weight, which is 'd_weight'.
+
+        Raises:
+          ConfigError: the task has no losses.
+        """
+        if self.losses is None:
+            raise ConfigError("this autoencoder came trained, without losses: give its task 'losses' to train it on")
+        memory = frozen["memory"] if frozen and "memory" in frozen else self.memory()
+        k_draw, k_drop = jax.random.split(key)
+        x, rngs = batch["image"], {"dropout": k_drop} if train else {}
+        y, seen, parts = self.model.apply({"params": params["model"]}, x, k_draw, method="train", rngs=rngs)
+        final = params["model"]["decoder"]["final_conv"]
+
+        def last(seen: Array, kernel: Array) -> Array:
+            return convolve((1, 1), seen, kernel) + final["bias"][None, None, None]
+
+        losses, weights, name = self._perceptual(frozen, x, memory["step"])
+        loss, logs = losses.generator(last, seen, final["kernel"], x, params["disc"], weights, memory["step"])
+        of_disc, disc_logs = losses.discriminator(x, y, params["disc"], memory["step"])
+        term, term_logs, counts = self._bottleneck(parts, memory)
+        logs = {name if key == "perceptual" else key: value for key, value in (logs | disc_logs | term_logs).items()}
+        logs["psnr"] = 10 * jnp.log10(4 / jnp.mean(jnp.square(x - y)))
+        if train:
+            logs["memory"] = {"step": memory["step"] + 1} | counts
+        return loss + self.weight * term + of_disc, logs
+
+    def _perceptual(self, frozen: Params, x: Array, step: Array) -> tuple[Losses, Params, str]:
+        """The losses, the weights of their perceptual network, and what its distance is called."""
+        if self.first_stage is not None:
+            return replace(self.losses, perceptual=self.first_stage.model), frozen["first_stage"]["model"], "lpips"
+        if self.losses.perceptual is None:
+            return self.losses, {}, UNTRAINED
+        key = jax.random.key(jnp.minimum(step, 0))                # 0, but XLA does not know: it would draw them while compiling
+        return self.losses, self.losses.perceptual.init(key, x[:1], x[:1])["params"], UNTRAINED
+
+    def _bottleneck(self, parts: Mapping[str, Array], memory: Memory) -> tuple[Array, Metrics, Memory]:
+        """KL of (2) or codebook of (3), what is logged of it, and the next counts of (4)."""
+        if "kl" in parts:
+            term = jnp.mean(parts["kl"])
+            return term, {"kl": term}, {}
+        index = parts["index"].reshape(-1)
+        share = jnp.zeros_like(memory["counts"]).at[index].add(1 / index.size)
+        counts = DECAY * memory["counts"] + (1 - DECAY) * share
+        lately = counts / jnp.sum(counts)
+        entropy = -jnp.sum(lately * jnp.log(jnp.where(lately > 0, lately, 1)))
+        usage = jnp.mean(counts > SEEN * (1 - DECAY) / index.size)
+        logs = {"codebook": parts["codebook"], "perplexity": jnp.exp(entropy), "usage": usage}
+        return parts["codebook"], logs, {"counts": counts}
+
+    def posterior(self, params: Params, images: Array) -> Posterior:
+        """The distribution of the latents of images [B, H, W, C] in [-1, 1], not yet scaled."""
+        return self.model.apply({"params": params["model"]}, images, method="encode")
+
+    def encode(self, params: Params, images: Array, eps: Array | None = None) -> Array:
+        """Images [B, H, W, C] in [-1, 1] -> latents x of (5) [B, h, w, c], drawn with eps, standard normal; means without."""
+        posterior = self.posterior(params, images)
+        return self.scaled(posterior.mean if eps is None else posterior.sample(eps))
+
+    def decode(self, params: Params, x: Array, tile: int = 0) -> Array:
+        """Latents x of (5) [B, h, w, c] -> images [B, H, W, C], about [-1, 1].
+
+        Args:
+          params, x: the parameters and the latents.
+          tile: side of the latent's tiles that are decoded at a time, which overlap by a quarter; 0 for the whole.
+        """
+        def decode(z: Array) -> Array:
+            return self.model.apply({"params": params["model"]}, z, method="decode")
+
+        z = x / _row(self.scale) + _row(self.shift)
+        return tiled(decode, z, tile, tile // 4) if tile else decode(z)
+
+    def scaled(self, z: Array) -> Array:
+        """(5): z [B, h, w, c] as a diffusion model sees it."""
+        return (z - _row(self.shift)) * _row(self.scale)
+
+
+def _row(value: float | tuple[float, ...]) -> Array:
+    """One number, or one for each channel, as [1, 1, 1, c]."""
+    return jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1)
