@@ -3,20 +3,14 @@
     pip install torch diffusers
     python tests/bench_train.py                     # or: python tests/bench_train.py unet --batch 8 --rounds 5 --steps 4
 
-One step is: noise, forward, mean squared error, backward, AdamW, one average of the weights; float32, eager PyTorch. The two
-sides take turns, each in a process of its own: in one process the idle library's threads and the allocator that both share
-slow the other down. Printed is the time of one step on each side (median over the rounds) and ours over theirs; below 1 we
-are faster.
+One step is: noise, forward, mean squared error, backward, AdamW, one average of the weights; float32, eager PyTorch. Printed is
+the time of one step on each side (median over the rounds) and ours over theirs; below 1 we are faster.
 """
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import statistics
-import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -25,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from alternately import compare
 
 from diffusion_jax.diffusion.process import DDPM
 from diffusion_jax.diffusion.scales import Eps
@@ -108,24 +103,11 @@ def unet() -> tuple[Diffusion, torch.nn.Module]:
 NETWORKS = {"dit": dit, "unet": unet}
 
 
-def seconds(step: Callable[[], None], steps: int) -> float:
-    """The time of one step."""
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begin) / steps
-
-
-def side(name: str, jax_side: bool, batch: int, steps: int, turns: Connection) -> None:
-    """One library in its process: says how many parameters it has, then answers each turn with the time of a step."""
+def build(jax_side: bool, name: str, batch: int) -> tuple[Callable[[], None], int]:
+    """One side of a comparison, and its number of parameters."""
     torch.set_num_threads(os.cpu_count() or 1)
     task, network = NETWORKS[name]()
-    step, size = ours(task, batch) if jax_side else theirs(network, task.shape, batch, bool(task.cond.keys))
-    for _ in range(2):                                                           # compilation and warm-up
-        step()
-    turns.send(size)
-    while turns.recv():
-        turns.send(seconds(step, steps))
+    return ours(task, batch) if jax_side else theirs(network, task.shape, batch, bool(task.cond.keys))
 
 
 def main() -> None:
@@ -136,27 +118,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="per round and side")
     args = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
     for name in args.networks:
-        turns, sizes, processes = [], [], []
-        for jax_side in (True, False):
-            here, there = spawn.Pipe()
-            processes.append(spawn.Process(target=side, args=(name, jax_side, args.batch, args.steps, there), daemon=True))
-            processes[-1].start()
-            turns.append(here)
-            sizes.append(here.recv() / 1e6)
-        times = []
-        for _ in range(args.rounds):
-            for turn in turns:
-                turn.send(True)
-                times.append(turn.recv())
-        for turn, process in zip(turns, processes, strict=True):
-            turn.send(False)
-            process.join()
-        mine, other = times[::2], times[1::2]
-        ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
-        print(f"{name}: {sizes[0]:.1f} M parameters {statistics.median(mine):.3f} s, PyTorch {sizes[1]:.1f} M "
-              f"{statistics.median(other):.3f} s, ratio {ratio:.2f}", flush=True)
+        found = compare(build, name, args.batch, rounds=args.rounds, calls=args.steps)
+        sizes = [size / 1e6 for size in found.told]
+        print(f"{name}: {sizes[0]:.1f} M parameters {found.ours:.3f} s, PyTorch {sizes[1]:.1f} M {found.theirs:.3f} s, "
+              f"ratio {found.ratio:.2f}", flush=True)
 
 
 if __name__ == "__main__":

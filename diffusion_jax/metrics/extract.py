@@ -6,6 +6,7 @@ read one file after the other; only what needs all features at once (neighbours,
 """
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -95,6 +96,13 @@ class Found:
     def pixels(self) -> np.ndarray:
         """The first images that this process saw, uint8 [up to SHOWN, H, W, C]."""
         return next(self.parts("pixels"))
+
+    def forget(self) -> None:
+        """Removes this process's files and, once they are all gone, their folder."""
+        for file in self.files:
+            file.unlink()
+        with contextlib.suppress(OSError):
+            self.files[0].parent.rmdir()
 
 
 def _gathered(own: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

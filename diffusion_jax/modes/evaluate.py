@@ -5,11 +5,11 @@
                 precision, recall and their kin (metrics/figures.py); every figure names its network (modes/measure.py)
     bpd         bits/dim of held-out images, the variational bound of the whole chain
     accuracy    of a noisy classifier on held-out images, by noise level
+    retrieval, zero_shot, tsne    of a CLIP (modes/contrast.py)
 """
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -30,11 +30,12 @@ from diffusion_jax.metrics.bpd import bits_per_dim
 from diffusion_jax.metrics.extract import Found, Network
 from diffusion_jax.metrics.images import Images, Pictures
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes import html
+from diffusion_jax.modes import contrast, html
 from diffusion_jax.modes.measure import Samples, SeeClassifier, chosen, found_in, images_at, network_of, reference_of
 from diffusion_jax.modes.sample import guide_of, weak_of
 from diffusion_jax.pipelines.diffusion import conditions
 from diffusion_jax.tasks.classifier import NoisyClassifier
+from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train.checkpoint import find, load
 from diffusion_jax.train.state import plain
@@ -105,9 +106,13 @@ def examined(workdir: str, options: Mapping[str, Any]) -> tuple[Report, html.Sho
 def of_model(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
     """The figures of one metric, the option metric or the first that the model has."""
     known = ("accuracy",) if isinstance(model.task, NoisyClassifier) else ("pixels", "features", "bpd")
+    known = contrast.METRICS if isinstance(model.task, Contrastive) else known
     metric = options.pop("metric", "features" if "features" in options else known[0])
     if metric not in known:
         raise unknown(f"metric of a {type(model.task).__name__}", metric, known)
+    if metric in contrast.METRICS:
+        found = contrast.examined(metric, model.stored["data"], model.task, model.params, model.workdir, options)
+        return found, html.Shown()
     return {"accuracy": of_classifier, "pixels": of_samples, "features": in_features, "bpd": of_bits}[metric](model, options)
 
 
@@ -158,8 +163,7 @@ def compared(report: Report, images: Images, network: Network, workdir: str, sai
         found[f"accuracy[{network.label}]"] = float(np.mean(right))
     found |= {"classes": figures.by_class(fake, real), "warnings": figures.warnings(fake, real)}
     shown = beside(fake, real)
-    if jax.process_index() == 0:
-        shutil.rmtree(fake.files[0].parent)
+    fake.forget()
     return {name: value for name, value in found.items() if value != []}, shown
 
 

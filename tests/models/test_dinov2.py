@@ -17,7 +17,8 @@ def published(width=1024, depth=24, grid=37):
     keys = {"cls_token": (1, 1, width), "pos_embed": (1, 1 + grid**2, width), "mask_token": (1, width),
             "patch_embed.proj.weight": (width, 3, 14, 14), "patch_embed.proj.bias": (width,),
             "norm.weight": (width,), "norm.bias": (width,)}
-    layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width), "mlp.fc1": (4 * width, width),
+              "mlp.fc2": (width, 4 * width)}
     for i in range(depth):
         keys |= {f"blocks.{i}.{name}": (width,) for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias",
                                                              "ls1.gamma", "ls2.gamma")}
@@ -42,7 +43,8 @@ def test_positions_are_interpolated_as_pytorch_does():
     torch = pytest.importorskip("torch")
     table = RNG.normal(size=(1, 1 + 37**2, 3)).astype(np.float32)
     grid = torch.tensor(table[:, 1:].reshape(1, 37, 37, 3).transpose(0, 3, 1, 2))
-    want = torch.nn.functional.interpolate(grid, scale_factor=(16.1 / 37, 16.1 / 37), mode="bicubic").numpy().transpose(0, 2, 3, 1)
+    want = torch.nn.functional.interpolate(grid, scale_factor=(16.1 / 37, 16.1 / 37), mode="bicubic")
+    want = want.numpy().transpose(0, 2, 3, 1)
     got = dinov2.positions(table, 16)
     np.testing.assert_allclose(got[:, 1:].reshape(1, 16, 16, 3), want, atol=2e-5)
     np.testing.assert_array_equal(got[:, :1], table[:, :1])

@@ -15,7 +15,7 @@ KEY = jax.random.key(0)
 
 def inputs(model, side=8, batch=2, key=jax.random.key(1)):
     shapes = ((batch, side, side, model.channels), (batch,), (batch, model.emb_channels))
-    x, noise, vec = (jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key, len(shapes)), shapes))
+    x, noise, vec = (jax.random.normal(k, shape) for k, shape in zip(jax.random.split(key, 3), shapes, strict=True))
     return x, noise, {"vec": vec}
 
 
@@ -63,7 +63,7 @@ def test_every_step_starts_at_zero_and_learns_in_every_parameter(letter):
 @pytest.mark.parametrize("name", ["edm2-img64-s", "edm2-img512-s"])
 @pytest.mark.parametrize("attend", [(), (4, 8)])
 def test_magnitudes_stay_near_one_through_the_whole_network(name, attend, capsys):
-    """The root mean square of every block's output at initialisation, over draws of weights and inputs; presets at a reduced width."""
+    """The root mean square of every block's output at initialisation, over draws of weights and inputs; narrow presets."""
     model = EDM2(**{**preset(name), "width": 32}, head_channels=32, attend=attend)
 
     @quick
