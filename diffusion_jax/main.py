@@ -40,7 +40,8 @@ OPTIONS = [
     flags.DEFINE_multi_string("upsampler", None, "Folder of a model that makes the images larger; may be given again."),
     flags.DEFINE_string("low_res", None, "Images for an upsampler: x.npz, an image or a folder."),
     flags.DEFINE_float("augment", None, "Noise level, 0 ... 1, that an upsampler's images are augmented with."),
-    flags.DEFINE_string("metric", None, "What evaluate measures: pixels, features, bpd (bits/dim), accuracy (of a classifier)."),
+    flags.DEFINE_string("metric", None, "What evaluate measures: pixels, features, bpd (bits/dim), accuracy (of a classifier), "
+                        "retrieval, zero_shot or tsne (of a CLIP)."),
     flags.DEFINE_string("features", None, "In whose features to measure: a classifier's folder, inception=FILE, dinov2=FILE."),
     flags.DEFINE_string("resize", None, "Inception's input: tensorflow (ADM, torch-fidelity), pytorch_fid, clean_fid."),
     flags.DEFINE_string("images", None, "Images to measure in place of samples: a folder or an .npz."),
@@ -53,6 +54,7 @@ OPTIONS = [
     flags.DEFINE_integer("top_k", None, "Choose among the k most likely tokens; 0 is all.", lower_bound=0),
     flags.DEFINE_float("top_p", None, "Choose among the most likely tokens that together have this probability; 0 is all."),
     flags.DEFINE_string("complete", None, "Images whose upper halves are given to a token model: x.npz, an image or a folder."),
+    flags.DEFINE_string("template", None, "Text of a class for zero_shot: 'a photo of a {}'."),
     flags.DEFINE_string("over", None, "What sweep changes: an option of sampling, 'cads.s' for example, or which, step, run."),
     flags.DEFINE_list("values", None, "Its values: 1,2,4."),
     flags.DEFINE_list("std", None, "Lengths of averages for posthoc_ema, relative to the run's: 0.05,0.10."),

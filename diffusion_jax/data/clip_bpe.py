@@ -54,6 +54,7 @@ class ClipBPE:
       merges: the file; None finds that of open_clip_torch, '' is no merges: 514 tokens, for small models that need no download.
       context: length of what comes out.
       pad_end: pad with the end token in place of zero, as Stable Diffusion does.
+      most: how many of the merges to use, first things first; fewer than all make a smaller vocabulary, for a model of one's own.
 
     Raises:
       ConfigError: at first use: no file of merges, or a package is missing (ftfy, regex).
@@ -66,6 +67,7 @@ class ClipBPE:
     merges: str | None = None
     context: int = 77
     pad_end: bool = False
+    most: int = MERGES
 
     @property
     def vocab(self) -> int:
@@ -120,7 +122,7 @@ class ClipBPE:
 
     @functools.cached_property
     def _pairs(self) -> list[bpe.Pair]:
-        return [] if self.merges == "" else bpe.read_merges(self.merges or find_merges(), MERGES)
+        return [] if self.merges == "" else bpe.read_merges(self.merges or find_merges(), self.most)
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:

@@ -151,16 +151,31 @@ def whole(source: Source, decode: Decode, num: int | None = None) -> tuple[np.nd
 
 
 def derived_conditions(task: Diffusion, data: Mapping[str, Any], num: int) -> Raw:
-    """Conditions of `num` held-out images where the task makes some of an image, as an upsampler does; else none.
+    """Conditions of `num` held-out images where the task makes some of an image, as an upsampler does, or reads their captions.
 
     Args:
       task: the model.
       data: the config's section.
       num: how many; the images come again where the data set has fewer.
     """
+    texts = captions(data, num) if "tokens" in task.cond.keys else {}
     if not task.cond.derived:
-        return {}
+        return texts
     images, labels = whole(build(data["test"]), build(data["decode"]), num)
     raw = task.cond.prepare({"image": jax.numpy.asarray(to_unit(images))}, jax.random.key(0), level=0.0)
     found = {name: np.asarray(raw[name]) for name in task.cond.derived} | ({} if labels is None else {"label": labels})
-    return {name: value[np.arange(num) % len(images)] for name, value in found.items()}
+    return texts | {name: value[np.arange(num) % len(images)] for name, value in found.items()}
+
+
+def captions(data: Mapping[str, Any], num: int) -> Raw:
+    """The tokens of `num` held-out captions, spread over the data like the images of `whole`.
+
+    Raises:
+      ConfigError: the data has no captions, or its section no tokenizer.
+    """
+    source, decode = build(data["test"]), build(data["decode"])
+    if decode.tokenizer is None or "caption" not in source[0]:
+        raise ConfigError("this model reads captions: give data that has them, and data.decode.tokenizer")
+    count = min(num, len(source))
+    tokens = np.stack([decode.tokenizer(source[i * len(source) // count]["caption"]) for i in range(count)])
+    return {"tokens": tokens[np.arange(num) % count]}
