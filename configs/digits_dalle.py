@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.data.digits import WORDS
 from diffusion_jax.modes.config import tiny
 
-STEPS = 1500
+STEPS = 1200
 TEXT = ("a", "handwritten", *WORDS)
 LENGTH = 3
 
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0
     config.model = dict(
         name="diffusion_jax.models.dalle:DALLE", text_codes=len(TEXT) + 1 + LENGTH, image_codes=64, text_length=LENGTH, grid=4,
-        width=96, depth=4, heads=4, layout="dalle", kernel=3, start=0, dropout=0.1,
+        width=64, depth=4, heads=4, layout="dalle", kernel=3, start=0, dropout=0.1,
     )
     config.task = dict(name="diffusion_jax.tasks.autoregressive:Autoregressive", text_weight=1.0, image_weight=7.0, drop=0.1)
     config.first_stage = "runs/digits_dvae"
@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
         test=dict(name="diffusion_jax.data.digits:Digits", split="test"),
         decode=dict(name="diffusion_jax.data.image:Decode", size=8, channels=1),
     )
-    config.batch = 128
+    config.batch = 64
     config.accumulate = 1
     config.steps = STEPS
     config.optim = dict(

@@ -3,8 +3,9 @@
     python -m diffusion_jax.main --config configs/digits_dvae.py --workdir runs/digits_dvae
     python -m diffusion_jax.main --workdir runs/digits_dvae --mode likelihood
 
-The recipe is the paper's in small: temperature from 1 to 1/16 along half a cosine, weight of the divergence from 0 up, an average
-of the weights.
+The network and the temperature, 1 to 1/16 along half a cosine, are the paper's in small. Its logit-Laplace density is not used:
+most pixels of these digits are exactly black, where that density grows without bound, and all but two codes die. Neither is its
+warm-up of beta; `balance` keeps the codes in use.
 
 Hardware: 2 CPU cores, TIME. Expect NUMBERS.
 """
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.modes.config import tiny
 
-STEPS = 1500
+STEPS = 1000
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -20,25 +21,27 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = dict(
-        name="diffusion_jax.models.dvae:DVAE", codes=64, width=32, mults=(1, 2), depth=1, init_width=32, channels=1,
+        name="diffusion_jax.models.dvae:DVAE", codes=64, width=16, mults=(1, 2), depth=1, init_width=32, channels=1,
     )
     anneal = "diffusion_jax.tasks.dvae:Anneal"
     config.task = dict(
         name="diffusion_jax.tasks.dvae:DiscreteVAE",
         shape=(8, 8, 1),
-        temperature=dict(name=anneal, start=1.0, end=1 / 16, steps=1200),
-        beta=dict(name=anneal, start=0.0, end=0.2, steps=300),
+        reconstruction="l2",
+        temperature=dict(name=anneal, start=1.0, end=1 / 16, steps=700),
+        beta=dict(name=anneal, start=0.005, end=0.005, steps=1),
+        balance=0.05,
     )
     config.data = dict(
         train=dict(name="diffusion_jax.data.digits:Digits", split="train"),
         test=dict(name="diffusion_jax.data.digits:Digits", split="test"),
         decode=dict(name="diffusion_jax.data.image:Decode", size=8, channels=1),
     )
-    config.batch = 128
+    config.batch = 64
     config.accumulate = 1
     config.steps = STEPS
     config.optim = dict(
-        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=2e-3, schedule="cosine", warmup=50, steps=STEPS, clip=1.0,
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=4e-3, schedule="cosine", warmup=50, steps=STEPS, clip=1.0,
         weight_decay=1e-4,
     )
     config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99))

@@ -3,9 +3,14 @@
     g    ~ Gumbel,   z = softmax((logits + g) / tau)                                  (1)      Jang et al., Maddison et al. 2016
     kl   = sum_places KL(softmax(logits) || uniform)                                  (2)
     loss = (sum_pixels rec(x, decode(z)) + beta kl) / (H W C)                         (3)      the paper's normalisation
+           + balance KL(mean_batch,places softmax(logits) || uniform)
 
-averaged over the batch. rec is -ln p of the logit-Laplace distribution, (x - x')^2, |x - x'|, or the smooth L1 norm of
-them. With `straight_through` the decoder sees the one-hot of the largest entry of z, and the gradient is that of z.
+averaged over the batch. The last term is not the paper's. (2) is the information in the codes plus that last divergence, which
+says how unevenly they are used: beta alone cannot ask for many codes without asking for uncertain ones. On small data, where all
+but a few codes die in the first updates, `balance` does.
+
+rec is -ln p of the logit-Laplace distribution, (x - x')^2, |x - x'|, or the smooth L1 norm of them. With `straight_through` the
+decoder sees the one-hot of the largest entry of z, and the gradient is that of z.
 
 Over a run, with c the number of batches seen, tau and beta go from one value to another along half a cosine:
 
@@ -71,7 +76,7 @@ class DiscreteVAE:
       reconstruction: rec of (3): 'logit_laplace' (DVAE only), 'l2', 'l1' or 'smooth_l1'.
       temperature: tau.
       beta: of (3).
-      straight_through: see the top of this file.
+      straight_through, balance: see the top of this file.
 
     Raises:
       ConfigError: an unknown reconstruction, or one that the network has no output for.
@@ -83,6 +88,7 @@ class DiscreteVAE:
     temperature: Anneal = Anneal(1.0, 1 / 16, 150_000)
     beta: Anneal = Anneal(0.0, 6.6, 5_000)
     straight_through: bool = False
+    balance: float = 0.0
 
     needs = ()
     num_classes = 0
@@ -153,6 +159,9 @@ class DiscreteVAE:
         kl = jnp.sum(jnp.exp(log_q) * log_q, -1) + jnp.log(float(self.codes))                       # [B, h, w]
         places, elements = kl[0].size, x[0].size
         loss = jnp.mean(rec) + beta * jnp.mean(kl) * places / elements
+        if self.balance:
+            share = jnp.mean(jnp.exp(log_q), axis=(0, 1, 2))                                        # [codes]
+            loss = loss + self.balance * (jnp.sum(share * jnp.log(share + 1e-20)) + jnp.log(float(self.codes)))
         return {"loss": loss, "reconstruction": jnp.mean(rec), "kl": jnp.mean(kl)}
 
     def logits(self, params: Params, images: Array) -> Array:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.train import powersgd as compression
 from diffusion_jax.types import Array, Params
 
 DEFAULTS = {"adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
@@ -88,7 +89,7 @@ def scale_by_rate(rate: Rate) -> optax.GradientTransformation:
 def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant", warmup: int = 0, steps: int | None = None,
               ref: int | None = None, clip: float | None = None, weight_decay: float = 0.0,
               no_decay: tuple[str, ...] = ("bias", "scale"), b1: float | None = None, b2: float | None = None,
-              eps: float | None = None) -> optax.GradientTransformation:
+              eps: float | None = None, powersgd: int = 0) -> optax.GradientTransformation:
     """The chain (1).
 
     Args:
@@ -97,6 +98,7 @@ def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant
       clip: the largest global gradient norm that passes unscaled; None for no clipping.
       weight_decay: decoupled decay; 'adam' takes none.
       no_decay: parameters are left undecayed when the last part of their path is one of these.
+      powersgd: rank in which gradients are compressed before all else (train/powersgd.py); 0 for none.
       b1, b2, eps: None for the method's own: 0.9, 0.999, 1e-8 for adam and adamw; 0.9, 0.99 for lion; eps 1e-30 for adafactor.
 
     Raises:
@@ -113,7 +115,8 @@ def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant
             raise ConfigError(f"{method} takes no {key!r}; it has: {', '.join(DEFAULTS[method])}")
     if method == "adam" and weight_decay:
         raise ConfigError("adam takes no weight_decay: method='adamw' decays")
-    parts = [optax.clip_by_global_norm(clip)] if clip is not None else []
+    parts = [compression.powersgd(powersgd)] if powersgd else []
+    parts += [optax.clip_by_global_norm(clip)] if clip is not None else []
     parts.append(_direction(method, **(DEFAULTS[method] | given)))
     if weight_decay:
         parts.append(optax.add_decayed_weights(weight_decay, mask=lambda params: _decayed(params, no_decay)))

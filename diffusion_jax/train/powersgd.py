@@ -1,0 +1,109 @@
+"""PowerSGD: gradients in low rank, so that little has to be sent (Vogels et al. 2019, arXiv 1905.13727, algorithm 1 and 2).
+
+For the gradient M [n, m] of each matrix on its own device, with the error e that earlier steps left there and a Q [m, r] kept
+from the step before:
+
+    M  = M + e                                                                        (1)
+    P  = orthonormal columns of mean_devices(M Q)                                     (2)
+    Q' = mean_devices(M^T P)                                                          (3)
+    M^ = P Q'^T,   e' = M - M^                                                        (4)
+
+(2) and (3) send r (n + m) numbers in place of n m; what is lost is sent later, because e is added to the next gradient. DALL-E
+trains with it (Ramesh et al. 2021, section 2.4). Arrays of more than two axes are matrices of all axes but the last by the last;
+vectors and matrices for which r (n + m) is no saving are averaged as they are.
+
+`powersgd` is an optax transformation. Under `shard_map` over the axis 'data' its means are those of the devices; on its own it
+compresses the gradient that is there already, which shows what compression does to training.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.types import Array, Params
+
+
+class PowerState(NamedTuple):
+    """State of `powersgd`: e and Q of every compressed array, and an empty array where there are none."""
+
+    error: Params
+    q: Params
+
+
+def matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """(n, m) of an array's shape; a vector is a matrix with one column."""
+    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape), 1)
+
+
+def compressed(shape: Sequence[int], rank: int) -> bool:
+    """Whether sending r (n + m) numbers is less than all of them."""
+    n, m = matrix(shape)
+    return len(shape) > 1 and rank * (n + m) < n * m
+
+
+def sent(params: Params, rank: int | None = None) -> int:
+    """Numbers that each device sends at an update; None for no compression. Four bytes each in float32."""
+    def count(shape: Sequence[int]) -> int:
+        return rank * sum(matrix(shape)) if rank and compressed(shape, rank) else math.prod(shape)
+
+    return sum(count(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def powersgd(rank: int = 4, axis: str | None = None, seed: int = 0) -> optax.GradientTransformation:
+    """(1) to (4) for every matrix among the gradients.
+
+    Args:
+      rank: r.
+      axis: the name of the mesh axis whose devices each have gradients of their own; None where there is one gradient.
+      seed: of the first Q.
+
+    Raises:
+      ConfigError: a rank below 1.
+
+    Example:
+      >>> optax.chain(powersgd(rank=4), optax.adam(1e-3))
+    """
+    if rank < 1:
+        raise ConfigError(f"the rank of PowerSGD is at least 1, got {rank}")
+
+    def mean(x: Array) -> Array:
+        return x if axis is None else jax.lax.pmean(x, axis)
+
+    def init(params: Params) -> PowerState:
+        leaves, tree = jax.tree.flatten(params)
+        used = [compressed(leaf.shape, rank) for leaf in leaves]
+        keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
+        error = [jnp.zeros(leaf.shape if small else (0,), jnp.float32) for leaf, small in zip(leaves, used, strict=True)]
+        q = [jax.random.normal(key, (matrix(leaf.shape)[1], rank)) if small else jnp.zeros((0,))
+             for key, leaf, small in zip(keys, leaves, used, strict=True)]
+        return PowerState(jax.tree.unflatten(tree, error), jax.tree.unflatten(tree, q))
+
+    def one(g: Array, e: Array, q: Array) -> tuple[Array, Array, Array]:
+        if not e.size:
+            return mean(g), e, q
+        m = (g.astype(jnp.float32) + e).reshape(matrix(g.shape))                                    # (1)
+        p, _ = jnp.linalg.qr(mean(m @ q))                                                           # (2)
+        q = mean(m.T @ p)                                                                           # (3)
+        low = p @ q.T                                                                               # (4)
+        return low.reshape(g.shape).astype(g.dtype), (m - low).reshape(g.shape), q
+
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, PowerState]:
+        del params
+        leaves, tree = jax.tree.flatten(updates)
+        done = [one(*item) for item in zip(leaves, jax.tree.leaves(state.error), jax.tree.leaves(state.q), strict=True)]
+        found, error, q = (jax.tree.unflatten(tree, part) for part in zip(*done, strict=True))
+        return found, PowerState(error, q)
+
+    return optax.GradientTransformation(init, update)
+
+
+def saving(params: Params, rank: int) -> float:
+    """How many times fewer numbers are sent."""
+    return float(np.divide(sent(params), sent(params, rank)))
