@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data.image import to_uint8, to_unit
 from diffusion_jax.pipelines.diffusion import Guide, Weak, conditions, generate
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.diffusion import Diffusion
@@ -35,7 +36,7 @@ def generate_cascade(
 
     Args:
       stages: base first; the others read low_res. One stage is `generate` itself.
-      raw: conditions of the base, from `conditions`; its labels go to every stage that reads them.
+      raw: conditions of the base, from `conditions`; its labels and texts go to every stage that reads them.
       num, seed, batch: as in `generate`; each stage has a seed of its own.
       guide: a classifier that guides the base.
       weak: a model that the base is guided away from.
@@ -46,7 +47,8 @@ def generate_cascade(
     for before, stage in itertools.pairwise(stages):
         if "low_res" not in stage.task.cond.keys:
             raise ConfigError(f"a model of {stage.task.shape} after one of {before.task.shape} must read low_res: no upsampler")
-        conditions(stage.task, 1, given=_given({"label": np.zeros(1, np.int32)}, np.zeros((1, *before.task.shape), np.float32)))
+        known = {"label": np.zeros(1, np.int32)} | {name: value[:1] for name, value in raw.items()}
+        conditions(stage.task, 1, given=_given(known, np.zeros((1, *before.task.shape), np.float32)))
         stage.recipe.check(stage.task)
     batches = generate(*stages[0], raw, num, seed, batch, guide, weak)
     return _upsampled(stages[1:], batches, raw, num, seed, batch) if len(stages) > 1 else batches
@@ -62,5 +64,5 @@ def _upsampled(
 
 
 def _given(raw: Raw, images: np.ndarray) -> Raw:
-    """What the next stage is given."""
-    return {**raw, "low_res": np.clip(images, -1, 1)}
+    """What the next stage is given: images as a file would hold them, of 256 levels."""
+    return {**raw, "low_res": to_unit(to_uint8(images))}

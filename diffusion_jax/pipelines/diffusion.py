@@ -22,14 +22,18 @@ from diffusion_jax.diffusion.process import carried
 from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.classifier import NoisyClassifier
+from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Noise, Params, Prediction, Process, Raw
 
+FLAGS = {"tokens": "prompt"}
+"""Raw conditions that the command line takes under another name."""
+
 
 class Guide(NamedTuple):
-    """A trained classifier that guides (2105.05233)."""
+    """A trained classifier that guides towards raw['label'] (2105.05233), or a CLIP towards raw['clip_text'] (2112.10741)."""
 
-    task: NoisyClassifier
+    task: NoisyClassifier | Contrastive
     params: Params
 
 
@@ -52,7 +56,7 @@ def per_image(index: Array) -> Noise:
 @functools.partial(jax.jit, static_argnames=("task", "recipe", "guided", "classifier", "weak"))
 def draw(
     task: Diffusion, recipe: Recipe, params: Params, raw: Raw, index: Array, key: Key, scales: tuple[Array, Array],
-    guided: bool = True, classifier: NoisyClassifier | None = None, classifier_params: Params = None,
+    guided: bool = True, classifier: NoisyClassifier | Contrastive | None = None, classifier_params: Params = None,
     weak: Diffusion | None = None, weak_params: Params = None,
 ) -> Array:
     """One batch of images.
@@ -66,7 +70,7 @@ def draw(
       key: the seed's key.
       scales: those of classifier-free and of classifier guidance.
       guided: whether to guide without a classifier at all (twice the cost).
-      classifier, classifier_params: what guides towards raw['label'], None for nothing.
+      classifier, classifier_params: what guides towards its target in `raw`, None for nothing.
       weak, weak_params: what to guide away from, None for the task's own null condition.
 
     Returns:
@@ -81,11 +85,11 @@ def draw(
     away = weak_denoiser(weak, weak_params, raw, task.process) if guided and weak is not None else None
 
     def log_prob(x: Array, t: Array, cond: Cond) -> Array:
-        return classifier.log_prob(classifier_params, x, t, raw["label"], task.process)
+        return classifier.log_prob(classifier_params, x, t, raw[classifier.target], task.process)
 
     pull = Gradient(log_prob, scales[1]) if classifier else None
     denoise = recipe.make_guidance(task, scales[0], null, noise, pull, away)(task.denoiser(params))
-    x = start(task.process, times, k_start, (len(index), *task.shape), noise)
+    x = recipe.temperature * start(task.process, times, k_start, (len(index), *task.shape), noise)
     return sample(denoise, recipe.make_sampler(task, noise), x, times, cond, k_run)
 
 
@@ -107,14 +111,17 @@ def conditions(task: Diffusion, num: int, label: int | None = None, given: Raw |
       num: how many.
       label: that of all images; None takes the classes in turn.
       given: conditions that cannot be made up, low_res for example, each at least [num, ...]; labels among them are used.
-      guide: a classifier, which needs labels too.
+      guide: a classifier, which needs labels too, or a CLIP, whose texts are among those given.
 
     Raises:
       ConfigError: a label that does not exist, or one asked of a model that takes none; a condition that is missing or too short.
     """
-    raw = {name: value[:num] for name, value in (given or {}).items() if name in task.cond.keys}
+    texts = (guide.task.target,) if guide and isinstance(guide.task, Contrastive) else ()
+    if texts and texts[0] not in (given or {}):
+        raise ConfigError("a CLIP guides towards a text: give a --prompt")
+    raw = {name: value[:num] for name, value in (given or {}).items() if name in (*task.cond.keys, *texts)}
     classes = task.num_classes or (guide.task.num_classes if guide else 0)
-    if guide and classes != guide.task.num_classes:
+    if guide and not texts and classes != guide.task.num_classes:
         raise ConfigError(f"the classifier knows {guide.task.num_classes} classes, the model {classes}: they must be the same")
     if not classes and label is not None:
         raise ConfigError("this model takes no label: leave --label out")
@@ -122,7 +129,7 @@ def conditions(task: Diffusion, num: int, label: int | None = None, given: Raw |
         raw["label"] = (np.arange(num) % classes if label is None else np.full(num, label)).astype(np.int32)
     for name in task.cond.keys:
         if name not in raw:
-            raise ConfigError(f"this model is conditioned on {name!r}: give it (--{name})")
+            raise ConfigError(f"this model is conditioned on {name!r}: give it (--{FLAGS.get(name, name)})")
         if len(raw[name]) < num:
             raise ConfigError(f"{num} images need as many of {name!r}, there are {len(raw[name])}: lower --num")
     for name, want in derived(task).items():

@@ -106,6 +106,7 @@ class Recipe:
       threshold: quantile of dynamic thresholding; 0 is none.
       classifier_scale: that of a classifier's gradient, where there is a classifier.
       augment: the level of conditioning augmentation that an upsampler samples at.
+      temperature: factor of the noise that sampling starts from; GLIDE's upsampler has 0.997.
 
     Raises:
       ConfigError: a name or option that does not exist, at construction.
@@ -124,6 +125,7 @@ class Recipe:
     threshold: float = 0.0
     classifier_scale: float = 1.0
     augment: float = 0.0
+    temperature: float = 1.0
 
     def __post_init__(self):
         named("sampler", self.sampler, SAMPLERS)

@@ -42,6 +42,7 @@ class NoisyClassifier:
     times: Memoryless = Uniform()
 
     needs = ("label",)
+    target = "label"
 
     @property
     def num_classes(self) -> int:

@@ -47,6 +47,8 @@ class Contrastive:
       max_scale: the largest exp(s).
       process: the forward process of (2); None for clean pictures.
       times: how training times are drawn.
+
+    What it guides towards stands in raw[target], the unit vectors of texts.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Contrastive:
     times: Memoryless = Uniform()
 
     needs = ("tokens",)
+    target = "clip_text"
     num_classes = 0
 
     def init(self, key: Key, batch: Raw) -> Params:

@@ -17,7 +17,9 @@ import optax
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.train.ema import Profile
-from diffusion_jax.types import Key, Params, Raw, Task, TrainState
+from diffusion_jax.types import Array, Key, Params, Raw, Task, TrainState
+
+STEM = (jax.tree_util.DictKey("stem"), jax.tree_util.DictKey("kernel"))
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -77,11 +79,23 @@ def create(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[st
 
 
 def _fitting(task: Task, key: Key, batch: Raw, initial: Params) -> Params:
-    """`initial`, if it has the tree and the shapes of the task's parameters."""
+    """`initial`, if it has the tree and the shapes of the task's parameters, but for channels added to a network's input.
+
+    Those of a kernel called stem start at zero, so that a network is fine-tuned to see more than it did (2112.10741, sec. 4.2).
+    """
+    shapes = jax.eval_shape(task.init, key, batch)
+    if jax.tree.structure(initial) == jax.tree.structure(shapes):
+        initial = jax.tree_util.tree_map_with_path(_widened, initial, shapes)
     found, wanted = ({jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-                     for leaves in map(jax.tree.leaves_with_path, (initial, jax.eval_shape(task.init, key, batch))))
+                     for leaves in map(jax.tree.leaves_with_path, (initial, shapes)))
     for path in sorted(found.keys() | wanted.keys()):
         if found.get(path) != wanted.get(path):
             raise ConfigError(f"the initial weights do not fit the model: {path} is {found.get(path, 'missing')}, "
                               f"the config's is {wanted.get(path, 'not there')}")
     return initial
+
+
+def _widened(path: tuple, leaf: Array, want: jax.ShapeDtypeStruct) -> Array:
+    """`leaf`, with zeros for the input channels that a stem's kernel [h, w, C, F] lacks."""
+    added = want.shape[2] - leaf.shape[2] if path[-2:] == STEM and leaf.ndim == want.ndim == 4 else 0
+    return jnp.pad(leaf, ((0, 0), (0, 0), (0, added), (0, 0))) if added > 0 else leaf
