@@ -3,14 +3,14 @@
     python -m diffusion_jax.main --config configs/flowers102_vae.py --workdir runs/flowers_vae
     python -m diffusion_jax.main --config configs/flowers102_vae.py:vq --workdir runs/flowers_vq
 
-read oxford_flowers102 from TFDS; a folder with images128.zip and labels.json is given as the page's argument, with 'vq,' before it
-for a VQ:
+read oxford_flowers102 from TFDS; a folder with images128.zip and labels.json is given as the page's argument, with 'vq,' before
+it for a VQ:
 
     python -m diffusion_jax.main --config configs/flowers102_vae.py:vq,../shared/data/flowers102 --workdir runs/flowers_vq
 
 The perceptual distance has drawn weights here, and is logged as untrained_features. With LPIPS's own (pretrained/perceptual.py),
-imported by `--mode import_weights --system lpips`, add --config.first_stage=<that folder>. The discriminator learns for 200 steps
-before the autoencoder hears of it, and its weight rises over 200 more: reconstructions do not fall when it starts.
+imported by `--mode import_weights --system perceptual`, give that folder as config.first_stage. The discriminator learns for 200
+steps before the autoencoder hears of it, and its weight rises over 200 more: reconstructions do not fall when it starts.
 Hardware: 2 CPU cores, half an hour beside other work. Expect PSNR 21 to 23 dB: this page is for trying out; widths of
 models/vae.py's presets and 100 times the steps are for use.
 """

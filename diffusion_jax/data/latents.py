@@ -3,15 +3,26 @@
     x = (mean + eps std) scale + bias,   scale = s / raw_std,   bias = m - raw_mean scale         (1)  EDM2, 2312.02696 app. B.7
 
 mean and std are the autoencoder's posterior of one image, raw_mean and raw_std those of the latents of a data set, per channel;
-m = 0 and s = 0.5 in EDM2.
+m = 0 and s = 0.5 in EDM2; 0 and 1 in the data sets that mode `encode` writes, which `Latents` reads.
 """
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
+from flax import serialization
 
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data.source import Record, existing
 from diffusion_jax.types import Array
+
+ABOUT, SUFFIX = "latents.json", ".array_record"
 
 
 @dataclass(frozen=True)
@@ -45,3 +56,111 @@ class Whitening:
     def decode(self, x: Array) -> Array:
         """What the autoencoder's decoder expects of x [B, H, W, C]."""
         return (x - self.bias[None, None, None]) / self.scale[None, None, None]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A data set of latents, as mode `encode` writes it: a folder with an array_record file for each split, and latents.json.
+
+    A record is {'moments': float16 [views, 2, h, w, c], 'label', 'caption'}: mean and deviation of the posterior, of the image and,
+    with two views, of its mirror image.
+
+    Attributes:
+      path: the folder.
+      split: 'train' or 'test'.
+
+    Raises:
+      ConfigError: at first use: no such folder or split, or array_record is not installed.
+    """
+
+    path: str
+    split: str = "train"
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The class names, where there are any."""
+        names = self.about["names"]
+        return tuple(names) if names else None
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """latents.json: names, shape, mean and std of each channel, and how many records each split has."""
+        return json.loads((existing(self.path) / ABOUT).read_text())
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        file = existing(Path(self.path) / f"{self.split}{SUFFIX}")
+        return _array_record().ArrayRecordReader(str(file), "readahead_buffer_size:0")
+
+    def __len__(self) -> int:
+        return self._records.num_records()
+
+    def __getitem__(self, i: int) -> Record:
+        return serialization.msgpack_restore(self._records.read([i])[0])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """From a record of `Latents` to a latent: a draw of its posterior, brought to mean 0 and deviation 1 in each channel.
+
+    Attributes:
+      path: the folder of the latents.
+      flip: mirror every other image, where the data set has both views.
+    """
+
+    path: str
+    flip: bool = True
+    tokenizer: Callable[[str], np.ndarray] | None = None
+
+    random = True
+
+    def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
+        """'image' float32 [h, w, c], 'label' int32 and 'tokens' where there are any; the mean where there is no generator."""
+        views, scale, shift = record["moments"].astype(np.float32), *_whitening(self.path)
+        mean, std = views[0 if rng is None or not self.flip else rng.integers(len(views))]
+        z = mean if rng is None else mean + std * rng.standard_normal(mean.shape, np.float32)
+        example: Record = {"image": np.float32((z - shift) * scale)}
+        if "label" in record:
+            example["label"] = np.int32(record["label"])
+        if self.tokenizer is not None:
+            example["tokens"] = self.tokenizer(record["caption"])
+        return example
+
+
+@functools.lru_cache(maxsize=8)
+def _whitening(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """(scale, shift) of a data set's channels."""
+    about = Latents(path).about
+    return 1 / np.float32(about["std"]), np.float32(about["mean"])
+
+
+class Writer:
+    """Writes one split of a data set of latents. A context manager.
+
+    Args:
+      folder: of the data set, made when missing.
+      split: its name.
+    """
+
+    def __init__(self, folder: str | Path, split: str):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self._file = _array_record().ArrayRecordWriter(str(Path(folder) / f"{split}{SUFFIX}"), "group_size:1")
+
+    def write(self, moments: np.ndarray, record: Mapping[str, Any]) -> None:
+        """One image's moments [views, 2, h, w, c], and the label and caption of its record."""
+        kept = {key: record[key] for key in ("label", "caption") if key in record}
+        self._file.write(serialization.msgpack_serialize({"moments": np.float16(moments), **kept}))
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+
+def _array_record() -> Any:
+    try:
+        from array_record.python import array_record_module
+    except ImportError:
+        raise ConfigError("data sets of latents need array_record: pip install array_record") from None
+    return array_record_module

@@ -94,11 +94,11 @@ def respace(process: Process, steps: int | str) -> np.ndarray:
     return _closed(process, space(str(steps), _table(process, "respaced"))[::-1])
 
 
-def leading(process: Process, steps: int, offset: int = 0) -> np.ndarray:
-    """(2); `offset` is 1 for Stable Diffusion. Never reaches T - 1."""
+def leading(process: Process, steps: int, offset: int = 0, last: int = -1) -> np.ndarray:
+    """(2); `offset` is 1 for Stable Diffusion. Never reaches T - 1. The last step ends at time `last`: -1 is clean, 0 almost."""
     total = _table(process, "leading")
     _at_most(steps, total)
-    return _closed(process, (np.arange(steps, dtype=np.int32) * (total // steps) + offset)[::-1])
+    return np.append((np.arange(steps, dtype=np.int32) * (total // steps) + offset)[::-1], np.int32(last))
 
 
 def trailing(process: Process, steps: int) -> np.ndarray:

@@ -66,7 +66,7 @@ class LPIPS(nn.Module):
 
     Example:
       >>> model = LPIPS()
-      >>> params = pretrained.perceptual.load('vgg.pth', 'vgg16-397923af.pth')
+      >>> params = pretrained.perceptual.load('vgg.pth,vgg16-397923af.pth')[1]['model']
       >>> model.apply({'params': params}, x, y)                                     # [B]; x, y [B, H, W, 3] in [-1, 1]
     """
 

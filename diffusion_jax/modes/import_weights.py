@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.modes import first_stage
 from diffusion_jax.train.checkpoint import Checkpoints, available
-from diffusion_jax.types import TrainState
+from diffusion_jax.types import Params, TrainState
 
-SYSTEMS = ("adm", "clip", "diffit", "dit", "edm2", "glide")
+SYSTEMS = ("adm", "clip", "diffit", "dit", "edm2", "glide", "perceptual", "sd", "vae")
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
@@ -23,8 +24,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     Args:
       config: not needed: the weights say what they are.
       workdir: a new folder.
-      options: system, one of `SYSTEMS`; source, the weights file (.safetensors, .npz, .pt, .pth, .ckpt or EDM2's .pkl); official,
-        a JSON file with the options of the official constructor, for networks that were not published.
+      options: system, one of `SYSTEMS`; source, the weights file (.safetensors, .npz, .pt, .pth, .ckpt or EDM2's .pkl) or, of
+        sd and vae, a folder of diffusers; official, a JSON file with the options of the official constructor, for networks that were not published.
 
     Raises:
       ConfigError: what is missing, a folder that holds a run, or what the system's `load` refuses.
@@ -42,10 +43,17 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         raise ConfigError(f"{workdir} holds a run: choose another workdir")
     load = importlib.import_module(f"diffusion_jax.pretrained.{system}").load
     page, params = load(source, None if official is None else _options(Path(official)))
-    with Checkpoints(workdir, page, every=1, keep=1) as checkpoints:
-        checkpoints.save(TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=(), ema={}))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if first_stage.NAME in params:
+        _save(Path(workdir, first_stage.NAME), {"task": page["task"][first_stage.NAME]}, params.pop(first_stage.NAME))
+    _save(Path(workdir), page, params)
     print(f"{count:,} parameters of {source}: {workdir}")
+
+
+def _save(folder: Path, page: Mapping[str, Any], params: Params) -> None:
+    """A checkpoint of step 0."""
+    with Checkpoints(folder, page, every=1, keep=1) as checkpoints:
+        checkpoints.save(TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=(), ema={}))
 
 
 def _options(file: Path) -> dict[str, Any]:

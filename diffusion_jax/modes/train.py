@@ -19,6 +19,7 @@ from diffusion_jax.data.loader import stream
 from diffusion_jax.modes import config as page
 from diffusion_jax.modes import evaluate, first_stage
 from diffusion_jax.pipelines.diffusion import conditions, generate
+from diffusion_jax.pipelines.latent import decoded
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train import loop, shard
@@ -26,7 +27,7 @@ from diffusion_jax.train.checkpoint import Checkpoints, load
 from diffusion_jax.train.log import Writer
 from diffusion_jax.train.posthoc import Snapshots
 from diffusion_jax.train.state import plain, task_of
-from diffusion_jax.types import Raw, Task, TrainState
+from diffusion_jax.types import Params, Raw, Task, TrainState
 
 SAMPLES = 200
 """Measured while training, where a page says how often and not how many."""
@@ -79,7 +80,7 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
             if kept:
                 kept.offer(step, state, last=step == config["steps"])
             if recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):
-                show(task, state, which, recipe, raw, config, Path(workdir), step, writer)
+                show(task, state, which, recipe, raw, config, Path(workdir), step, writer, frozen)
             if config["evaluate"].get("every") and step % config["evaluate"]["every"] == 0:
                 measure(task, state, which, config, workdir, step, writer)
     if config["evaluate"]["num"]:
@@ -108,14 +109,14 @@ def measure(
 
 def show(
     task: Diffusion, state: TrainState, which: str, recipe: Recipe, raw: Raw, config: Mapping[str, Any], workdir: Path, step: int,
-    writer: Writer,
+    writer: Writer, frozen: Params = None,
 ) -> None:
     """Writes a grid of samples to samples/<step>.png and to TensorBoard."""
     if jax.process_count() > 1:
         return                          # the parameters of one process are not all of them; sample from the checkpoint
     num = config["sample"]["num"]
     params = state.params if which == "params" else state.ema[which]
-    images = np.concatenate(list(generate(task, params, recipe, raw, num, config["seed"], num)))
+    images = np.concatenate(list(decoded(task, frozen, generate(task, params, recipe, raw, num, config["seed"], num))))
     path = workdir / "samples" / f"{step:08d}.png"
     image.save_png(path, image.grid(image.to_uint8(images)))
     writer.images(step, {"samples": images})

@@ -39,7 +39,7 @@ TRANSFORMER = [
     *layer(rf"{_BLOCK}\.norm(1|2|3)", rf"{_OURS}/norm\3", SAME, "scale"),
     *layer(r"id_predictor\.0", "model/final_norm", SAME, "scale"), *layer(r"id_predictor\.1", "model/final_linear", POINT),
 ]
-_LAYERS = (
+LAYERS = (
     (r"\.norm1\.(weight|bias)$", r".in_layers.0.\1"), (r"\.conv1\.", ".in_layers.2."), (r"\.time_emb_proj\.", ".emb_layers.1."),
     (r"\.norm2\.(weight|bias)$", r".out_layers.0.\1"), (r"\.conv2\.", ".out_layers.3."),
     (r"\.conv_shortcut\.", ".skip_connection."),
@@ -49,7 +49,8 @@ _NAMES = (
     (r"^conv_in\.", "stem."), (r"^conv_norm_out\.", "out.0."), (r"^conv_out\.", "out.2."), (r"^class_embedding\.", "label_emb."),
     (r"^mid_block\.resnets\.", "mid_res_"), (r"^mid_block\.attentions\.0\.", "mid_attn."),
     (r"^(down|up)_blocks\.(\d+)\.resnets\.", r"\1_\2_res_"), (r"^(down|up)_blocks\.(\d+)\.attentions\.", r"\1_\2_attn_"),
-    (r"^(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.", r"\1_\2_resize."),
+    (r"^down_blocks\.(\d+)\.downsamplers\.0\.conv\.", r"down_\1_resize.op."),
+    (r"^up_blocks\.(\d+)\.upsamplers\.0\.", r"up_\1_resize."),
 )
 
 
@@ -63,7 +64,7 @@ def renamed(keys: Mapping[str, Any], model: UNet) -> dict[str, Any]:
         for pattern, name in _NAMES:
             key = re.sub(pattern, name, key)
         if re.match(r"\w+_res_\d+\.", key):
-            for pattern, name in _LAYERS:
+            for pattern, name in LAYERS:
                 key = re.sub(pattern, name, key)
         return re.sub(r"^up_(\d+)", lambda m: f"up_{last - int(m[1])}", key)
 

@@ -52,16 +52,22 @@ def lpips(state_dict: Mapping[str, Array], model: LPIPS) -> Params:
     return rules.convert({k: w for k, w in state_dict.items() if not k.startswith(IGNORED)}, LPIPS_RULES, target)
 
 
-def load(*paths: str | Path) -> Params:
-    """The parameters of `LPIPS()` from the user's files, see the top of this file.
+def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
+    """LPIPS from the user's files as (config, params), for config.first_stage of an autoencoder's page.
+
+    Args:
+      path: the files, see the top of this file, with a comma between two.
+      official: not needed.
 
     Raises:
       ConfigError: see `read`; the weights do not fit.
     """
     state_dict: dict[str, Any] = {}
-    for path in paths:
-        state_dict |= read(path, "state_dict")
-    return lpips(state_dict, LPIPS())
+    for part in str(path).split(","):
+        state_dict |= read(part, "state_dict")
+    model = LPIPS()
+    page = dict(model=dict(name="diffusion_jax.models.lpips:LPIPS"), task=dict(name="diffusion_jax.tasks.autoencoder:Perceptual"))
+    return page, {"model": lpips(state_dict, model)}
 
 
 def discriminator_rules(model: Discriminator) -> list[Rule]:

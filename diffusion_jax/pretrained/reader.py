@@ -24,7 +24,7 @@ def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
     """The arrays of a weights file, on the host.
 
     Args:
-      path: a .safetensors, .npz, .pt, .pth or .ckpt file.
+      path: a .safetensors, .npz, .pt, .pth, .ckpt or .bin file.
       key: which state dict to take from a file that holds several, such as 'ema' of a DiT training checkpoint; a file that is
         one flat state dict is taken as it is.
 
@@ -112,4 +112,4 @@ def _to_numpy(value: Any) -> Any:
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
 
-READERS = {".safetensors": _safetensors, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".ckpt": _torch}
+READERS = {".safetensors": _safetensors, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".ckpt": _torch, ".bin": _torch}

@@ -18,13 +18,15 @@ import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.vae import Autoencoder
-from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained import folder, rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, POINT, SAME, Layout, Rule
 from diffusion_jax.types import Array, Params
 
 FIRST = "first_stage_model."
 """What the keys of an autoencoder begin with inside the file of a whole model."""
+SCALE = 0.18215
+"""Of the latents of Stable Diffusion, where a file does not say it."""
 KL, VQ = "diffusion_jax.models.vae:KL", "diffusion_jax.models.vae:VQ"
 
 
@@ -118,7 +120,8 @@ def diffusers_config(options: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError("no autoencoder here has such levels: they are DownEncoderBlock2D, their widths multiples of the first")
     return dict(
         name=KL, channels=options["in_channels"], latent=options["latent_channels"], width=widths[0],
-        mults=tuple(w // widths[0] for w in widths), depth=options["layers_per_block"], groups=options.get("norm_num_groups", 32),
+        inner=options["latent_channels"], mults=tuple(w // widths[0] for w in widths), depth=options["layers_per_block"],
+        groups=options.get("norm_num_groups", 32),
         mid_attention=options.get("mid_block_add_attention", True),
     )
 
@@ -171,18 +174,28 @@ def revert(params: Params, shapes: Mapping[str, rules.Shape]) -> dict[str, Array
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
-    """A published first stage as (autoencoder to `build`, params).
+    """A published first stage as (config, params): sd-vae-ft-mse for example.
 
     Args:
-      path: a file of either layout, see `reader.read`; of a whole Stable Diffusion its first stage is taken.
-      official: options that the shapes do not tell: a diffusers config.json, or none.
+      path: a file of either layout, see `reader.read`, or a folder of diffusers; of a whole model's file the first stage.
+      official: {'scaling_factor': of the latents}, which is that of Stable Diffusion for its own autoencoder, else 1.
+
+    Returns:
+      The sections model and task of a page, and {'model': the parameters}.
 
     Raises:
       ConfigError: see `read`, `published` and `convert`.
     """
-    state_dict = read(path, "state_dict")
+    told = dict(official or {})
+    if Path(path).is_dir():
+        told, state_dict = folder.options(Path(path)) | told, folder.weights(Path(path))
+    else:
+        state_dict = read(path, "state_dict")
     first = {key.removeprefix(FIRST): value for key, value in state_dict.items() if key.startswith(FIRST)}
     state_dict = compvis(first or state_dict)
-    spec = diffusers_config(official) if official else published(state_dict)
-    return spec, convert(state_dict, build(spec))
+    spec = diffusers_config(told) if "block_out_channels" in told else published(state_dict)
+    own = spec["latent"] == 4 and "codes" not in spec
+    task = dict(name="diffusion_jax.tasks.autoencoder:Autoencoder", shape=(256, 256, spec["channels"]),
+                scale=told.get("scaling_factor", SCALE if own else 1.0))
+    return dict(model=spec, task=task), {"model": convert(state_dict, build(spec))}
 

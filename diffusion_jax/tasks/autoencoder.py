@@ -5,9 +5,9 @@
     G = nll + c w f gan + k codebook        for a VQ                                                                 (3)
 
 One loss with both stops has the gradients of both players, so one optimiser state trains them: `train.optim:partition` gives each
-its own optimiser. f of (2) depends on the step, which is the task's memory; so is, for a VQ, how often each code was used of late,
+its own optimiser. f of (2) depends on the step, which is the task's memory; so is, for a VQ, how often each code was used,
 
-    counts <- 0.99 counts + 0.01 share of each code,   perplexity = exp(entropy of counts),   usage = share with counts > 0      (4)
+    counts <- 0.99 counts + 0.01 share of each code,   perplexity = exp(entropy of counts),   usage = share with counts > 0     (4)
 
 where a code counts as used while a single use within the last few hundred steps remains of it.
 
@@ -49,7 +49,7 @@ class Perceptual:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """Trains and applies an autoencoder; the parameters are {'model': ..., 'disc': ...}, without 'disc' where there are no losses.
+    """Trains and applies an autoencoder; the parameters are {'model': ..., 'disc': ...}, without losses 'model' alone.
 
     Attributes:
       model: the autoencoder.

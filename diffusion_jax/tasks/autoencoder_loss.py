@@ -8,8 +8,8 @@ With d the perceptual distance of two images, counted at every pixel,
     loss = nll + c w f gan,      f = 0 before the discriminator's start               (4)
 
 (3) gives both terms the same say in the last layer, whatever their scale. It is also what ruins reconstructions when the
-discriminator starts: one that knows nothing yet has a small gradient, so its weight is large. Against that `limit` can be lowered,
-f can rise slowly (`ramp`), and the discriminator can learn before anything listens to it (`lead`).
+discriminator starts: one that knows nothing yet has a small gradient, so its weight is large. Against that `limit` can be
+lowered, f can rise slowly (`ramp`), and the discriminator can learn before anything listens to it (`lead`).
 """
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ from diffusion_jax.diffusion.process import DDPM, bcast, noised
 from diffusion_jax.diffusion.samplers import VARIANCES
 from diffusion_jax.diffusion.times import Memoryless, SecondMoment, Uniform
 from diffusion_jax.nn.mp import normalize_weights
+from diffusion_jax.tasks.autoencoder import Autoencoder
 from diffusion_jax.tasks.images import check_shape
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Memory, Metrics, Params, Prediction, Process, Raw
 
@@ -54,6 +55,8 @@ class Diffusion:
       bound_weight: of (3) and (4); ADM's rescaled losses use steps / 1000 and steps.
       uncertainty: u of (5), noise [B] -> [B]; None for none. Its parameters are then 'uncertainty'.
       forced: forced normalisation of the weights of magnitude-preserving layers, see nn/mp.py.
+      first_stage: the frozen autoencoder whose latents the network sees, `shape` being theirs; None for pixels. Batches then hold
+        latents, or images of first_stage.shape, which are encoded on the way.
 
     Raises:
       ConfigError: an unknown option, or a combination that has no meaning.
@@ -72,6 +75,7 @@ class Diffusion:
     bound_weight: float = 1.0
     uncertainty: nn.Module | None = None
     forced: bool = False
+    first_stage: Autoencoder | None = None
 
     def __post_init__(self):
         if self.variance not in VARIANCES:
@@ -107,12 +111,12 @@ class Diffusion:
         Raises:
           ConfigError: the images have another shape than the task.
         """
-        check_shape(batch, self.shape)
+        check_shape(batch, self.shape if self.first_stage is None or self._holds_latents(batch) else self.first_stage.shape)
         k_model, k_cond = jax.random.split(key)
         batch = self.cond.prepare(batch, key)
         cond_vars = self.cond.init(k_cond, batch)
         cond = self.cond.apply(cond_vars, batch)
-        x = jnp.zeros_like(batch["image"])
+        x = jnp.zeros((len(batch["image"]), *self.shape))
         model_vars = self.model.init(k_model, x, jnp.zeros(len(x)), cond)
         params = {"model": model_vars["params"], "cond": cond_vars.get("params", {})}
         if self.uncertainty is not None:
@@ -147,6 +151,7 @@ class Diffusion:
         The losses logged are not weighted by the importance of t, the one returned is.
         """
         k_t, k_eps, k_drop, k_net, k_cond = jax.random.split(key, 5)
+        batch = self.latents(batch, frozen, k_cond)
         batch = self.cond.prepare(batch, k_cond)
         x0 = batch["image"]
         memory = frozen["memory"] if frozen and "memory" in frozen else self.memory()
@@ -160,6 +165,18 @@ class Diffusion:
         if train and memory:
             metrics["memory"] = self.times.learn(memory, t, jax.lax.stop_gradient(terms["loss"]))
         return jnp.mean(importance * terms["loss"]), metrics
+
+    def _holds_latents(self, batch: Raw) -> bool:
+        return batch["image"].shape[1:] == self.shape
+
+    def latents(self, batch: Raw, frozen: Params, key: Key) -> Raw:
+        """`batch` with its images as drawn latents, where there is a first stage and it holds images."""
+        if self.first_stage is None or self._holds_latents(batch):
+            return batch
+        if not frozen or "first_stage" not in frozen:
+            raise ConfigError("images are encoded by a first stage: name its folder in config.first_stage")
+        eps = jax.random.normal(key, (len(batch["image"]), *self.shape))
+        return {**batch, "image": self.first_stage.encode(frozen["first_stage"], batch["image"], eps)}
 
     def dropped(self, raw: Raw, draws: Mapping[str, Array]) -> Raw:
         """`raw` with each key's null value where its draw, uniform [B], lies below its drop rate."""

@@ -8,4 +8,5 @@ from golden_routines.ldm_first_stage import (  # noqa: F401
     lpips,
     vqmodel,
 )
-from golden_routines.ldm_network import bert_embedder, diffusers_unet, unet  # noqa: F401
+from golden_routines.ldm_loops import diffusers_sampler, latent_diffusion_loss, latent_diffusion_trajectory  # noqa: F401
+from golden_routines.ldm_network import bert_embedder, diffusers_unet, keys, unet  # noqa: F401

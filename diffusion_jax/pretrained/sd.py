@@ -1,0 +1,208 @@
+"""Whole latent diffusion models: Stable Diffusion 1 and 2, their inpainting forms, and the first models of latent diffusion.
+
+Two layouts of a model are read:
+
+    one file     .ckpt or .safetensors of CompVis: model.diffusion_model.*, first_stage_model.*, cond_stage_model.*, tables
+    a folder     of diffusers: unet/, vae/, text_encoder/, scheduler/scheduler_config.json, each with its config.json
+
+A folder says everything about itself. A file says its sizes; the rest is known of the published ones (pretrained/ldm_unet.py) and
+given for others, as the 'params' of CompVis's yaml in JSON. The scale of the latents, the betas, what the network predicts and
+the tokens of the empty text go into the page, and so into every checkpoint: nothing of it has to be known to sample.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.diffusion.process import DDPM
+from diffusion_jax.pretrained import clip, ldm_text, ldm_unet, vae
+from diffusion_jax.pretrained.folder import options, weights
+from diffusion_jax.pretrained.reader import read
+from diffusion_jax.types import Params
+
+UNET, FIRST, TEXT = "model.diffusion_model.", vae.FIRST, "cond_stage_model."
+HF, OPEN_CLIP, CLASSES = f"{TEXT}transformer.", f"{TEXT}model.", f"{TEXT}embedding.weight"
+IGNORED = ("model_ema.", "logvar", "scale_factor", f"{TEXT}logit_scale", f"{FIRST}loss.", f"{FIRST}colorize")
+"""Averages that are in the file beside the weights that published scripts use, and what only training needs."""
+TABLES = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "lvlb_weights")
+SCALE = vae.SCALE
+START_TEXT, END_TEXT = 49406, 49407
+SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "squaredcos"}
+PREDICTIONS = {"epsilon": "Eps", "eps": "Eps", "v_prediction": "V", "v": "V", "sample": "X0", "x0": "X0"}
+SAMPLERS = {"PNDMScheduler": "plms", "DDIMScheduler": "ddim", "DDPMScheduler": "ancestral", "EulerDiscreteScheduler": "euler",
+            "EulerAncestralDiscreteScheduler": "euler_ancestral", "DPMSolverMultistepScheduler": "dpmpp_2m"}
+Spec = dict[str, Any]
+
+
+def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
+    """A published model as (config, params).
+
+    Args:
+      path: the file or the folder, see the top of this file.
+      official: of a file, the 'params' of CompVis's yaml; for Stable Diffusion 2 at least {'parameterization': 'v' or 'eps'}.
+
+    Returns:
+      The sections model, task, data and sample of a page, and {'model': ..., 'cond': ..., 'first_stage': ...}, the last of which
+      holds the parameters of the autoencoder that task.first_stage describes.
+
+    Raises:
+      ConfigError: something is missing, has no counterpart here or does not fit; the line says what.
+    """
+    return from_folder(Path(path)) if Path(path).is_dir() else from_file(read(path, "state_dict"), official or {})
+
+
+def part(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """What lies under a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+
+
+def from_file(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tuple[dict[str, Any], Params]:
+    """`load` of a state dict of CompVis's."""
+    known = (UNET, FIRST, TEXT, *IGNORED, *TABLES)
+    strange = [key for key in state_dict if not key.startswith(known)]
+    network, first = part(state_dict, UNET), part(state_dict, FIRST)
+    if strange or not network or not first:
+        raise ConfigError(f"this is no whole latent diffusion model in one file: {strange[0] if strange else 'a part'} is "
+                          f"{'not of one' if strange else 'missing'}")
+    options = official.get("unet_config", {}).get("params") or ldm_unet.published(network)
+    model, label = ldm_unet.config(options)
+    cond, text = conditioner(state_dict, official)
+    cond = cond or label
+    params = ldm_unet.convert(network, build(model), build(label))
+    if text is not None:
+        params["cond"] = text
+    first = {key: value for key, value in first.items() if not key.startswith("loss.")}
+    autoencoder, scale = vae.published(first), official.get("scale_factor", SCALE if cond and model["transformer"] else 1.0)
+    params["first_stage"] = {"model": vae.convert(first, build(autoencoder))}
+    side = official.get("image_size", 64)
+    prediction = official.get("parameterization", "eps")
+    if model["transformer"] and model.get("head_channels") == 64 and "parameterization" not in official:
+        raise ConfigError("Stable Diffusion 2 predicts eps or v, its file does not say which: --official with parameterization")
+    process = table(state_dict, official)
+    extra = options["in_channels"] - options["out_channels"]
+    return page(model, cond, process, prediction, side, autoencoder, scale, extra), params
+
+
+def conditioner(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tuple[Spec | None, Params | None]:
+    """What to `build` the conditioner of a file from and its parameters; (None, None) where the file has none of its own."""
+    if CLASSES in state_dict:
+        rows, width = state_dict[CLASSES].shape
+        return dict(name="diffusion_jax.models.text_cond:LabelToken", num_classes=rows - 1, width=width), {
+            "table": state_dict[CLASSES]}
+    for prefix, fill, skip in ((HF, END_TEXT, 0), (OPEN_CLIP, 0, 1)):
+        weights = {key: value for key, value in part(state_dict, prefix).items() if key != "logit_scale"}
+        if not weights:
+            continue
+        if "token_emb.weight" in weights:
+            tower = ldm_text.bert_config(weights)
+            return text_cond(tower, (101, 102, 0), tower["context"]), {"tower": ldm_text.convert_bert(weights, build(tower))}
+        told = {"hidden_act": "quick_gelu", "eos_token_id": 2, "num_attention_heads": 12}
+        if skip:
+            width = weights["positional_embedding"].shape[1]
+            told = {"vision_cfg": {}, "text_cfg": {"heads": width // 64}}
+        tower = clip.towers(weights, told)["text"] | ({"skip": skip} if skip else {})
+        return text_cond(tower, (START_TEXT, END_TEXT, fill), tower["context"]), {"tower": clip.convert(weights, build(tower))}
+    return None, None
+
+
+def text_cond(tower: Spec, empty: tuple[int, ...], context: int) -> Spec:
+    """What to `build` the conditioner of a text tower from."""
+    return dict(name="diffusion_jax.models.text_cond:TowerText", tower=tower, empty=empty, context=context)
+
+
+def table(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> Spec:
+    """The process of a file: of its betas, or of its options where it has none.
+
+    Raises:
+      ConfigError: the betas are not those of the process.
+    """
+    betas = state_dict.get("betas")
+    told = official.get("linear_start", 0.00085), official.get("linear_end", 0.012)
+    start, end = (float(f"{float(value):.6g}") for value in (told if betas is None else (betas[0], betas[-1])))
+    steps = len(betas) if betas is not None else official.get("timesteps", 1000)
+    if betas is not None and abs(DDPM("scaled_linear", steps, start, end).betas - betas).max() > 1e-6:
+        raise ConfigError("the file's betas are not linear in their roots: no process here has them")
+    return dict(name="diffusion_jax.diffusion.process:DDPM", schedule="scaled_linear", steps=steps, start=start, end=end)
+
+
+def from_folder(folder: Path) -> tuple[dict[str, Any], Params]:
+    """`load` of a folder of diffusers."""
+    told = options(folder / "unet")
+    model, cond = ldm_unet.diffusers_config(told)
+    label = build(cond)
+    params = ldm_unet.convert(weights(folder / "unet"), build(model), label)
+    if (folder / "text_encoder").is_dir():
+        found, config = weights(folder / "text_encoder"), options(folder / "text_encoder")
+        tower = clip.towers(found, config)["text"]
+        cond = text_cond(tower, (START_TEXT, END_TEXT, _fill(folder)), tower["context"])
+        params["cond"] = {"tower": clip.convert(found, build(tower))}
+    config = options(folder / "vae")
+    autoencoder = vae.diffusers_config(config)
+    params["first_stage"] = {"model": vae.convert(weights(folder / "vae"), build(autoencoder))}
+    schedule = options(folder / "scheduler", "scheduler_config.json")
+    made = page(
+        model, cond, process_of(schedule), schedule.get("prediction_type", "epsilon"), told.get("sample_size") or 64, autoencoder,
+        config.get("scaling_factor", SCALE), told["in_channels"] - told["out_channels"],
+    )
+    last = -1 if schedule.get("set_alpha_to_one", schedule.get("_class_name") == "DDIMScheduler") else 0
+    times = f"leading,offset={schedule.get('steps_offset', 0)},last={last}"
+    made["sample"] |= dict(sampler=SAMPLERS.get(schedule.get("_class_name"), "ddim"), times=times)
+    if schedule.get("timestep_spacing", "leading") == "trailing":
+        made["sample"]["times"] = "trailing"
+    if schedule.get("clip_sample", False):
+        made["sample"]["clip"] = schedule.get("clip_sample_range", 1.0)
+    return made, params
+
+
+def process_of(schedule: Mapping[str, Any]) -> Spec:
+    """The process of a scheduler_config.json.
+
+    Raises:
+      ConfigError: a schedule that is not here.
+    """
+    name = schedule.get("beta_schedule", "linear")
+    if name not in SCHEDULES or schedule.get("trained_betas") is not None:
+        raise ConfigError(f"no process here has the scheduler's betas {name!r}; known: {', '.join(SCHEDULES)}")
+    spec = dict(name="diffusion_jax.diffusion.process:DDPM", schedule=SCHEDULES[name], steps=schedule["num_train_timesteps"],
+                zero_snr=schedule.get("rescale_betas_zero_snr", False))
+    return spec if name == "squaredcos_cap_v2" else spec | {
+        "start": schedule.get("beta_start", 1e-4), "end": schedule.get("beta_end", 0.02)}
+
+
+def page(
+    model: Spec, cond: Spec, process: Spec, prediction: str, side: int, autoencoder: Spec, scale: float, extra: int
+) -> dict[str, Any]:
+    """The sections model, task, data and sample of a page; `extra` channels of the network's input are not x's."""
+    if prediction not in PREDICTIONS:
+        raise ConfigError(f"no network here predicts {prediction!r}; known: {', '.join(PREDICTIONS)}")
+    factor, text = 2 ** (len(autoencoder["mults"]) - 1), cond
+    if extra:
+        key = "inpaint" if extra == 1 + autoencoder["latent"] else "low_res"
+        stack = dict(name="diffusion_jax.models.text_cond:Stack", key=key, channels=extra)
+        named = not cond["name"].endswith(":Nothing")
+        cond = dict(name="diffusion_jax.models.cond:Joint", parts=[cond, stack]) if named else stack
+    first = dict(
+        name="diffusion_jax.tasks.autoencoder:Autoencoder", model=autoencoder, scale=scale,
+        shape=(side * factor, side * factor, autoencoder["channels"]),
+    )
+    task = dict(
+        name="diffusion_jax.tasks.diffusion:Diffusion", cond=cond, process=process, shape=(side, side, autoencoder["latent"]),
+        scale=dict(name=f"diffusion_jax.diffusion.scales:{PREDICTIONS[prediction]}"), first_stage=first,
+    )
+    decode: Spec = dict(name="diffusion_jax.data.image:Decode", size=side * factor)
+    if text["name"].endswith(":TowerText") and text["empty"][0] == START_TEXT:
+        decode["tokenizer"] = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=text["context"],
+                                   pad_end=text["empty"][-1] == END_TEXT)
+    guided = 7.5 if "tokenizer" in decode else 1.0
+    return dict(model=model, task=task, data=dict(decode=decode),
+                sample=dict(sampler="ddim", steps=50, times="leading,offset=1,last=0", guidance=guided))
+
+
+def _fill(folder: Path) -> int:
+    """The token that fills up a text: that of '!', number 0, or the end."""
+    file = folder / "tokenizer" / "tokenizer_config.json"
+    pad = json.loads(file.read_text()).get("pad_token") if file.is_file() else None
+    return 0 if (pad.get("content") if isinstance(pad, dict) else pad) == "!" else END_TEXT

@@ -1,0 +1,47 @@
+"""From an autoencoder's folder to latents, to a model of them, to images: every step by its mode."""
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data.latents import Draw, Latents
+from diffusion_jax.modes import encode, sample, train
+from diffusion_jax.train.checkpoint import load
+
+PAGES = Path(__file__).parent.parent.parent / "configs"
+
+
+def page(name, arg):
+    spec = importlib.util.spec_from_file_location(name, PAGES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arg", ["", "vq"])
+def test_a_model_of_encoded_digits_samples_digits(arg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = page("digits_vae", arg)
+    config.update(steps=2, batch=8)
+    train.run(config, "vae", {})
+    encode.run(None, "vae", {"out": "latents", "batch": 64})
+    latents = Latents("latents")
+    draws = np.stack([Draw("latents")(latents[i], np.random.default_rng(i))["image"] for i in range(200)])
+    assert draws.shape[1:] == (4, 4, 2) and len(latents) == 1500 and latents.names[3] == "3"
+    np.testing.assert_allclose([draws.mean((0, 1, 2)), draws.std((0, 1, 2))], [[0, 0], [1, 1]], atol=0.15)
+
+    config = page("flowers102_ldm", "latents")
+    config.update(steps=2, batch=8)
+    config.model.update(width=32, depth=1, heads=4, channels=2)
+    config.task.update(shape=(4, 4, 2))
+    config.task.cond.update(num_classes=10, width=32)
+    config.sample.update(num=4, steps=2)
+    train.run(config, "ldm", {})
+    sample.run(None, "ldm", {"num": 3, "out": "x.npz"})
+    assert np.load("x.npz")["arr_0"].shape == (3, 8, 8, 1)
+    assert load("ldm")[1].first_stage.scale == load("latents/first_stage")[1].scale != 1.0
+    with pytest.raises(ConfigError, match="--out"):
+        encode.run(None, "vae", {"out": "latents"})

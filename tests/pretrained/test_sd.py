@@ -1,0 +1,94 @@
+"""A tiny Stable Diffusion of diffusers, saved, imported by our command, and sampled by both from the same noise."""
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.diffusion.samplers import sample
+from diffusion_jax.modes import first_stage, import_weights
+from diffusion_jax.pipelines.latent import decoded, edit, masked
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.train.checkpoint import load
+
+STEPS, SCALE = 10, 5.0
+
+
+def parts(prediction, levels=2):
+    """The parts of a random pipeline."""
+    torch, diffusers, transformers = (pytest.importorskip(name) for name in ("torch", "diffusers", "transformers"))
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        use_linear_projection=prediction == "v_prediction",
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1, latent_channels=4, sample_size=16,
+    )
+    text = transformers.CLIPTextModel(transformers.CLIPTextConfig(
+        vocab_size=49408, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        hidden_act="gelu" if prediction == "v_prediction" else "quick_gelu", projection_dim=32,
+    ))
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type=prediction,
+    )
+    return torch, diffusers, unet, vae, text, scheduler
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_diffusers_folder_gives_the_same_images(prediction, tmp_path):
+    torch, diffusers, unet, vae, text, scheduler = parts(prediction)
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=None, unet=unet, scheduler=scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text), ("scheduler", scheduler)):
+        part.save_pretrained(tmp_path / "sd" / name)
+    import_weights.run(None, str(tmp_path / "run"), {"system": "sd", "source": str(tmp_path / "sd")})
+    stored, task, params = load(tmp_path / "run")
+    frozen = first_stage.kept(str(tmp_path / "run"))
+
+    rng = np.random.default_rng(0)
+    tokens = np.full((2, 77), 49407)
+    tokens[:, 0], tokens[:, 1:6] = 49406, rng.integers(0, 49000, (2, 5))
+    raw = {"tokens": jnp.asarray(tokens, jnp.int32)}
+    noise = rng.standard_normal((2, 8, 8, 4)).astype(np.float32)
+    with torch.no_grad():
+        seen, empty = (text(torch.tensor(np.array(t, np.int64)))[0] for t in (tokens, task.cond.null(raw)["tokens"]))
+        want = pipe(
+            prompt_embeds=seen, negative_prompt_embeds=empty, latents=torch.tensor(noise.transpose(0, 3, 1, 2)),
+            guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt",
+        ).images.numpy().transpose(0, 2, 3, 1)
+
+    recipe = Recipe.of({**stored.sample.to_dict(), "steps": STEPS, "guidance": SCALE})
+    assert recipe.sampler == "ddim" and recipe.times == "leading,offset=1,last=0"
+    null = task.embed(params, task.cond.null(raw))
+    guided = recipe.make_guidance(task, jnp.float32(SCALE), null, jax.random.normal)(task.denoiser(params))
+    sampler, times, cond = recipe.make_sampler(task, jax.random.normal), recipe.grid(task.process), task.embed(params, raw)
+    x = jax.jit(lambda x: sample(guided, sampler, x, times, cond, jax.random.key(0)))(noise)
+    (images,) = decoded(task, frozen, iter([np.asarray(x)]))
+    np.testing.assert_allclose(np.clip(images / 2 + 0.5, 0, 1), want, atol=2e-3)
+
+    again = edit(task, params, frozen, recipe, raw, jnp.asarray(images), strength=0.5)
+    hole = jnp.zeros((2, 16, 16, 1)).at[:, :8].set(1)
+    kept = edit(task, params, frozen, recipe, raw, jnp.asarray(images), mask=hole)
+    assert again.shape == kept.shape == images.shape and np.isfinite(again).all() and np.isfinite(kept).all()
+    assert masked(task, frozen, jnp.asarray(images), hole, jax.random.key(0))["inpaint"].shape == (2, 8, 8, 5)
+    with pytest.raises(ConfigError, match="strength"):
+        edit(task, params, frozen, recipe, raw, jnp.asarray(images), strength=0.01)
+
+
+def test_a_folder_without_weights_says_so(tmp_path):
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({
+        "block_out_channels": [32], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
+        "in_channels": 4, "out_channels": 4, "cross_attention_dim": 8,
+    }))
+    with pytest.raises(ConfigError, match="holds no weights"):
+        import_weights.run(None, str(tmp_path / "run"), {"system": "sd", "source": str(tmp_path)})
