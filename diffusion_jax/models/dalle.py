@@ -36,7 +36,7 @@ Cache = list[tuple[Array, Array]]
 """Keys and values of every layer, each [B, heads, S, d]."""
 
 LAYOUTS = ("dalle", "rudalle", "dense")
-SPARSE_GRID = 16                                       # from this side on blocks beat masks on a CPU, see nn/sparse_attention.py
+SPARSE_GRID = {"row": 16, "column": 16, "conv": 32}    # from this side on blocks beat masks on a CPU: tests/bench_dalle.py
 INIT = nn.initializers.normal(0.02)
 
 
@@ -203,10 +203,9 @@ class DALLE(nn.Module):
     def hidden(self, text: Array, image: Array) -> Array:
         """What the heads see of every token that is read: [B, length, D] float32."""
         x = self.embed(text, image)[:, : self.length]
-        sparse = self.grid >= SPARSE_GRID if self.sparse is None else self.sparse
         for block, pattern in zip(self.blocks, self.patterns, strict=True):
-            whole = sparse and pattern.kind != "full" and x.shape[1] in (pattern.length, pattern.length - 1)
-            x, _ = block(x, partial(_attend, pattern=pattern, sparse=whole))
+            pays = self.grid >= SPARSE_GRID.get(pattern.kind, self.grid + 1) if self.sparse is None else self.sparse
+            x, _ = block(x, partial(_attend, pattern=pattern, sparse=pays and pattern.kind != "full"))
         return self.norm(x.astype(jnp.float32))
 
     def embed(self, text: Array, image: Array) -> Array:

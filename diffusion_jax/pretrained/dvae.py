@@ -202,7 +202,8 @@ def read_module(path: str | Path) -> dict[str, np.ndarray]:
         import torch
     except ModuleNotFoundError:
         raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
-    reader = types.SimpleNamespace(Unpickler=Unpickler, load=lambda file, **options: Unpickler(file, **options).load())
+    reader: Any = types.ModuleType("reader")                    # what torch.load takes in place of the module pickle
+    reader.Unpickler, reader.load = Unpickler, lambda file, **options: Unpickler(file, **options).load()
     try:
         module = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
     except pickle.UnpicklingError as error:

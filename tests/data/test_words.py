@@ -1,0 +1,29 @@
+"""Tokenizers without files, and captions that become tokens on their way to a batch."""
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data.digits import WORDS as NAMES
+from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.image import Decode
+from diffusion_jax.data.loader import Batches
+from diffusion_jax.data.words import Bytes, Words
+
+WORDS = Words(("a", "handwritten", "three"), 4)
+
+
+def test_words_and_bytes_are_numbers():
+    assert WORDS("A handwritten THREE").tolist() == [1, 2, 3, 0] and WORDS("").tolist() == [0] * 4 and WORDS.size == 4
+    assert Bytes(4)("é1").tolist() == [0xC3 + 1, 0xA9 + 1, ord("1") + 1, 0]
+    with pytest.raises(ConfigError, match="did you mean 'three'"):
+        WORDS("a handwritten thre")
+    with pytest.raises(ConfigError, match="too long"):
+        Bytes(2)("abc")
+
+
+def test_digits_are_captioned_and_a_batch_holds_their_tokens():
+    record = Digits()[0]
+    assert record["caption"] == f"a handwritten {NAMES[record['label']]}"
+    batch = Batches(Digits(), Decode(8, channels=1, tokenizer=Bytes(20)), 4, 0)[3]
+    assert batch["tokens"].shape == (4, 20) and batch["tokens"].dtype == np.int32
+    assert bytes(int(b) - 1 for b in batch["tokens"][1] if b).decode() == batch["caption"][1]

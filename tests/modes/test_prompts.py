@@ -1,0 +1,73 @@
+"""Token models from the command line: prompts, completion, ranking, likelihood, import, and what they refuse."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pages import page
+from PIL import Image
+
+from diffusion_jax.modes import train
+from diffusion_jax.train.checkpoint import config_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """digits_dvae:tiny, digits_dalle:tiny on it, and a classifier."""
+    root = tmp_path_factory.mktemp("tokens")
+    for name, changes in (("digits_dvae", {}), ("digits_dalle", {"first_stage": str(root / "digits_dvae")}),
+                          ("digits_classifier", {"evaluate": {"num": 0}})):
+        train.run(page(name, **changes), str(root / name), {})
+    return root
+
+
+def test_a_run_samples_without_its_first_stages_folder(folder, cli, tmp_path):
+    run = shutil.copytree(folder / "digits_dalle", tmp_path / "run")
+    assert config_of(run)["task"]["first_stage"]["model"]["codes"] == 16
+    three, one = "a handwritten three", "a handwritten one"
+    done = cli("--workdir", run, "--mode", "sample", "--prompt", three, "--prompt", one, "--num", 3, "--top_k", 5,
+               "--temperature", 0.9, "--guidance", 2, "--out", tmp_path / "x.npz")
+    assert done.code == 0, done.err
+    found = np.load(tmp_path / "x.npz")
+    assert found["arr_0"].shape == (6, 8, 8, 1) and found["prompts"].tolist() == [three] * 3 + [one] * 3
+    assert cli("--workdir", run, "--mode", "sample", "--num", 4, "--out", f"{tmp_path}/all/").code == 0
+    assert len(list((tmp_path / "all").iterdir())) == 4
+
+
+def test_completion_and_ranking(folder, cli, tmp_path):
+    command = ("--workdir", folder / "digits_dalle", "--mode", "sample")
+    np.savez(tmp_path / "given.npz", arr_0=np.full((2, 8, 8, 1), 200, np.uint8))
+    prompt = ("--prompt", "a handwritten three", "--num", 2)
+    assert cli(*command, *prompt, "--complete", tmp_path / "given.npz", "--out", tmp_path / "a.png").code == 0
+    ranked = cli(*command, *prompt, "--rerank", folder / "digits_classifier", "--candidates", 4, "--out", tmp_path / "b.png")
+    assert ranked.code == 0 and Image.open(tmp_path / "b.png").size[1] == 8
+    alone = cli(*command, *prompt, "--candidates", 4)
+    assert alone.code == 2 and "--rerank" in alone.err
+    word = cli(*command, "--prompt", "a handwritten thre")
+    assert word.code == 2 and "did you mean 'three'" in word.err
+    option = cli(*command, *prompt, "--cads", "s=1")
+    assert option.code == 2 and "sampling option" in option.err
+
+
+def test_likelihood_of_both_stages(folder, cli):
+    for name, figure in (("digits_dvae", "perplexity"), ("digits_dalle", "image (bits per token)")):
+        done = cli("--workdir", folder / name, "--mode", "likelihood", "--num", 40)
+        assert done.code == 0 and figure in done.out, done.err
+        report = json.loads((folder / name / "likelihood.json").read_text())
+        assert report["images"] == 40 and np.isfinite(report[figure])
+    assert (folder / "digits_dvae" / "reconstructions.png").is_file()
+    other = cli("--workdir", folder / "digits_classifier", "--mode", "likelihood")
+    assert other.code == 2 and "NoisyClassifier" in other.err
+
+
+def test_a_resumed_run_needs_its_own_folder_only(folder, tmp_path):
+    run = shutil.copytree(folder / "digits_dalle", tmp_path / "run")
+    config = page("digits_dalle", first_stage=str(folder / "digits_dvae"))
+    hidden = (folder / "digits_dvae").rename(folder / "hidden")
+    try:
+        train.run(page("digits_dalle", first_stage=config.first_stage, steps=6), str(run), {})
+    finally:
+        hidden.rename(folder / "digits_dvae")
+    assert config_of(run)["steps"] == 6
