@@ -34,6 +34,7 @@ setup(
         "safetensors",
         "ftfy>=6",
         "regex",
+        "imageio>=2.34",
         "tensorboardX",
     ],
     extras_require={
@@ -41,5 +42,6 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "torch": ["torch>=2.6"],
+        "video": ["imageio-ffmpeg>=0.5"],
     },
 )

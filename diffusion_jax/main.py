@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from diffusion_jax.build import ConfigError
 
-MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "likelihood")
+MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "edit", "encode", "likelihood")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A page of configs/; train needs it, the others read the checkpoint's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics, samples, report.", required=True)
@@ -33,7 +33,7 @@ OPTIONS = [
     flags.DEFINE_string("cads", None, "CADS options: 's=0.1,tau1=0.6,tau2=0.9,psi=1'."),
     flags.DEFINE_float("clip", None, "Clip x0 to [-clip, clip]; 0 is not."),
     flags.DEFINE_float("threshold", None, "Quantile of dynamic thresholding; 0 is none."),
-    flags.DEFINE_string("classifier", None, "Folder of a noisy classifier that guides towards the label."),
+    flags.DEFINE_string("classifier", None, "Folder of a noisy classifier that guides towards the label, or of a CLIP."),
     flags.DEFINE_string("weak", None, "Folder of a weaker model to guide away from (autoguidance), in place of no condition."),
     flags.DEFINE_integer("weak_step", None, "Its checkpoint; the newest by default."),
     flags.DEFINE_float("classifier_scale", None, "Scale of its gradient, 1 by default."),
@@ -50,11 +50,17 @@ OPTIONS = [
     flags.DEFINE_string("rerank", None, "Folder of a classifier that chooses among --candidates."),
     flags.DEFINE_integer("candidates", None, "Images to make for each that is kept.", lower_bound=1),
     flags.DEFINE_multi_string("prompt", None, "Text to make an image of; may be given again."),
-    flags.DEFINE_float("temperature", None, "Of the choice of tokens, 1 by default."),
+    flags.DEFINE_float("temperature", None, "Of the choice of tokens, or of the noise that sampling starts from; 1 by default."),
     flags.DEFINE_integer("top_k", None, "Choose among the k most likely tokens; 0 is all.", lower_bound=0),
     flags.DEFINE_float("top_p", None, "Choose among the most likely tokens that together have this probability; 0 is all."),
     flags.DEFINE_string("complete", None, "Images whose upper halves are given to a token model: x.npz, an image or a folder."),
     flags.DEFINE_string("template", None, "Text of a class for zero_shot: 'a photo of a {}'."),
+    flags.DEFINE_string("op", None, "Of mode edit: invert, strength, switch, mix, guidance, phi, inpaint or replay."),
+    flags.DEFINE_integer("to_label", None, "The other class of edits.", lower_bound=0),
+    flags.DEFINE_multi_string("to_prompt", None, "The other text of edits; may be given again."),
+    flags.DEFINE_multi_string("rect", None, "What to make anew: top,left,bottom,right in pixels; may be given again."),
+    flags.DEFINE_string("session", None, "JSON file of an editing session."),
+    flags.DEFINE_float("strength", None, "Of an edit, 0 ... 1: how much noise a picture is given first."),
     flags.DEFINE_string("over", None, "What sweep changes: an option of sampling, 'cads.s' for example, or which, step, run."),
     flags.DEFINE_list("values", None, "Its values: 1,2,4."),
     flags.DEFINE_list("std", None, "Lengths of averages for posthoc_ema, relative to the run's: 0.05,0.10."),

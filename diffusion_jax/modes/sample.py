@@ -11,10 +11,12 @@ import numpy as np
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes import prompts
+from diffusion_jax.modes import first_stage, prompts, text
 from diffusion_jax.pipelines.cascade import Stage, generate_cascade
 from diffusion_jax.pipelines.diffusion import Guide, Weak, conditions
+from diffusion_jax.pipelines.latent import decoded
 from diffusion_jax.tasks.classifier import NoisyClassifier
+from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train.checkpoint import config_of, load
 from diffusion_jax.train.state import plain
@@ -29,31 +31,36 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       config: not needed: the checkpoint carries its own.
       workdir: the run's folder.
       options: num, label, seed, out, which, step, batch, classifier (a run's folder), weak (another, and perhaps weak_step),
-        upsampler (a list of them), low_res (a file that `image.read_batch` reads), and the fields of `Recipe`; what is not given
+        upsampler (a list of them), low_res (a file that `image.read_batch` reads), prompt (a list: num images for each, a row
+        of the grid; held-out captions where a model that reads text is given none), and the fields of `Recipe`; what is not given
         comes from the checkpoint's config. A transformer over tokens takes those of `prompts.images_of`.
 
     Raises:
       ConfigError: a bad `out`, what `load`, `conditions` or `generate` refuse, or samples that are not finite.
     """
     options = dict(options)
-    if config_of(workdir, options.get("step"))["task"]["name"] == TOKENS:
-        out = checked_out(options.pop("out", str(Path(workdir, "samples.png"))))
-        images, asked = prompts.images_of(workdir, options)
-        prompts.write(out, images, asked)
-        print(f"{len(images)} samples: {out}")
-        return
-    guide, weak, larger = guide_of(options.pop("classifier", None)), weak_of(options), options.pop("upsampler", ())
-    given = options.pop("low_res", None)
-    num, label = options.pop("num", 64), options.pop("label", None)
-    seed, batch = options.pop("seed", 0), options.pop("batch", 100)
     target = checked_out(options.pop("out", str(Path(workdir, "samples.png"))))
+    if config_of(workdir, options.get("step"))["task"]["name"] == TOKENS:
+        images, asked = prompts.images_of(workdir, options)
+        prompts.write(target, images, asked)
+        print(f"{len(images)} samples: {target}")
+        return
+    guide_folder = options.pop("classifier", None)
+    guide, weak, larger = guide_of(guide_folder), weak_of(options), options.pop("upsampler", ())
+    given = options.pop("low_res", None)
+    asked = options.pop("prompt", None)
+    num, label = options.pop("num", 8 if asked else 64) * len(asked or "1"), options.pop("label", None)
+    seed, batch = options.pop("seed", 0), options.pop("batch", 100)
     out = Path(target)
     base = stage_of(workdir, options.pop("which", "ema"), options.pop("step", None), options)
     if guide is None and "classifier_scale" in options:
         raise ConfigError("--classifier_scale needs a --classifier")
-    raw = conditions(base.task, num, label, small_images(given, base.task) if given else None, guide)
+    raw = small_images(given, base.task) if given else {}
+    raw |= text.conditions_of(workdir, base.task, asked, num, guide_folder if guide else None)
+    raw = conditions(base.task, num, label, raw, guide)
     stages = [base, *(stage_of(folder, "ema", None, {}) for folder in larger)]
-    batches = pixels_of(generate_cascade(stages, raw, num, seed, batch, guide, weak), num)
+    samples = decoded(stages[-1].task, first_stage.kept(workdir), generate_cascade(stages, raw, num, seed, batch, guide, weak))
+    batches = pixels_of(samples, num)
     if target.endswith("/"):
         write_folder(out, batches, raw)
     else:
@@ -62,7 +69,7 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
             np.savez(out, arr_0=images, **({"arr_1": raw["label"]} if "label" in raw else {}))
         else:
-            image.save_png(out, image.grid(images))
+            image.save_png(out, image.grid(images, num // len(asked) if asked and num > len(asked) > 1 else None))
     print(f"{num} samples: {out}")
 
 
@@ -94,7 +101,7 @@ def guide_of(folder: str | None, flag: str = "classifier") -> Guide | None:
     if folder is None:
         return None
     _, task, params = load(folder)
-    if not isinstance(task, NoisyClassifier):
+    if not isinstance(task, NoisyClassifier) and not (isinstance(task, Contrastive) and flag == "classifier"):
         raise ConfigError(f"--{flag} {folder} holds a {type(task).__name__}: give the folder of a noisy classifier")
     return Guide(task, params)
 

@@ -60,11 +60,11 @@ def Switch(second: Cond, after: Array) -> Guidance:
 
 
 def held(sampler: Sampler, process: Process, image: Array, eps: Array, strength: Array) -> Sampler:
-    """(1): `sampler`, but as long as the clock is above `strength`, x_s is the noised image [B, H, W, C] itself."""
+    """(1): `sampler`, but until the clock has passed `strength`, x_s is the noised image [B, H, W, C] itself."""
 
     def step(denoise, x, state, t, s, key):
         x, state = sampler.step(denoise, x, state, t, s, key)
-        return jnp.where(process.unit(s) > strength, noised(process, image, s, eps), x), state
+        return jnp.where(jnp.maximum(process.unit(s), 0) >= strength, noised(process, image, s, eps), x), state
 
     return Sampler(sampler.init, step)
 

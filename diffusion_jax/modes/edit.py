@@ -1,0 +1,207 @@
+"""Mode `edit`: pictures changed, and conditions changed half-way, by a trained diffusion model. --op says how:
+
+    invert      --images x.png                                     up to noise and back; says how well
+    strength    --images x.png --values 0,0.25,0.5,0.75,1          from the picture (0) to one of the condition alone (1)
+    switch      --label 3 --to_label 7 --values 0,10,20,30,50      the first k steps under one condition, the rest under another
+    mix         --label 3 --to_label 7 --values 0,0.25,0.5,0.75,1  between two embedded conditions
+    guidance    --values -10,-5,0,1,5,10                           scales of classifier-free guidance
+    phi         --values -10,-5,0,5,10 --guidance 3                rescaled phi
+    inpaint     --images x.png --rect 2,2,6,6 --session s.json     a part made anew; appended to the session
+    replay      --session s.json                                   the session from its start
+
+Conditions are --label or --prompt, and --to_label or --to_prompt; without them the classes, or held-out captions, in turn.
+What is swept is written as a grid, a row for each value, and as an animation with a frame for each: out.png, out.gif, out.mp4.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.data import image as pictures
+from diffusion_jax.modes import text
+from diffusion_jax.modes.sample import stage_of
+from diffusion_jax.pipelines.cascade import Stage
+from diffusion_jax.pipelines.diffusion import conditions
+from diffusion_jax.pipelines.edit import How, edit, invert, rectangles, swept
+from diffusion_jax.types import Raw
+
+SWEEPS = ("strength", "switch", "mix", "guidance", "phi")
+OPS = ("invert", *SWEEPS, "inpaint", "replay")
+SECONDS = 0.4
+"""How long a frame is shown."""
+
+
+def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
+    """Edits with the newest checkpoint; the folder alone is enough.
+
+    Args:
+      config: not needed: the checkpoint carries its own.
+      workdir: the run's folder.
+      options: op; label, prompt, to_label, to_prompt, images, values, rect, session (see the top of this file); num, of each
+        value; seed, which, step, out (a file name whose suffix is replaced, 'edit.png' in the working folder by default), and
+        the fields of `Recipe`.
+
+    Raises:
+      ConfigError: an unknown op, what it needs and is not given, or what `load` and `conditions` refuse.
+    """
+    options = dict(options)
+    op = options.pop("op", None)
+    if op not in OPS:
+        raise unknown("op of mode edit", str(op), OPS)
+    out = Path(options.pop("out", Path(workdir, "edit.png")))
+    if op in ("inpaint", "replay"):
+        images = session(workdir, op, options)
+        return written(out, images[:, None], f"{op}: {len(images)} pictures")
+    given = {name: options.pop(name, None) for name in ("images", "values", "to_label", "to_prompt", "label", "prompt")}
+    num, seed = options.pop("num", None), options.pop("seed", 0)
+    stage = stage_of(workdir, options.pop("which", "ema"), options.pop("step", None), options)
+    image = None if given["images"] is None else images_at(given["images"], stage)
+    raw = asked(workdir, stage, given["label"], given["prompt"], num or (len(image) if image is not None else 8))
+    if op in ("invert", "strength") and image is None:
+        raise ConfigError(f"op {op} needs --images")
+    if image is not None:
+        count = len(next(iter(raw.values()))) if raw else num or len(image)
+        image = image[np.arange(count) % len(image)]
+    if op == "invert":
+        return inverted(stage, raw, image, seed, out)
+    if not given["values"]:
+        raise ConfigError(f"op {op} needs --values")
+    second = None
+    if op in ("switch", "mix"):
+        if given["to_label"] is None and given["to_prompt"] is None:
+            raise ConfigError(f"op {op} needs --to_label or --to_prompt")
+        second = asked(workdir, stage, given["to_label"], given["to_prompt"], len(next(iter(raw.values()))))
+    values = numbers(given["values"])
+    how = How(guidance=stage.recipe.guidance, phi=stage.recipe.phi)
+    kept = image if op == "strength" else None
+    made = swept(stage.task, stage.params, stage.recipe, raw, seed, how, op, values, second, kept)
+    written(out, pictures.to_uint8(made), f"{op} over {', '.join(map(str, values))}")
+
+
+def images_at(path: str, stage: Stage) -> np.ndarray:
+    """The pictures in a file or folder, as the model sees them: [N, H, W, C] in [-1, 1].
+
+    Raises:
+      ConfigError: they have another size than the model's.
+    """
+    found, _ = pictures.read_batch(path)
+    found = np.stack([pictures.to_channels(picture, stage.task.shape[-1]) for picture in found])
+    if found.shape[1:] != stage.task.shape:
+        raise ConfigError(f"--images {path} has pictures of {found.shape[1:]}, this model makes {stage.task.shape}")
+    return pictures.to_unit(found)
+
+
+def asked(workdir: str, stage: Stage, label: int | None, prompt: list[str] | None, num: int) -> Raw:
+    """Raw conditions of `num` pictures, or `num` for each prompt; a mask that hides everything where the model reads one."""
+    count = num * len(prompt) if prompt and len(prompt) > 1 else num
+    given = dict(text.conditions_of(workdir, stage.task, prompt, count))
+    if "mask" in stage.task.cond.keys:
+        given |= {"mask": np.zeros((count, *stage.task.shape[:2], 1), np.float32),
+                  "known": np.zeros((count, *stage.task.shape), np.float32)}
+    return conditions(stage.task, count, label, given)
+
+
+def numbers(values: list[str]) -> list[float]:
+    """The values of a sweep; `ConfigError` for one that is no number."""
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        raise ConfigError(f"--values {','.join(values)}: give numbers, separated by commas") from None
+
+
+def inverted(stage: Stage, raw: Raw, image: np.ndarray, seed: int, out: Path) -> None:
+    """Up to noise, unguided, and back; three rows: the pictures, their noise, what comes back."""
+    how = How()
+    x = invert(stage.task, stage.recipe, stage.params, raw, jnp.asarray(image), how)
+    index = jnp.arange(len(image))
+    back = np.asarray(edit(stage.task, stage.recipe, stage.params, raw, index, jax.random.key(seed), how, False, x=x))
+    off = np.abs(np.clip(back, -1, 1) - image) * 127.5
+    rows = np.stack([image, np.asarray(x) / 2, back])
+    written(out, pictures.to_uint8(rows), f"invert: back within {off.mean():.2f} of 255 on average, {off.max():.1f} at most")
+
+
+def session(workdir: str, op: str, options: dict[str, Any]) -> np.ndarray:
+    """The pictures of an editing session, uint8 [1 + edits, H, W, C]; op 'inpaint' adds an edit to it first.
+
+    A session is a JSON file: image, the path of the picture that it starts from, and edits, each with rect (a list of top,
+    left, bottom, right), prompt or label, seed, and the options of sampling.
+    """
+    path = options.pop("session", None)
+    if path is None and op == "replay":
+        raise ConfigError("op replay needs --session, the JSON file of an editing session")
+    file = Path(path) if path else None
+    story = json.loads(file.read_text()) if file and file.is_file() else {"image": options.pop("images", None), "edits": []}
+    options.pop("images", None)
+    if story["image"] is None:
+        raise ConfigError("op inpaint needs --images, the picture to start from, or a --session that has one")
+    which, step = options.pop("which", "ema"), options.pop("step", None)
+    if op == "inpaint":
+        if "rect" not in options:
+            raise ConfigError("op inpaint needs --rect top,left,bottom,right; it may be given again")
+        rects = [[int(side) for side in rect.split(",")] for rect in options.pop("rect")]
+        story["edits"].append({"rect": rects} | options)
+        if file:
+            file.write_text(json.dumps(story, indent=2) + "\n")
+    elif options:
+        raise ConfigError(f"--{min(options)} is for op inpaint: a session is replayed as it is")
+    return replayed(workdir, story, which, step)
+
+
+def replayed(workdir: str, story: Mapping[str, Any], which: str, step: int | None) -> np.ndarray:
+    """Every picture of a session, one after the other; outside its rectangles an edit changes nothing."""
+    first = stage_of(workdir, which, step, {})
+    states = [pictures.to_uint8(images_at(story["image"], first)[:1])]
+    for one in story["edits"]:
+        ways = dict(one)
+        mask = rectangles(first.task.shape, ways.pop("rect"))
+        label, prompt, seed = (ways.pop(name, None) for name in ("label", "prompt", "seed"))
+        strength = ways.pop("strength", 1.0)
+        stage = stage_of(workdir, which, step, ways)
+        raw = asked(workdir, stage, label, [prompt] if isinstance(prompt, str) else prompt, 1)
+        image, recipe = jnp.asarray(pictures.to_unit(states[-1])), stage.recipe
+        how = How(jnp.float32(recipe.guidance), jnp.float32(recipe.phi), strength=jnp.float32(strength))
+        made = edit(stage.task, recipe, stage.params, raw, jnp.arange(1), jax.random.key(seed or 0), how, recipe.guidance != 1,
+                    None, image, jnp.asarray(mask))
+        states.append(pictures.to_uint8(np.asarray(made)))
+    return np.concatenate(states)
+
+
+def written(out: Path, rows: np.ndarray, said: str) -> None:
+    """uint8 [rows, N, H, W, C] as a grid and, where there are several rows, as an animation with a frame for each."""
+    count, columns = rows.shape[:2]
+    pictures.save_png(out.with_suffix(".png"), pictures.grid(rows.reshape(-1, *rows.shape[2:]), columns))
+    files = [out.with_suffix(".png")]
+    if count > 1:
+        files += animated(out, np.stack([pictures.grid(row) for row in rows]))
+    print(f"{said}: {', '.join(map(str, files))}")
+
+
+def animated(out: Path, frames: np.ndarray) -> list[Path]:
+    """uint8 [N, h, w, 1 or 3] as a GIF and, where imageio-ffmpeg is there, as an MP4; frames below 128 pixels are enlarged.
+
+    Raises:
+      ConfigError: imageio is missing.
+    """
+    try:
+        import imageio.v3 as imageio
+    except ImportError:
+        raise ConfigError("animations need imageio: pip install imageio") from None
+    factor = max(1, 128 // min(frames.shape[1:3]))
+    frames = np.repeat(np.repeat(frames, factor, axis=1), factor, axis=2)
+    frames = np.repeat(frames, 3, axis=-1) if frames.shape[-1] == 1 else frames
+    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")   # MP4 wants even
+    imageio.imwrite(out.with_suffix(".gif"), list(frames), duration=1000 * SECONDS, loop=0)
+    try:
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError:
+        print("no MP4: pip install imageio-ffmpeg")
+        return [out.with_suffix(".gif")]
+    imageio.imwrite(out.with_suffix(".mp4"), frames, fps=1 / SECONDS, macro_block_size=2, plugin="FFMPEG")
+    return [out.with_suffix(".gif"), out.with_suffix(".mp4")]

@@ -1,0 +1,78 @@
+"""Mode `edit` on a run of four steps: every op writes what it promises, and a session is replayed bit for bit."""
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.image import save_png
+from diffusion_jax.modes import edit
+
+QUICK = {"steps": 3, "num": 2}
+
+
+@pytest.fixture(scope="module")
+def digit(tmp_path_factory):
+    path = tmp_path_factory.mktemp("digit") / "digit.png"
+    save_png(path, Digits("test")[0]["image"])
+    return str(path)
+
+
+def run(folder, op, out, **options):
+    edit.run(None, str(folder), {"op": op, "out": str(out)} | options)
+
+
+@pytest.mark.parametrize("op, options", [
+    ("switch", dict(label=1, to_label=2, values=["0", "3"])),
+    pytest.param("mix", dict(label=1, to_label=2, values=["0", "0.5", "1"]), marks=pytest.mark.slow),
+    pytest.param("guidance", dict(label=1, values=["-10", "10"]), marks=pytest.mark.slow),
+    pytest.param("phi", dict(label=1, guidance=3.0, values=["-10", "10"]), marks=pytest.mark.slow),
+    pytest.param("strength", dict(label=1, values=["0", "1"]), marks=pytest.mark.slow),
+])
+def test_a_sweep_is_a_grid_and_an_animation(op, options, tiny_run, digit, tmp_path, capsys):
+    pytest.importorskip("imageio")
+    run(tiny_run, op, tmp_path / "x.png", **QUICK, **options, **({"images": digit} if op == "strength" else {}))
+    rows = len(options["values"])
+    with Image.open(tmp_path / "x.png") as grid:
+        assert grid.size == (2 * 10 - 2, rows * 10 - 2)
+    with Image.open(tmp_path / "x.gif") as film:
+        assert 1 <= film.n_frames <= rows                                   # frames that are equal become one
+    assert f"{op} over" in capsys.readouterr().out
+
+
+def test_inversion_says_how_well(tiny_run, digit, tmp_path, capsys):
+    pytest.importorskip("imageio")
+    run(tiny_run, "invert", tmp_path / "x.png", images=digit, label=1, steps=3)
+    assert "back within" in capsys.readouterr().out
+
+
+def test_a_session_is_replayed(tiny_run, digit, tmp_path):
+    pytest.importorskip("imageio")
+    session = tmp_path / "s.json"
+    for label, rect in ((3, "0,0,4,8"), (5, "2,2,6,6")):
+        run(tiny_run, "inpaint", tmp_path / "a.png", images=digit, rect=[rect], label=label, steps=2, session=str(session))
+    story = json.loads(session.read_text())
+    assert [one["label"] for one in story["edits"]] == [3, 5] and story["edits"][0]["rect"] == [[0, 0, 4, 8]]
+    run(tiny_run, "replay", tmp_path / "b.png", session=str(session))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    states = edit.replayed(str(tiny_run), story, "ema", None)
+    assert states.shape == (3, 8, 8, 1)
+    np.testing.assert_array_equal(states[1][4:], states[0][4:])
+    assert (states[1][:4] != states[0][:4]).any()
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(op="swich"), "did you mean 'switch'"),
+    (dict(op="strength", values=["0"]), "needs --images"),
+    (dict(op="guidance"), "needs --values"),
+    (dict(op="mix", values=["0"]), "needs --to_label or --to_prompt"),
+    (dict(op="guidance", values=["a"]), "give numbers"),
+    (dict(op="replay"), "needs --session"),
+    (dict(op="inpaint"), "needs --images"),
+    (dict(op="guidance", values=["1"], prompt=["a three"]), "reads no text"),
+])
+def test_what_is_refused(options, message, tiny_run):
+    with pytest.raises(ConfigError, match=message):
+        edit.run(None, str(tiny_run), options)

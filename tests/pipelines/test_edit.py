@@ -1,0 +1,119 @@
+"""Edits with a network of one line: each end of what is swept, and that a sweep compiles once."""
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_task import PROCESSES, SHAPE, make, parameters
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.diffusion.process import bcast
+from diffusion_jax.diffusion.samplers import sample, start
+from diffusion_jax.diffusion.scales import X0
+from diffusion_jax.models.cond import Nothing
+from diffusion_jax.pipelines.diffusion import conditions, generate, per_image
+from diffusion_jax.pipelines.edit import How, edit, invert, rectangles, swept
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.types import Prediction, Process
+
+PARAMS = parameters(0.1, -0.2, 0.3, 0.05)
+TASK = make("ddpm")
+RECIPE = Recipe(sampler="ddim", steps=6, times="trailing")
+IMAGE = np.float32(np.random.RandomState(0).rand(2, *SHAPE) - 0.5)
+ZERO, ONE = (conditions(TASK, 2, label) for label in (0, 1))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """As much of a task as an edit needs, with the exact denoiser of pixels N(0, SPREAD^2)."""
+
+    process: Process
+    cond = Nothing()
+    scale = X0()
+    shape, variance, learned_variance = SHAPE, "fixed_small", False
+
+    def embed(self, params, raw):
+        return {}
+
+    def denoiser(self, params):
+        def denoise(x, t, cond, key):
+            a, s = (bcast(value(t), x) for value in (self.process.alpha, self.process.sigma))
+            return Prediction(a * SPREAD**2 / (a**2 * SPREAD**2 + s**2) * x)
+
+        return denoise
+
+
+SPREAD = 0.5
+
+
+def sweep(over, values, raw=ZERO, how=How(), **more):
+    return swept(TASK, PARAMS, RECIPE, raw, 0, how, over, values, **more)
+
+
+def test_a_switch_ends_at_one_condition_or_the_other():
+    whole, other = (sweep("guidance", [1.0], raw)[0] for raw in (ZERO, ONE))
+    found = sweep("switch", [0, 3, 6], second=ONE)
+    np.testing.assert_allclose(found[2], whole, atol=1e-5)
+    np.testing.assert_allclose(found[0], other, atol=1e-5)
+    assert np.abs(found[1] - whole).max() > 1e-3 and np.abs(found[1] - other).max() > 1e-3
+
+
+def test_a_switch_at_k_is_two_runs_one_after_the_other():
+    times, key, noise = RECIPE.grid(TASK.process), jax.random.key(0), per_image(jnp.arange(2))
+    x = start(TASK.process, times, jax.random.split(key, 3)[0], IMAGE.shape, noise)
+    sampler = RECIPE.make_sampler(TASK, noise)
+    for raw, part in ((ZERO, times[:3]), (ONE, times[2:])):
+        x = sample(TASK.denoiser(PARAMS), sampler, x, part, TASK.embed(PARAMS, raw), key)
+    np.testing.assert_allclose(sweep("switch", [2], second=ONE)[0], x, atol=1e-5)
+
+
+def test_a_mix_ends_at_one_condition_or_the_other():
+    found, half = sweep("mix", [0.0, 1.0], second=ONE), sweep("mix", [0.5], second=ONE)[0]
+    for got, raw in zip(found, (ZERO, ONE), strict=True):
+        np.testing.assert_allclose(got, sweep("guidance", [1.0], raw)[0], atol=1e-5)
+    assert np.abs(half - found[0]).max() > 1e-3
+
+
+def test_strength_leads_from_the_picture_to_a_new_one():
+    task, recipe = Exact(PROCESSES["ddpm"]), Recipe(sampler="ddim", steps=40)
+    found = swept(task, {}, recipe, {}, 0, How(), "strength", [0.0, 0.3, 1.0], image=IMAGE)
+    distance = [np.abs(row - IMAGE).mean() for row in found]
+    assert distance[0] < 0.02 < distance[1] < distance[2]
+    np.testing.assert_allclose(sweep("strength", [1.0], image=IMAGE)[0], sweep("guidance", [1.0])[0], atol=1e-5)
+
+
+def test_scales_that_are_swept_are_those_of_the_recipe():
+    for over, values, how in (("guidance", [-2.0, 3.0], How()), ("phi", [-1.0, 0.7], How(guidance=3.0))):
+        before = edit._cache_size()
+        found = sweep(over, values, how=how)
+        assert edit._cache_size() - before <= 1
+        for value, row in zip(values, found, strict=True):
+            recipe = Recipe(sampler="ddim", steps=6, times="trailing", **{"guidance": how.guidance, over: value})
+            np.testing.assert_allclose(row, next(generate(TASK, PARAMS, recipe, ZERO, 2, 0)), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "flow", "edm"])
+def test_inversion_and_the_way_back(name):
+    task, recipe = Exact(PROCESSES[name]), Recipe(sampler="ddim", steps=400, times="log_snr" if name == "edm" else "uniform")
+    x = invert(task, recipe, {}, {}, jnp.asarray(IMAGE), How())
+    back = edit(task, recipe, {}, {}, jnp.arange(2), jax.random.key(0), How(), False, x=x)
+    assert np.abs(back - IMAGE).max() < 0.12 * np.abs(IMAGE).max() and np.abs(x - IMAGE).max() > 0.2
+    level = np.hypot(task.process.alpha(recipe.grid(task.process)[0]) * SPREAD, task.process.sigma(recipe.grid(task.process)[0]))
+    np.testing.assert_allclose(x / level, IMAGE / SPREAD, atol=0.15)         # the exact flow of a Gaussian scales every pixel
+
+
+def test_inpainting_changes_the_rectangles_alone():
+    mask = jnp.asarray(np.repeat(rectangles(SHAPE, [[1, 0, 3, 2]]), 2, axis=0))
+    made = np.asarray(edit(TASK, RECIPE, PARAMS, ZERO, jnp.arange(2), jax.random.key(0), How(), False, None, IMAGE, mask))
+    np.testing.assert_array_equal(made[:, [0, 3]], IMAGE[:, [0, 3]])
+    np.testing.assert_array_equal(made[:, :, 2:], IMAGE[:, :, 2:])
+    assert (np.abs(made - IMAGE)[:, 1:3, :2] > 1e-3).mean() > 0.9
+
+
+def test_what_is_refused():
+    for rect in ([0, 0, 5, 1], [1, 1, 1, 2], [0, 0, 1]):
+        with pytest.raises(ConfigError, match="is not top,left,bottom,right inside 4x4"):
+            rectangles(SHAPE, [rect])
+    with pytest.raises(ConfigError, match="no condition that could guide"):
+        swept(Exact(PROCESSES["ddpm"]), {}, RECIPE, {}, 0, How(), "guidance", [2.0], image=IMAGE)
