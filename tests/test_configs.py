@@ -9,7 +9,7 @@ import pytest
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes import evaluate, likelihood, sample, train
+from diffusion_jax.modes import encode, evaluate, likelihood, sample, train
 from diffusion_jax.train.checkpoint import available
 from diffusion_jax.train.state import plain, task_of
 
@@ -91,6 +91,9 @@ def test_the_tiny_page_trains_saves_loads_and_samples(path, tmp_path, monkeypatc
         likelihood.run(None, "run", {"num": 20})
         if "first_stage" in config:
             sample.run(None, "run", {"num": 2, "prompt": ["a handwritten three"], "out": "x.png"})
+        return
+    if config.task.name.endswith(":Autoencoder"):
+        encode.run(None, "run", {"out": "latents", "batch": 256})
         return
     if "sample" not in config:
         evaluate.run(None, "run", {"num": 20})

@@ -135,7 +135,7 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], Params]:
     label = build(cond)
     params = ldm_unet.convert(weights(folder / "unet"), build(model), label)
     if (folder / "text_encoder").is_dir():
-        found, config = weights(folder / "text_encoder"), options(folder / "text_encoder")
+        found, config = _prefixed(weights(folder / "text_encoder")), options(folder / "text_encoder")
         tower = clip.towers(found, config)["text"]
         cond = text_cond(tower, (START_TEXT, END_TEXT, _fill(folder)), tower["context"])
         params["cond"] = {"tower": clip.convert(found, build(tower))}
@@ -199,6 +199,12 @@ def page(
     guided = 7.5 if "tokenizer" in decode else 1.0
     return dict(model=model, task=task, data=dict(decode=decode),
                 sample=dict(sampler="ddim", steps=50, times="leading,offset=1,last=0", guidance=guided))
+
+
+def _prefixed(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A text encoder's weights under the names that they had before transformers 5."""
+    bare = "embeddings.token_embedding.weight" in state_dict
+    return {f"text_model.{key}" if bare else key: value for key, value in state_dict.items()}
 
 
 def _fill(folder: Path) -> int:
