@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = STEPS
     config.optim = dict(
         name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=100, steps=STEPS, clip=4.0,
-        b2=0.96, weight_decay=4.5e-2,
+        b2=0.96, weight_decay=4.5e-2, powersgd=0,
     )
     config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99))
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

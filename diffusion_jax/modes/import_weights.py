@@ -15,7 +15,7 @@ from diffusion_jax.modes import first_stage
 from diffusion_jax.train.checkpoint import Checkpoints, available
 from diffusion_jax.types import Params, TrainState
 
-SYSTEMS = ("adm", "clip", "diffit", "dit", "edm2", "glide", "perceptual", "sd", "vae")
+SYSTEMS = ("adm", "clip", "dalle", "diffit", "dit", "dvae", "edm2", "glide", "perceptual", "sd", "vae")
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:

@@ -112,7 +112,7 @@ def draw(model: DALLE, how: Draw, params: Params, text: Array, given: Array, ind
 def _images(task: Autoregressive, how: Draw, params: Params, first: Params, text: Array, given: Array, index: Array, key: Key,
             guidance: Array) -> Array:
     """Images [B, H, W, C]; see `draw`."""
-    return task.first_stage.decode(first, draw(task.model, how, params, text, given, index, key, guidance))
+    return task.coder.decode(first, draw(task.model, how, params, text, given, index, key, guidance))
 
 
 def generate(task: Autoregressive, params: Params, frozen: Params, how: Draw, text: np.ndarray, num: int, seed: int,
@@ -131,7 +131,7 @@ def generate(task: Autoregressive, params: Params, frozen: Params, how: Draw, te
     Raises:
       ConfigError: no first stage; captions or given codes that do not fit; guidance where captions were never dropped.
     """
-    if task.first_stage is None or not frozen or FIRST not in frozen:
+    if task.coder is None or not frozen or FIRST not in frozen:
         raise ConfigError("images are made by a first stage: this folder has none")
     if how.guidance != 1 and not task.drop:
         raise ConfigError("this model never saw an empty caption (task.drop is 0): leave guidance at 1")
@@ -159,7 +159,7 @@ def upper(task: Autoregressive, frozen: Params, images: np.ndarray, share: float
       images: [N, H, W, C] in [-1, 1]; what lies below the part plays no role but for what the encoder's kernels see.
       share: of the rows of tokens, 0 ... 1, rounded down.
     """
-    codes = task.first_stage.encode(frozen[FIRST], jnp.asarray(images))
+    codes = task.coder.encode(frozen[FIRST], jnp.asarray(images))
     return np.asarray(codes)[:, : int(task.model.grid * share) * task.model.grid]
 
 

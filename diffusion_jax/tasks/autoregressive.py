@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.tasks.autoencoder import Autoencoder
+from diffusion_jax.tasks.codes import Coder, coder
 from diffusion_jax.tasks.dvae import DiscreteVAE
 from diffusion_jax.tasks.images import check_shape
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw
@@ -34,7 +36,7 @@ class Autoregressive:
 
     Attributes:
       model: `models.dalle:DALLE`.
-      first_stage: the task that makes codes of images; None for codes that come with the data.
+      first_stage: the task that makes codes of images, a discrete VAE or a VQ; None for codes that come with the data.
       text_weight, image_weight: of (2).
       drop: the rate at which captions are dropped in training.
       first_as_text: see the top of this file.
@@ -44,7 +46,7 @@ class Autoregressive:
     """
 
     model: nn.Module
-    first_stage: DiscreteVAE | None = None
+    first_stage: DiscreteVAE | Autoencoder | None = None
     text_weight: float = 1.0
     image_weight: float = 7.0
     drop: float = 0.0
@@ -54,10 +56,15 @@ class Autoregressive:
     num_classes = 0
 
     def __post_init__(self):
-        first, net = self.first_stage, self.model
+        first, net = self.coder, self.model
         if first is not None and (first.codes != net.image_codes or first.grid != (net.grid, net.grid)):
             raise ConfigError(f"the first stage makes {first.grid} tokens of {first.codes} codes, the transformer reads "
                               f"{(net.grid, net.grid)} of {net.image_codes}: change one")
+
+    @property
+    def coder(self) -> Coder | None:
+        """What makes codes of images, and images of codes."""
+        return None if self.first_stage is None else coder(self.first_stage)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,9 +98,9 @@ class Autoregressive:
         """The image tokens [B, g^2] of a batch."""
         if "codes" in batch:
             return batch["codes"]
-        if self.first_stage is None or not frozen or FIRST not in frozen:
+        if self.coder is None or not frozen or FIRST not in frozen:
             raise ConfigError("the transformer needs a first stage: config.first_stage=<folder of a discrete VAE>")
-        return self.first_stage.encode(frozen[FIRST], batch["image"])
+        return self.coder.encode(frozen[FIRST], batch["image"])
 
     def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
         """(2), with dropped captions and dropout in training only; logs (1) in bits per token."""

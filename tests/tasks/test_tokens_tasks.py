@@ -11,6 +11,8 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.models.dalle import DALLE
 from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.models.dvae_codebook import CodebookVAE
+from diffusion_jax.models.vae import KL, VQ
+from diffusion_jax.tasks.autoencoder import Autoencoder
 from diffusion_jax.tasks.autoregressive import Autoregressive, nll
 from diffusion_jax.tasks.dvae import Anneal, DiscreteVAE, usage
 
@@ -79,6 +81,21 @@ def test_the_transformer_trains_on_its_first_stages_codes(first):
     assert {round(float(trained), 5)} != {round(float(terms(BATCH["tokens"])["loss"].mean()), 5)}        # captions were dropped
     with pytest.raises(ConfigError, match="first stage"):
         TASK.loss(params, None, BATCH, KEY, False)
+
+
+def test_a_vq_autoencoder_is_a_first_stage_too():
+    vq = Autoencoder(VQ(channels=1, width=8, mults=(1, 2), depth=1, codes=8, mid_attention=False, groups=4), (8, 8, 1))
+    task = dataclasses.replace(TASK, first_stage=vq)
+    assert task.coder.codes == 8 and task.coder.grid == (4, 4)
+    params = quick(vq.init)(KEY, BATCH)
+    codes = quick(task.coder.encode)(params, BATCH["image"])
+    assert codes.shape == (4, 16) and codes.dtype == jnp.int32
+    want = quick(vq.decode)(params, vq.encode(params, BATCH["image"]))
+    np.testing.assert_allclose(quick(task.coder.decode)(params, codes), want, atol=1e-5)
+    with pytest.raises(ConfigError, match="no codes"):
+        dataclasses.replace(TASK, first_stage=dataclasses.replace(vq, model=KL()))
+    with pytest.raises(ConfigError, match="makes no codes"):
+        dataclasses.replace(TASK, first_stage=TASK)
 
 
 def test_padding_tokens_are_what_is_predicted():

@@ -1,0 +1,46 @@
+"""Reranking: accuracy and FID against the number of candidates, as a table and a figure (Ramesh et al. 2021, figure 6 and 9c).
+
+    python launch/rerank.py runs/digits_dalle runs/judge runs/digits_classifier runs/rerank
+
+samples of the first folder, a run of configs/digits_dalle.py; the classifier in the second ranks them, and another one in the third,
+trained from another seed (--config.seed=1), measures them, so that no judge measures its own choice. Each N candidates are the
+first of the same 32: the curve is not blurred by other draws.
+"""
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from diffusion_jax.data.digits import WORDS, Digits
+from diffusion_jax.modes import evaluate, prompts, sweep
+from diffusion_jax.pipelines.dalle import rerank
+from diffusion_jax.train.checkpoint import config_of
+
+NUMBERS = (1, 2, 4, 8, 16, 32)
+EACH = 20                                              # images kept of each class
+
+
+def main(run: str, judge: str, features: str, out: str) -> None:
+    """Writes <out>/rerank.csv and <out>/rerank.png."""
+    captions, folder = [f"a handwritten {word}" for word in WORDS], Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    digits = [Digits()[i] for i in range(len(Digits()))]
+    np.savez(folder / "train.npz", arr_0=np.stack([d["image"] for d in digits]), arr_1=[d["label"] for d in digits])
+    made, _ = prompts.images_of(run, {"prompt": captions, "num": EACH * NUMBERS[-1], "batch": 640})
+    score = prompts.judge_of(judge, config_of(run))
+    rows = []
+    pool = made.reshape(len(captions), -1, *made.shape[1:])
+    scores = np.stack([score(caption)(images) for caption, images in zip(captions, pool, strict=True)])
+    for number in NUMBERS:
+        groups = pool.reshape(-1, NUMBERS[-1], *made.shape[1:])[:, :number]
+        best = rerank(groups, scores.reshape(-1, NUMBERS[-1])[:, :number], 1)[:, 0]
+        path = folder / f"{number}.npz"
+        np.savez(path, arr_0=best, arr_1=np.repeat(np.arange(len(captions)), EACH))
+        report = evaluate.measured(out, {"images": str(path), "features": features, "reference": str(folder / "train.npz")})
+        rows.append({"candidates": number} | {name: value for name, value in report.items() if isinstance(value, float)})
+        print(rows[-1], flush=True)
+    sweep.write(folder / "rerank", "candidates", rows)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
