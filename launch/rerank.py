@@ -2,9 +2,9 @@
 
     python launch/rerank.py runs/digits_dalle runs/judge runs/digits_classifier runs/rerank
 
-samples of the first folder, a run of configs/digits_dalle.py; the classifier in the second ranks them, and another one in the third,
-trained from another seed (--config.seed=1), measures them, so that no judge measures its own choice. Each N candidates are the
-first of the same 32: the curve is not blurred by other draws.
+samples of the first folder, a run of configs/digits_dalle.py; the classifier in the second ranks them, and another one in the
+third, trained from another seed (--config.seed=1), measures them, so that no judge measures its own choice. Each N candidates are
+the first of the same 32: the curve is not blurred by other draws.
 """
 import sys
 from pathlib import Path
