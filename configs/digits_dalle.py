@@ -8,8 +8,9 @@
 `--config.first_stage=<folder>` names another first stage. Row, column and a last convolutional attention as in the paper; text
 counts 1 and images 7; one caption in ten is dropped, so that `--guidance` works.
 
-Hardware: 2 CPU cores, 3 minutes (145 s of CPU time). Expect, on the 297 held-out digits, 1.16 bits per token of text (log2(10) / 3 =
-1.11 is all that there is), 2.94 per image token, 3.39 without the caption; 90 % of samples show the digit that the prompt names.
+Hardware: 2 CPU cores, 3 minutes (145 s of CPU time). Expect, on the 297 held-out digits, 1.16 bits per token of text (of which
+log2(10) / 3 = 1.11 is all that there is), 2.94 per image token, 3.39 without the caption; 90 % of samples show the digit that the
+prompt names.
 """
 from ml_collections import ConfigDict
 

@@ -7,8 +7,8 @@ The network and the temperature, 1 to 1/16 along half a cosine, are the paper's 
 most pixels of these digits are exactly black, where that density grows without bound, and all but two codes die. Neither is its
 warm-up of beta; `balance` keeps the codes in use.
 
-Hardware: 2 CPU cores, 2 minutes (85 s of CPU time). Expect, on the 297 held-out digits, mean squared error 0.071 in [-1, 1], all 64
-codes in use and perplexity 57.7.
+Hardware: 2 CPU cores, 2 minutes (85 s of CPU time). Expect, on the 297 held-out digits, mean squared error 0.071 in [-1, 1], all
+64 codes in use and perplexity 57.7.
 """
 from ml_collections import ConfigDict
 
