@@ -1,5 +1,6 @@
 """ImageNet 256x256, DiffiT on the latents of the Stable Diffusion autoencoder: the network and the sampler of arXiv 2312.02139.
 
+    python -m diffusion_jax.main --mode import_weights --system vae --source vae-ft-ema-560000.safetensors --workdir runs/sd_vae
     python -m diffusion_jax.main --config configs/imagenet256_diffit.py --workdir runs/diffit
 
 How the authors trained is not public, so training is DiT's (configs/imagenet256_dit_xl2.py): AdamW at a constant 1e-4 without
@@ -8,8 +9,8 @@ ancestral steps, guidance rising from 1 at full noise to 4.4 at the end, on the 
 preset('DiffiT-512'), latents of 64x64 and a constant guidance of 1.49.
 
 Hardware: a TPU pod slice; a step costs about as much as one of DiT-XL/2. The authors report FID 1.73 and inception score 276.5
-with 561 M parameters (ADM's evaluator); it has not been reproduced here, and this page has not been run. It is complete but for
-the encoder: its data are images until a latent data set takes their place, and training it says so.
+with 561 M parameters (ADM's evaluator); it has not been reproduced here, and this page has not been run. Images are encoded on
+the way; a data set of latents (mode `encode`, and configs/flowers102_ldm.py for the sections that read it) saves that work.
 """
 from ml_collections import ConfigDict
 
@@ -40,6 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
         test=dict(name="diffusion_jax.data.tfds:TFDS", dataset="imagenet2012", split="validation"),
         decode=dict(name="diffusion_jax.data.image:Decode", size=256, flip=True),
     )
+    config.first_stage = "runs/sd_vae"
     config.batch = 256
     config.accumulate = 1
     config.steps = 7_000_000
@@ -57,5 +59,6 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.evaluate = dict(num=0, guidance=4.4, features="", every=0, samples=200)
     if arg == "tiny":
+        del config.first_stage
         return tiny(config, model=dict(width=32, depth=2, heads=4, grid=4, channels=1), cond=dict(width=32))
     return config
