@@ -77,6 +77,7 @@ class DiscreteVAE:
       temperature: tau.
       beta: of (3).
       straight_through, balance: see the top of this file.
+      reinmax: with straight_through, the gradient of second order of Liu et al. 2023 (arXiv 2304.08612, algorithm 2).
 
     Raises:
       ConfigError: an unknown reconstruction, or one that the network has no output for.
@@ -88,6 +89,7 @@ class DiscreteVAE:
     temperature: Anneal = Anneal(1.0, 1 / 16, 150_000)
     beta: Anneal = Anneal(0.0, 6.6, 5_000)
     straight_through: bool = False
+    reinmax: bool = False
     balance: float = 0.0
 
     needs = ()
@@ -145,8 +147,12 @@ class DiscreteVAE:
         soft = jax.nn.softmax((logits + gumbel) / tau)
         if not self.straight_through:
             return soft
-        hard = jax.nn.one_hot(jnp.argmax(soft, -1), self.codes)
-        return hard + soft - jax.lax.stop_gradient(soft)
+        hard, stop = jax.nn.one_hot(jnp.argmax(soft, -1), self.codes), jax.lax.stop_gradient
+        if self.reinmax:
+            middle = (hard + jax.nn.softmax(logits / tau)) / 2
+            middle = jax.nn.softmax(stop(jnp.log(jnp.maximum(middle, 1e-20)) - logits) + logits)
+            soft = 2 * middle - jax.nn.softmax(logits) / 2
+        return hard + soft - stop(soft)
 
     def terms(self, params: Params, x: Array, logits: Array, z: Array, beta: Array | float) -> dict[str, Array]:
         """'loss' (3), and its parts 'reconstruction', per pixel and channel, and 'kl', per place, in nats."""

@@ -19,6 +19,8 @@ from diffusion_jax.tasks.dvae import DiscreteVAE
 from diffusion_jax.types import Array, Params
 
 Found = dict[str, Any]
+HALVES = ((0.5, 0.5, 0.5, 0.0), (0.5, 0.5, 0.5, 1.0))
+"""Mean and deviation of DALLE-pytorch's images, by channel."""
 
 
 def halves(weights: dict[str, Any], names: tuple[str, str]) -> list[dict[str, Any]]:
@@ -54,8 +56,11 @@ def dvae_training(case: Case) -> Found:
     o = defaults | case.config["kwargs"]
     net = pretrained.codebook_model(o)
     params = {"model": pretrained.convert_codebook(case.weights, net)}
-    x = jnp.asarray(2 * nhwc(case.inputs["image"]) - 1)
-    task = DiscreteVAE(net, x.shape[1:], "smooth_l1" if o["smooth_l1_loss"] else "l2", straight_through=o["straight_through"])
+    moments = o.get("normalization", HALVES) or ((0.0,) * 4, (1.0,) * 4)
+    mean, std = (np.float32(part)[: net.channels] for part in moments)
+    x = jnp.asarray((nhwc(case.inputs["image"]) - mean) / std)
+    rec = "smooth_l1" if o["smooth_l1_loss"] else "l2"
+    task = DiscreteVAE(net, x.shape[1:], rec, straight_through=o["straight_through"], reinmax=o.get("reinmax", False))
     gumbel = -jnp.log(nhwc(jnp.asarray(case.inputs["exponential"])))
     tau = case.config["run"].get("temp") or o["temperature"]
 
