@@ -97,6 +97,8 @@ class DDPM:
       steps: length of the table.
       start, end: first and last beta (or ends of the sigmoid) where the schedule has them; None: the published ones.
       zero_snr: rescale the table to zero terminal signal (2305.08891).
+      rounded: betas, their products and the posterior in float32, as diffusers' schedulers compute them; at the noisy end of the
+        squared cosine the weight of x_t changes by a quarter, which shows in the images of models that were published so.
 
     Raises:
       ConfigError: an unknown schedule, an end that it does not have, or so few steps that a beta reaches 1.
@@ -107,6 +109,7 @@ class DDPM:
     start: float | None = None
     end: float | None = None
     zero_snr: bool = False
+    rounded: bool = False
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
@@ -133,7 +136,9 @@ class DDPM:
     @functools.cached_property
     def alpha_bar(self) -> np.ndarray:
         """[steps + 2] float64 cumulative products, entry t + 1 for time t: 1 at t = -1, 0 at t = steps."""
-        return np.concatenate([[1.0], np.cumprod(1 - self.betas), [0.0]])
+        dtype = np.float32 if self.rounded else np.float64
+        products = np.cumprod(1 - self.betas.astype(dtype), dtype=np.float64)
+        return np.concatenate([[1.0], products.astype(dtype), [0.0]])
 
     @functools.cached_property
     def _log_ratio(self) -> np.ndarray:
@@ -322,6 +327,8 @@ class Posterior(NamedTuple):
 
 def posterior(process: Process, t: Array, s: Array) -> Posterior:
     """(5) for the step t -> s, s < t. `large` = sigma_t^2 (1 - q^2) is DDPM's beta, the upper bound of the variance."""
+    if isinstance(process, DDPM) and process.rounded:
+        return _rounded_posterior(process, t, s)
     q = ratio(process, t, s)
     keep = 1 - q**2
     return Posterior(
@@ -329,4 +336,17 @@ def posterior(process: Process, t: Array, s: Array) -> Posterior:
         xt=q * process.sigma(s) / process.sigma(t),
         small=process.sigma(s) ** 2 * keep,
         large=process.sigma(t) ** 2 * keep,
+    )
+
+
+def _rounded_posterior(process: DDPM, t: Array, s: Array) -> Posterior:
+    """(5) for integers t and s, by the betas and products of `process` in their order of operations in diffusers."""
+    bars, betas = (jnp.asarray(table, jnp.float32) for table in (process.alpha_bar, process.betas))
+    bar_t, bar_s = bars[t + 1], bars[s + 1]
+    beta = jnp.where(s == t - 1, betas[t], 1 - bar_t / bar_s)
+    return Posterior(
+        x0=jnp.sqrt(bar_s) * beta / (1 - bar_t),
+        xt=jnp.sqrt(1 - beta) * (1 - bar_s) / (1 - bar_t),
+        small=(1 - bar_s) / (1 - bar_t) * beta,
+        large=beta,
     )

@@ -96,8 +96,13 @@ def target(process: Process, scale: Scale, x0: Array, xt: Array, t: Array) -> Ar
 
 
 def to_x0(c: Scales, x: Array, out: Array) -> Array:
-    """x0 of the network output `out` at x, both [B, ...]."""
-    return bcast(c.skip, x) * x + bcast(c.out, x) * out
+    """x0 of the network output `out` at x, both [B, ...].
+
+    A large skip (1 / a of eps, at high noise) stands outside the difference, whose terms nearly cancel: x - s out keeps the
+    digits that x / a - (s / a) out would lose.
+    """
+    outside = jnp.where(jnp.abs(c.skip) > 1, c.skip, 1.0)
+    return bcast(outside, x) * (bcast(c.skip / outside, x) * x + bcast(c.out / outside, x) * out)
 
 
 def to_output(c: Scales, x: Array, x0: Array) -> Array:

@@ -58,6 +58,7 @@ class Backbone(nn.Module):
       heads: attention heads.
       head_channels: channels of a head, in place of a number of heads.
       attention: 'softmax', or 'linear' or 'linear_scaled' (nn/linear_attention.py).
+      mid_attention: whether the middle attends.
       transformer: blocks of the spatial transformer that stands in place of each attention block; 0 for attention blocks.
       scale_shift: the two forms of (4).
       resample: how the size changes: 'res' by a residual block, 'conv' by a strided convolution, and one after doubling, 'pool'
@@ -78,6 +79,7 @@ class Backbone(nn.Module):
     heads: int = 1
     head_channels: int | None = None
     attention: str = "softmax"
+    mid_attention: bool = True
     transformer: int = 0
     scale_shift: bool = True
     resample: str = "res"
@@ -120,7 +122,7 @@ class Backbone(nn.Module):
                 h = self._resize(f"down_{level}_resize", "down", h, emb)
                 kept.append(h)
         h = self._res("mid_res_0", h.shape[-1])(h, emb)
-        h = self._attn("mid_attn", self.heads, h, cond)
+        h = self._attn("mid_attn", self.heads, h, cond) if self.mid_attention else h
         return self._res("mid_res_1", h.shape[-1])(h, emb), kept
 
     def _res(self, name: str, features: int, resize: str | None = None) -> nn.Module:

@@ -89,7 +89,7 @@ def write(out: Path, over: str, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
     names = [name for name in rows[0] if name != over and len({row[name] for row in rows}) > 1]
     pairs = [(over, name) for name in names]
-    pairs += [(a, b) for a in names for b in names if a.startswith("precision") and b.startswith("recall")]
+    pairs += [(a, b) for a in names for b in names if a.startswith("precision") and b == a.replace("precision", "recall")]
     lines = -(-len(pairs) // COLUMNS) or 1
     figure, axes = pyplot.subplots(lines, COLUMNS, figsize=(3 * COLUMNS, 3 * lines), layout="constrained")
     for axis in axes.flat[len(pairs) :]:

@@ -76,7 +76,7 @@ def _attention(blocks: str, heads: Callable[[int], int], new_order: bool) -> lis
 
 
 _RES = r"(\w+_res_\d+|\w+_resize)"
-_BLOCKS = [
+BLOCKS = [
     *_linear(r"time_embed\.0", "model/time/fc1"),
     *_linear(r"time_embed\.2", "model/time/fc2"),
     *_conv("stem", "model/stem"),
@@ -88,7 +88,7 @@ _BLOCKS = [
     *_layer(rf"{_RES}\.skip_connection", r"model/\1/skip", POINT),
     *_conv(r"(\w+_resize)\.(?:op|conv)", r"model/\1"),
 ]
-_UNET = [*_norm(r"out\.0", "model/final_norm"), *_conv(r"out\.2", "model/final_conv")]
+FINAL = [*_norm(r"out\.0", "model/final_norm"), *_conv(r"out\.2", "model/final_conv")]
 _POOLS = {
     "adaptive": [*_norm(r"out\.0", "model/final_norm"), *_layer(r"out\.3", "model/final_linear", POINT)],
     "attention": [
@@ -104,15 +104,21 @@ _POOLS = {
 }
 
 
+def attention_rules(model: Backbone, new_order: bool = False) -> list[Rule]:
+    """The rules of all attention blocks."""
+    heads_up = model.heads_up or model.heads if isinstance(model, UNet) else model.heads
+    return [
+        *_attention(r"(?:down|mid)_\w*attn\w*", lambda c: model.heads_for(c, model.heads), new_order),
+        *_attention(r"up_\w*attn\w*", lambda c: model.heads_for(c, heads_up), new_order),
+    ]
+
+
 def table(model: Backbone, new_order: bool = False, cond: nn.Module = Nothing()) -> list[Rule]:
     """The rules for a network: renamed official keys to our parameters; new_order is the official use_new_attention_order."""
     labels = "cond/parts_0/table" if isinstance(cond, Joint) else "cond/table"
-    heads_up = model.heads_up or model.heads if isinstance(model, UNet) else model.heads
     return [
-        *_BLOCKS,
-        *_attention(r"(?:down|mid)_\w*attn\w*", lambda c: model.heads_for(c, model.heads), new_order),
-        *_attention(r"up_\w*attn\w*", lambda c: model.heads_for(c, heads_up), new_order),
-        *(_POOLS[model.pool] if isinstance(model, Classifier) else [*_UNET, Rule(r"label_emb\.weight", labels)]),
+        *BLOCKS, *attention_rules(model, new_order),
+        *(_POOLS[model.pool] if isinstance(model, Classifier) else [*FINAL, Rule(r"label_emb\.weight", labels)]),
     ]
 
 

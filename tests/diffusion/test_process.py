@@ -18,6 +18,8 @@ def betas_of(name: str, n: int) -> np.ndarray:
         return np.array([(1e-4 + (0.02 - 1e-4) * i / (n - 1)) * 1000 / n for i in range(n)])
     if name == "scaled_linear":
         return np.array([(math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * i / (n - 1)) ** 2 for i in range(n)])
+    if name == "sqrt":
+        return np.array([math.sqrt(1e-4 + (0.02 - 1e-4) * i / (n - 1)) for i in range(n)])
     if name == "squaredcos":
         bar = lambda t: math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2  # noqa: E731
         return np.array([min(1 - bar((i + 1) / n) / bar(i / n), 0.999) for i in range(n)])
@@ -159,3 +161,13 @@ def test_noised_and_bcast():
 def test_refusals(options, message):
     with pytest.raises(ConfigError, match=message):
         process.DDPM(**options)
+
+
+def test_rounding_changes_little_but_at_the_noisy_end():
+    exact, rounded = (process.DDPM("squaredcos", rounded=value) for value in (False, True))
+    np.testing.assert_allclose(rounded.alpha_bar[:-3], exact.alpha_bar[:-3], rtol=1e-4)
+    for t, s, rtol in ((500, 480, 1e-5), (500, 499, 1e-4)):
+        a, b = (process.posterior(p, jnp.int32(t), jnp.int32(s)) for p in (exact, rounded))
+        np.testing.assert_allclose(np.array(b), np.array(a), rtol=rtol)
+    a, b = (process.posterior(p, jnp.int32(999), jnp.int32(832)) for p in (exact, rounded))
+    assert abs(float(b.xt / a.xt) - 1.275) < 0.01                              # 1 - (1 - bar_t / bar_s) has lost its digits

@@ -14,7 +14,8 @@ SETTINGS = dict(
     NAME="dit", ZONE="us-central2-b", TYPE="v4-32", PROJECT="pods", SOURCE=".", CLUSTER="pod", IMAGE="gcr.io/pods/dit")
 CASES = [
     "SPOT=1 tpu_vm.sh create", "tpu_vm.sh install", "tpu_vm.sh train --config 'my page.py' --workdir gs://b/x",
-    "tpu_vm.sh delete", "tpu_vm.sh keep --config c.py --workdir gs://b/x", "queued.sh request", "SLICES=2 queued.sh request", "queued.sh state",
+    "tpu_vm.sh delete", "tpu_vm.sh keep --config c.py --workdir gs://b/x",
+    "queued.sh request", "SLICES=2 queued.sh request", "queued.sh state",
     "queued.sh install", "queued.sh train --config c.py --workdir gs://b/x", "queued.sh delete",
     "SLICES=4 xpk.sh train --config c.py --workdir gs://b/x", "xpk.sh list", "xpk.sh delete",
     "NODES=4 GPUS=8 PARTITION=long slurm.sh --config c.py --workdir /runs/x", "PROCESSES=2 DEVICES=4 local.sh --config c.py",
@@ -60,6 +61,7 @@ def test_two_processes_on_this_machine_train_together(tmp_path):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     page = f"--config configs/digits.py:tiny --workdir {tmp_path} --config.evaluate.num=0"
-    done = launched(f"PROCESSES=2 DEVICES=2 PORT={port} local.sh {page}", **{name: os.environ[name] for name in ("HOME",) if name in os.environ})
+    home = {name: os.environ[name] for name in ("HOME",) if name in os.environ}
+    done = launched(f"PROCESSES=2 DEVICES=2 PORT={port} local.sh {page}", **home)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
