@@ -33,7 +33,7 @@ def conditions_of(workdir: str, task: Diffusion, prompts: list[str] | None, num:
     reads, found = "tokens" in task.cond.keys, {}
     stored = plain(config_of(workdir))
     if prompts is None:
-        return page.captions(stored["data"], num) if reads and "data" in stored else {}
+        return page.captions(stored["data"], num) if reads and "test" in stored.get("data", {}) else {}
     if reads:
         found["tokens"] = np.repeat(tokens_of(stored, prompts), num // len(prompts), axis=0)
     if guide is not None:
