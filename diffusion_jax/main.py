@@ -41,7 +41,7 @@ OPTIONS = [
     flags.DEFINE_string("low_res", None, "Images for an upsampler: x.npz, an image or a folder."),
     flags.DEFINE_float("augment", None, "Noise level, 0 ... 1, that an upsampler's images are augmented with."),
     flags.DEFINE_string("metric", None, "What evaluate measures: pixels, features, bpd (bits/dim), accuracy (of a classifier), "
-                        "retrieval, zero_shot or tsne (of a CLIP)."),
+                        "retrieval, zero_shot or tsne (of a CLIP), clip (of what reads text)."),
     flags.DEFINE_string("features", None, "In whose features to measure: a classifier's folder, inception=FILE, dinov2=FILE."),
     flags.DEFINE_string("resize", None, "Inception's input: tensorflow (ADM, torch-fidelity), pytorch_fid, clean_fid."),
     flags.DEFINE_string("images", None, "Images to measure in place of samples: a folder or an .npz."),

@@ -6,6 +6,7 @@
     bpd         bits/dim of held-out images, the variational bound of the whole chain
     accuracy    of a noisy classifier on held-out images, by noise level
     retrieval, zero_shot, tsne    of a CLIP (modes/contrast.py)
+    clip        whether samples show what their captions say, in a CLIP's eyes (modes/clip_metric.py)
 """
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ from diffusion_jax.metrics import figures, pixels
 from diffusion_jax.metrics.bpd import bits_per_dim
 from diffusion_jax.metrics.extract import Found, Network
 from diffusion_jax.metrics.images import Images, Pictures
+from diffusion_jax.modes import clip_metric, contrast, html
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes import contrast, html
 from diffusion_jax.modes.measure import Samples, SeeClassifier, chosen, found_in, images_at, network_of, reference_of
 from diffusion_jax.modes.sample import guide_of, weak_of
 from diffusion_jax.pipelines.diffusion import conditions
@@ -105,7 +106,7 @@ def examined(workdir: str, options: Mapping[str, Any]) -> tuple[Report, html.Sho
 
 def of_model(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
     """The figures of one metric, the option metric or the first that the model has."""
-    known = ("accuracy",) if isinstance(model.task, NoisyClassifier) else ("pixels", "features", "bpd")
+    known = ("accuracy",) if isinstance(model.task, NoisyClassifier) else ("pixels", "features", "bpd", "clip")
     known = contrast.METRICS if isinstance(model.task, Contrastive) else known
     metric = options.pop("metric", "features" if "features" in options else known[0])
     if metric not in known:
@@ -113,6 +114,9 @@ def of_model(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]
     if metric in contrast.METRICS:
         found = contrast.examined(metric, model.stored["data"], model.task, model.params, model.workdir, options)
         return found, html.Shown()
+    if metric == "clip":
+        found, samples = clip_metric.examined(model.stored, model.task, model.params, model.workdir, options)
+        return found, html.Shown(samples)
     return {"accuracy": of_classifier, "pixels": of_samples, "features": in_features, "bpd": of_bits}[metric](model, options)
 
 
