@@ -1,0 +1,69 @@
+"""unCLIP's prior and the decoder's conditioner: what they see and what they refuse. Their numbers are pinned by goldens."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from quickly import quick
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.models.prior import Prior, preset
+from diffusion_jax.models.unclip import ImageText
+from diffusion_jax.pipelines.unclip import slerp
+
+KEY = jax.random.key(0)
+PRIOR = Prior(features=6, context=5, width=8, layers=1, heads=2)
+DRAW = np.random.default_rng(0).normal(size=(4, 2, 6)).astype(np.float32)
+SEQ = np.random.default_rng(1).normal(size=(2, 5, 7)).astype(np.float32)
+MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
+
+
+def test_the_prior_sees_text_embedding_noise_level_and_image_but_no_masked_token():
+    cond = {"vec": DRAW[0], "seq": SEQ, "seq_mask": MASK}
+    params = quick(PRIOR.init)(KEY, DRAW[1], jnp.zeros(2), cond)
+    run = quick(PRIOR.apply)
+    out = run(params, DRAW[1], jnp.zeros(2), cond)
+    assert out.shape == (2, 6) and np.ptp(out) > 0
+    blind = run(params, DRAW[1], jnp.zeros(2), cond | {"seq": SEQ + 9 * ~MASK[..., None]})
+    np.testing.assert_allclose(blind, out, atol=1e-6)
+    clean = jnp.zeros(2)
+    for other in ((DRAW[1] + 1, clean, cond), (DRAW[1], clean + 500, cond), (DRAW[1], clean, cond | {"vec": DRAW[2]}),
+                  (DRAW[1], clean, cond | {"seq": SEQ + 1})):
+        assert np.abs(run(params, *other) - out).max() > 1e-4
+
+
+def test_the_decoders_condition_is_learned_where_there_is_no_image():
+    cond = ImageText(features=6, out=8, width=4, tokens=3)
+    raw = {"clip_image": DRAW[0], "clip_text": DRAW[1], "text_states": SEQ, "text_mask": MASK}
+    params = quick(cond.init)(KEY, raw)
+    given, null = (quick(cond.apply)(params, batch) for batch in (cond.prepare(raw, KEY), cond.null(raw)))
+    assert given["vec"].shape == (2, 8) and given["seq"].shape == (2, 8, 4)
+    assert given["seq_mask"].tolist()[0] == [True] * 6 + [False] * 2
+    np.testing.assert_array_equal(null["seq"][0, :3], null["seq"][1, :3])                      # the same learned image for both
+    np.testing.assert_array_equal(null["seq"][:, 3:], given["seq"][:, 3:])                     # the text stays
+    assert np.abs(given["seq"][0, :3] - given["seq"][1, :3]).max() > 0
+    with pytest.raises(ConfigError, match=r"clip_text is \[B, 6\], not \(2, 5\)"):
+        cond.check(raw | {"clip_text": DRAW[1][:, :5]})
+
+
+def test_slerp_keeps_unit_length_and_its_ends():
+    a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in DRAW[:2])
+    for v in (0.0, 0.25, 1.0):
+        np.testing.assert_allclose(np.linalg.norm(slerp(a, b, v), axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(slerp(a, b, 0.0), a, atol=1e-6)
+    np.testing.assert_allclose(slerp(a, b, 1.0), b, atol=1e-6)
+    np.testing.assert_allclose(slerp(a, a, 0.3), a, atol=1e-6)
+    half = np.arccos(np.sum(a * b, axis=-1)) / 2
+    np.testing.assert_allclose(np.arccos(np.sum(a * slerp(a, b, 0.5), axis=-1)), half, rtol=1e-4)
+
+
+def test_what_the_prior_cannot_take_is_refused():
+    cond = {"vec": DRAW[0], "seq": SEQ[:, :4]}
+    for given, says in ((cond, "sees texts of 5 tokens, not 4"), ({"cat": SEQ}, "unknown condition of Prior 'cat'")):
+        with pytest.raises(ConfigError, match=says):
+            jax.eval_shape(PRIOR.init, KEY, DRAW[1], jnp.zeros(2), given)
+    with pytest.raises(ConfigError, match="unknown preset"):
+        preset("carlo")
+    big = Prior(**preset("karlo"))
+    cond = {"vec": jnp.zeros((1, 768)), "seq": jnp.zeros((1, 77, 768))}
+    params = jax.eval_shape(big.init, KEY, jnp.zeros((1, 768)), jnp.zeros(1), cond)
+    assert 1.01e9 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 1.03e9
