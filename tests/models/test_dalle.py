@@ -56,6 +56,7 @@ def test_cached_logits_are_the_uncached_ones(options):
         np.testing.assert_allclose(np.stack(found, 1), want[:, given:], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_give_what_masks_give():
     model, params = network(start=0)
     dense, sparse = (quick(lambda m=m: m.apply({"params": params}, TEXT, IMAGE))() for m in
@@ -72,6 +73,7 @@ def test_recomputing_layers_changes_nothing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, saved)
 
 
+@pytest.mark.slow
 def test_greedy_draws_are_the_most_likely_tokens_and_guidance_moves_them():
     model, params = network(start=0, depth=2)
     given = IMAGE[:, :4]

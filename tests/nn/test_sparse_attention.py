@@ -43,7 +43,10 @@ def test_a_mask_is_its_definition(pattern):
     np.testing.assert_array_equal(mask(pattern), want)
 
 
-@each
+@pytest.mark.parametrize("pattern", [
+    pytest.param(p, id=f"{p.kind}{p.wrap}", marks=() if p.wrap or p.kind in ("row", "column") else pytest.mark.slow)
+    for p in PATTERNS
+])
 def test_blocks_and_cache_give_the_masked_dense_product(pattern):
     q, k, v = arrays(pattern)
     dense = quick(lambda: dense_attention(q, k, v, pattern))()
@@ -54,6 +57,7 @@ def test_blocks_and_cache_give_the_masked_dense_product(pattern):
         np.testing.assert_allclose(step(jnp.int32(i))[:, :, 0], dense[:, :, i], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_gradients_of_blocks_are_those_of_the_dense_product():
     pattern = Pattern("row", 3, 4)
     q, k, v = arrays(pattern)

@@ -37,6 +37,7 @@ def test_an_image_does_not_depend_on_its_batch(trained):
     np.testing.assert_allclose(images(trained, text=TEXT[:1])[0], whole[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_given_halves_stay_and_guidance_needs_dropped_captions(trained):
     picture = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 1)).astype(np.float32)
     codes = upper(TASK, trained[1], picture)
@@ -60,6 +61,7 @@ def test_the_best_of_many_come_first():
     assert best.reshape(2, 2).tolist() == [[1, 2], [3, 4]]
 
 
+@pytest.mark.slow
 def test_likelihood_is_in_bits_per_token(trained):
     batch = {"tokens": TEXT, "codes": np.zeros((3, 16), np.int32)}
     found = likelihood(TASK, *trained, iter([batch, batch]))

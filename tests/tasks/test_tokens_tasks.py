@@ -83,6 +83,7 @@ def test_the_transformer_trains_on_its_first_stages_codes(first):
         TASK.loss(params, None, BATCH, KEY, False)
 
 
+@pytest.mark.slow
 def test_a_vq_autoencoder_is_a_first_stage_too():
     vq = Autoencoder(VQ(channels=1, width=8, mults=(1, 2), depth=1, codes=8, mid_attention=False, groups=4), (8, 8, 1))
     task = dataclasses.replace(TASK, first_stage=vq)

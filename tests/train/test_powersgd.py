@@ -28,6 +28,7 @@ def test_it_sends_as_many_numbers_as_computed():
     assert saving({"w": jnp.zeros((4096, 4096))}, 4) == 512
 
 
+@pytest.mark.slow
 def test_a_gradient_of_low_rank_passes_whole_and_the_rest_later():
     a, b = jax.random.normal(jax.random.key(0), (64, 3)), jax.random.normal(jax.random.key(1), (3, 48))
     method = powersgd(rank=4)
