@@ -79,10 +79,11 @@ class Label(nn.Module):
         Raises:
           ConfigError: names the first such label.
         """
-        _check_labels(raw, self.num_classes)
+        check_labels(raw, self.num_classes)
 
 
-def _check_labels(raw: Raw, num_classes: int) -> None:
+def check_labels(raw: Raw, num_classes: int) -> None:
+    """Refuses labels outside [0, num_classes), naming the first such label."""
     label = np.asarray(raw["label"])
     outside = label[(label < 0) | (label >= num_classes)]
     if outside.size:
@@ -130,7 +131,7 @@ class OneHot(nn.Module):
         Raises:
           ConfigError: names the first such label.
         """
-        _check_labels(raw, self.num_classes)
+        check_labels(raw, self.num_classes)
 
 
 class Nothing(nn.Module):

@@ -15,6 +15,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.clip import TextState
+from diffusion_jax.models.cond import check_labels
 from diffusion_jax.types import Array, Cond, Key, Noise, Raw
 
 
@@ -106,10 +107,7 @@ class LabelToken(nn.Module):
         Raises:
           ConfigError: names the first such label.
         """
-        label = np.asarray(raw["label"])
-        outside = label[(label < 0) | (label >= self.num_classes)]
-        if outside.size:
-            raise ConfigError(f"label {outside[0]} is outside 0 ... {self.num_classes - 1}")
+        check_labels(raw, self.num_classes)
 
 
 class Stack(nn.Module):
