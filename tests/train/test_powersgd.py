@@ -62,7 +62,7 @@ def test_devices_agree_on_the_mean_gradient():
 
 
 @pytest.mark.slow
-def test_a_regression_converges_as_without():
+def test_a_regression_converges_in_rank_four():
     x = jax.random.normal(jax.random.key(0), (256, 32))
     y = jnp.tanh(x @ jax.random.normal(jax.random.key(1), (32, 24)))
     start = {"a": jax.random.normal(jax.random.key(2), (32, 64)) * 0.1, "b": jax.random.normal(jax.random.key(3), (64, 24)) * 0.1}
@@ -76,10 +76,10 @@ def test_a_regression_converges_as_without():
             updates, state = method.update(jax.grad(loss)(p), state, p)
             return (optax.apply_updates(p, updates), state), None
 
-        return loss(jax.jit(lambda p: jax.lax.scan(step, (p, method.init(p)), None, 400)[0][0])(start))
+        return loss(jax.jit(lambda p: jax.lax.scan(step, (p, method.init(p)), None, 1200)[0][0])(start))
 
     plain, low = trained(optax.adam(3e-3)), trained(optax.chain(powersgd(4), optax.adam(3e-3)))
-    assert plain < 0.05 and low < 2 * plain
+    assert plain < 0.04 and low < 2 * plain                                         # 0.031 and 0.043, from 1.0
 
 
 def test_it_is_an_optimiser_of_a_page():
