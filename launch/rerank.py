@@ -18,6 +18,7 @@ from diffusion_jax.train.checkpoint import config_of
 
 NUMBERS = (1, 2, 4, 8, 16, 32)
 EACH = 20                                              # images kept of each class
+FIGURES = ("accuracy", "FID", "precision", "recall")
 
 
 def main(run: str, judge: str, features: str, out: str) -> None:
@@ -37,7 +38,8 @@ def main(run: str, judge: str, features: str, out: str) -> None:
         path = folder / f"{number}.npz"
         np.savez(path, arr_0=best, arr_1=np.repeat(np.arange(len(captions)), EACH))
         report = evaluate.measured(out, {"images": str(path), "features": features, "reference": str(folder / "train.npz")})
-        rows.append({"candidates": number} | {name: value for name, value in report.items() if isinstance(value, float)})
+        rows.append({"candidates": number} | {name: value for name, value in report.items() if name.partition("[")[0] in FIGURES
+                                              and name.endswith("]")})
         print(rows[-1], flush=True)
     sweep.write(folder / "rerank", "candidates", rows)
 
