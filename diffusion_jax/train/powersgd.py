@@ -31,7 +31,7 @@ from diffusion_jax.types import Array, Params
 
 
 class PowerState(NamedTuple):
-    """State of `powersgd`: e and Q of every compressed array, and an empty array where there are none."""
+    """State of `powersgd`: e and Q of every compressed array, zeros of length 1 for the others (checkpoints take no empty array)."""
 
     error: Params
     q: Params
@@ -80,13 +80,13 @@ def powersgd(rank: int = 4, axis: str | None = None, seed: int = 0) -> optax.Gra
         leaves, tree = jax.tree.flatten(params)
         used = [compressed(leaf.shape, rank) for leaf in leaves]
         keys = jax.random.split(jax.random.key(seed), max(len(leaves), 1))
-        error = [jnp.zeros(leaf.shape if small else (0,), jnp.float32) for leaf, small in zip(leaves, used, strict=True)]
-        q = [jax.random.normal(key, (matrix(leaf.shape)[1], rank)) if small else jnp.zeros((0,))
+        error = [jnp.zeros(leaf.shape if small else (1,), jnp.float32) for leaf, small in zip(leaves, used, strict=True)]
+        q = [jax.random.normal(key, (matrix(leaf.shape)[1], rank)) if small else jnp.zeros((1,))
              for key, leaf, small in zip(keys, leaves, used, strict=True)]
         return PowerState(jax.tree.unflatten(tree, error), jax.tree.unflatten(tree, q))
 
     def one(g: Array, e: Array, q: Array) -> tuple[Array, Array, Array]:
-        if not e.size:
+        if not compressed(g.shape, rank):
             return mean(g), e, q
         m = (g.astype(jnp.float32) + e).reshape(matrix(g.shape))                                    # (1)
         p, _ = jnp.linalg.qr(mean(m @ q))                                                           # (2)
