@@ -31,7 +31,7 @@ from diffusion_jax.types import Array, Params
 
 
 class PowerState(NamedTuple):
-    """State of `powersgd`: e and Q of every compressed array, zeros of length 1 for the others (checkpoints take no empty array)."""
+    """State of `powersgd`: e and Q of every compressed array, one zero for each other (checkpoints take no empty arrays)."""
 
     error: Params
     q: Params
