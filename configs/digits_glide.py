@@ -9,10 +9,10 @@ One caption in five is dropped. `:inpaint` fine-tunes runs/digits_glide (--confi
 start at zero. `:upsample` makes 8x8 of 4x4. With configs/digits_clip.py, guidance by CLIP is --classifier runs/digits_clip
 --classifier_scale 1, and the best of eight is --rerank runs/digits_clip --candidates 8.
 
-Hardware: 2 CPU cores, half an hour beside much other work. Expect, of the base model's checkpoint of step 1000, by configs/
-digits_clip.py (--metric clip), without guidance the own caption first of ten in 0.97 of 60 samples; CLIP score 57.4 without, 59.4,
-59.8 and 60.3 with --classifier_scale 1, 2 and 4; 60.0, 60.7 and 61.1 for the best of 1, 2 and 4 at guidance 3. `:inpaint` and
-`:upsample` have not been run to their end: they promise no number yet.
+Hardware: 2 CPU cores, half an hour beside much other work. Expect, of the checkpoint of step 1000 and in the eyes of digits_clip
+(--metric clip), the own caption first of ten in 0.97 of 60 samples without guidance; CLIP score 57.4, and 59.4, 59.8, 60.3 with
+--classifier_scale 1, 2 and 4; at guidance 3, 60.0, 60.7 and 61.1 for the best of 1, 2 and 4. `:inpaint` and `:upsample` have not
+been run to their end: they promise no number yet.
 """
 from ml_collections import ConfigDict
 
