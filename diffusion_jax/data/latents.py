@@ -62,8 +62,8 @@ class Whitening:
 class Latents:
     """A data set of latents, as mode `encode` writes it: a folder with an array_record file for each split, and latents.json.
 
-    A record is {'moments': float16 [views, 2, h, w, c], 'label', 'caption'}: mean and deviation of the posterior, of the image and,
-    with two views, of its mirror image.
+    A record is {'moments': float16 [views, 2, h, w, c], 'label', 'caption'}: mean and deviation of the posterior, of the image
+    and, with two views, of its mirror image.
 
     Attributes:
       path: the folder.

@@ -50,9 +50,12 @@ class Pictures:
         """Read ahead in threads.
 
         Raises:
-          ConfigError: an image that does not read, or of another size than the first.
+          ConfigError: no images of 8 bits, one that does not read, or of another size than the first.
         """
-        shape = self.read(0)["image"].shape if starts else ()
+        first = self.read(0)
+        if "image" not in first or first["image"].dtype != np.uint8:
+            raise ConfigError(f"{self.what} holds no images of 8 bits, but perhaps latents: give a --reference of images")
+        shape = first["image"].shape
         waiting: deque[list[Any]] = deque()
         with ThreadPoolExecutor(THREADS) as pool:
             for first in starts:

@@ -30,7 +30,7 @@ from diffusion_jax.metrics import figures, pixels
 from diffusion_jax.metrics.bpd import bits_per_dim
 from diffusion_jax.metrics.extract import Found, Network
 from diffusion_jax.metrics.images import Images, Pictures
-from diffusion_jax.modes import clip_metric, contrast, html
+from diffusion_jax.modes import clip_metric, contrast, first_stage, html
 from diffusion_jax.modes import config as page
 from diffusion_jax.modes.measure import Samples, SeeClassifier, chosen, found_in, images_at, network_of, reference_of
 from diffusion_jax.modes.sample import guide_of, weak_of
@@ -200,7 +200,8 @@ def sampled(model: Model, options: dict[str, Any]) -> tuple[Report, Images, Mapp
     if task.num_classes or guide:
         check(task if guide is None else guide.task, num, len(build(stored["data"]["train"]).names or ()))
     raw = conditions(task, num, given=page.derived_conditions(task, stored["data"], num), guide=guide)
-    images = chosen(Samples(task, model.params, recipe, raw, num, seed, guide, weak), judge, candidates)
+    samples = Samples(task, model.params, recipe, raw, num, seed, guide, weak, first_stage.kept(model.workdir))
+    images = chosen(samples, judge, candidates)
     report = {"samples": num, "sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     report |= {"classifier scale": recipe.classifier_scale} if guide else {}
     report |= {"candidates": candidates} if candidates else {}

@@ -25,7 +25,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       config: not needed: the weights say what they are.
       workdir: a new folder.
       options: system, one of `SYSTEMS`; source, the weights file (.safetensors, .npz, .pt, .pth, .ckpt or EDM2's .pkl) or, of
-        sd and vae, a folder of diffusers; official, a JSON file with the options of the official constructor, for networks that were not published.
+        sd and vae, a folder of diffusers; official, a JSON file with the options of the official constructor, for networks that
+        were not published.
 
     Raises:
       ConfigError: what is missing, a folder that holds a run, or what the system's `load` refuses.

@@ -30,6 +30,7 @@ from diffusion_jax.metrics.figures import DISTANCES, Reference
 from diffusion_jax.metrics.images import Batch, Blurred, Images, Pictures
 from diffusion_jax.modes.sample import guide_of, to_pixels
 from diffusion_jax.pipelines.diffusion import Guide, Weak, generate
+from diffusion_jax.pipelines.latent import decoded
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pretrained import dinov2, inception, persistent
 from diffusion_jax.tasks.classifier import NoisyClassifier
@@ -91,6 +92,7 @@ class Samples:
 
     Attributes:
       task, params, recipe, raw, num, seed, guide, weak: as `pipelines.diffusion.generate` takes them.
+      frozen: the first stage that decodes latents, as `first_stage.kept` gives it.
     """
 
     task: Diffusion
@@ -101,6 +103,7 @@ class Samples:
     seed: int
     guide: Guide | None = None
     weak: Weak | None = None
+    frozen: Params = None
 
     def __len__(self) -> int:
         return self.num
@@ -112,7 +115,7 @@ class Samples:
           ConfigError: what `generate` refuses, or samples that are not finite.
         """
         made = generate(self.task, self.params, self.recipe, self.raw, self.num, self.seed, size, self.guide, self.weak, starts)
-        for first, batch in zip(starts, made, strict=True):
+        for first, batch in zip(starts, decoded(self.task, self.frozen, made), strict=True):
             label = {"label": self.raw["label"][first : first + len(batch)]} if "label" in self.raw else {}
             yield {"image": to_pixels(batch), **label}
 

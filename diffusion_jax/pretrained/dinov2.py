@@ -1,7 +1,7 @@
 """The published weights of DINOv2 ViT-L/14 as our DINOv2, for FD-DINOv2.
 
-The file is dinov2_vitl14_pretrain.pth, a flat state dict. Its positions lie on a grid of 37 x 37 patches; they are interpolated to
-16 x 16 here as torch.hub's model does it: bicubic, not antialiased, spaced as if for 16.1 patches.
+The file is dinov2_vitl14_pretrain.pth, a flat state dict. Its positions lie on a grid of 37 x 37 patches; they are interpolated
+to 16 x 16 here as torch.hub's model does it: bicubic, not antialiased, spaced as if for 16.1 patches.
 """
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
 One loss with both stops has the gradients of both players, so one optimiser state trains them: `train.optim:partition` gives each
 its own optimiser. f of (2) depends on the step, which is the task's memory; so is, for a VQ, how often each code was used,
 
-    counts <- 0.99 counts + 0.01 share of each code,   perplexity = exp(entropy of counts),   usage = share with counts > 0     (4)
+    counts <- 0.99 counts + 0.01 share of each code,   perplexity = exp(entropy of counts),   usage = share with counts > 0    (4)
 
 where a code counts as used while a single use within the last few hundred steps remains of it.
 

@@ -76,6 +76,12 @@ def test_images_of_two_sizes_and_none_at_all_are_refused(tmp_path):
         e.extract(NETWORK, Pictures(mixed.read, 0, "folder"), tmp_path)
 
 
+def test_latents_are_no_images(tmp_path):
+    for record in ({"image": PIXELS[0].astype(np.float32)}, {"moments": PIXELS[0]}):
+        with pytest.raises(ConfigError, match="no images of 8 bits, but perhaps latents: give a --reference"):
+            e.extract(NETWORK, Pictures(lambda i, record=record: record, 5, "train data"), tmp_path)
+
+
 def test_blurring_keeps_flat_images_and_smooths_others():
     flat = Pictures(lambda i: {"image": np.full((9, 9, 1), 100, np.uint8)}, 2, "flat")
     dot = np.zeros((9, 9, 1), np.uint8)
