@@ -50,6 +50,7 @@ def test_positions_are_interpolated_as_pytorch_does():
     np.testing.assert_array_equal(got[:, :1], table[:, :1])
 
 
+@pytest.mark.slow
 def test_is_the_network_that_transformers_has():
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     state = weights(width=16, depth=2, grid=2)

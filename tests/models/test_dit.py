@@ -77,6 +77,7 @@ def output_and_gradient(scan, remat):
     return out, grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan, remat", [(True, None), (False, "full"), (True, "full"), (True, "dots")])
 def test_scan_and_remat_change_neither_output_nor_gradient(scan, remat):
     (want, want_grad), (got, got_grad) = output_and_gradient(False, None), output_and_gradient(scan, remat)

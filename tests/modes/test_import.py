@@ -98,6 +98,7 @@ def test_what_is_refused_leaves_nothing(cli, tmp_path, kind):
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_weights_of_a_folder(cli, tiny_run, tmp_path):
     """At another size of image: the positions of the trained grid are interpolated."""
     config = page("digits", steps=1, init=str(tiny_run))

@@ -47,6 +47,7 @@ def test_wrong_sweeps_are_refused(tiny_run, options, says):
         sweep.run(None, str(tiny_run), options)
 
 
+@pytest.mark.slow
 def test_a_weaker_model_guides(tiny_run, tmp_path):
     """Away from itself nothing changes; away from an earlier checkpoint something does; interval and scale act on it."""
     def made(**options):

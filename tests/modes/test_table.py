@@ -76,6 +76,7 @@ def test_every_sampler_network_and_guidance(cli, folders, plainly, tmp_path, net
         assert (images != plainly[network, sampler]).mean() > 0.02                   # the guidance does something
 
 
+@pytest.mark.slow
 def test_a_classifier_of_another_size_is_refused(cli, folders, tmp_path):
     config = plain(page("digits_classifier"))
     config["task"]["shape"] = (4, 4, 1)
@@ -88,6 +89,7 @@ def test_a_classifier_of_another_size_is_refused(cli, folders, tmp_path):
     assert alone.code == 2 and "makes no images" in alone.err
 
 
+@pytest.mark.slow
 def test_a_cascade_gives_what_its_stages_give_one_after_the_other(cli, folders, tmp_path):
     base, cascade, alone = (tmp_path / f"{name}.npz" for name in ("base", "cascade", "alone"))
     common = ("--mode", "sample", "--num", 3, "--seed", 5)

@@ -30,6 +30,7 @@ def images(trained, how=Draw(top_p=0.9), text=TEXT, batch=3, **options):
     return np.concatenate(list(generate(TASK, *trained, how, text, len(text), 0, batch, **options)))
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch(trained):
     whole = images(trained)
     assert whole.shape == (3, 8, 8, 1)

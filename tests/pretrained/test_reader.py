@@ -115,7 +115,7 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
         read(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("name, message", [("w.bin", "unknown kind of weights file '.bin'"), ("w.npz", "there is no file")])
+@pytest.mark.parametrize("name, message", [("w.onnx", "unknown kind of weights file '.onnx'"), ("w.npz", "there is no file")])
 def test_other_files_are_refused(tmp_path, name, message):
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / name)

@@ -42,6 +42,7 @@ def test_the_loss_is_both_cross_entropies():
     assert metrics["R@1"] == np.mean(logits.argmax(1) == np.arange(5)) and metrics["R@5"] == 1
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_global_batch_on_any_number_of_devices(params):
     loss = quick(jax.value_and_grad(lambda params, batch: TASK.loss(params, None, batch, KEY, True)[0]))
     found = []

@@ -63,6 +63,7 @@ def test_labels_are_dropped_at_their_rate_in_training_only():
     assert dropped["image"] is raw["image"]
 
 
+@pytest.mark.slow
 def test_the_hybrid_loss_teaches_the_mean_by_mse_alone():
     hybrid = task(model=Zero(2), variance="learned_range", objective="hybrid", bound_weight=1e-3)
     params = hybrid.init(jax.random.key(0), batch(2))
@@ -99,6 +100,7 @@ def test_combinations_without_meaning_are_refused(changes, says):
         task(**changes)
 
 
+@pytest.mark.slow
 def test_importance_sampling_trains_the_weighted_loss_and_reports_the_plain_one():
     t = task(times=SecondMoment(history=2))
     params, raw, key = t.init(jax.random.key(0), batch(2)), batch(64), jax.random.key(1)
