@@ -50,6 +50,8 @@ OPTIONS = [
     flags.DEFINE_string("rerank", None, "Folder of a classifier that chooses among --candidates."),
     flags.DEFINE_integer("candidates", None, "Images to make for each that is kept.", lower_bound=1),
     flags.DEFINE_multi_string("prompt", None, "Text to make an image of; may be given again."),
+    flags.DEFINE_string("negative", None, "Text of what is not wanted, in place of the empty text of guidance."),
+    flags.DEFINE_bool("truncate", None, "Cut prompts that have more tokens than the model reads, which is refused without it."),
     flags.DEFINE_float("temperature", None, "Of the choice of tokens, or of the noise that sampling starts from; 1 by default."),
     flags.DEFINE_integer("top_k", None, "Choose among the k most likely tokens; 0 is all.", lower_bound=0),
     flags.DEFINE_float("top_p", None, "Choose among the most likely tokens that together have this probability; 0 is all."),

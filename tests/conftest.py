@@ -1,7 +1,8 @@
 """Every test runs on eight CPU devices, with full matmul precision, and refuses silent broadcasting of ranks."""
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+QUICK_TO_COMPILE = " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8" + QUICK_TO_COMPILE
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

@@ -91,6 +91,13 @@ def wanted(package: str) -> Any:
         raise ConfigError(f"the tokenizer needs the package {package}: pip install {package}") from None
 
 
+def fits(count: int, context: int, text: str) -> None:
+    """Refuses a text of more tokens than there is room for; `ConfigError` says how many would be dropped."""
+    if count > context:
+        raise ConfigError(f"a text of {count} tokens is longer than the context of {context}: shorten it, or have the last "
+                          f"{count - context} dropped with --truncate: {text[:40]!r} ...")
+
+
 def remembered(function: Callable[[str], tuple[int, ...]]) -> Callable[[str], tuple[int, ...]]:
     """`function` of a word with its last results kept."""
     return functools.lru_cache(maxsize=2**16)(function)

@@ -95,8 +95,8 @@ class ClipBPE:
           ConfigError: it is too long, and not to be cut.
         """
         numbers = [self.start, *self.encode(text), self.end]
-        if len(numbers) > self.context and not truncate:
-            raise ConfigError(f"a text of {len(numbers)} tokens is longer than the context of {self.context}: {text[:40]!r} ...")
+        if not truncate:
+            bpe.fits(len(numbers), self.context, text)
         out = np.full(self.context, self.end if self.pad_end else 0, np.int32)
         out[: len(numbers)] = numbers[: self.context]
         if len(numbers) > self.context:

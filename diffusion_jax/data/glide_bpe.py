@@ -55,9 +55,20 @@ class GlideBPE:
         """The token that fills up the context, the largest; a text of nothing else is no caption."""
         return len(self._numbers)
 
-    def __call__(self, text: str) -> np.ndarray:
-        """The tokens of a text, int32 [context]; the mask is `mask`."""
-        numbers = self.encode(text)[: self.context]
+    def __call__(self, text: str, truncate: bool = True) -> np.ndarray:
+        """The tokens of a text, int32 [context]; the mask is `mask`.
+
+        Args:
+          text: anything.
+          truncate: cut a text that is too long.
+
+        Raises:
+          ConfigError: it is too long, and not to be cut.
+        """
+        numbers = self.encode(text)
+        if not truncate:
+            bpe.fits(len(numbers), self.context, text)
+        numbers = numbers[: self.context]
         return np.array(numbers + [self.end] * (self.context - len(numbers)), np.int32)
 
     def batch(self, texts: Sequence[str]) -> np.ndarray:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.build import unknown
+from diffusion_jax.data.bpe import fits
 
 
-def _filled(numbers: list[int], length: int, text: str) -> np.ndarray:
+def _filled(numbers: list[int], length: int, text: str, truncate: bool) -> np.ndarray:
     """int32 [length], zeros after the numbers."""
-    if len(numbers) > length:
-        raise ConfigError(f"a caption of {len(numbers)} tokens is too long, {length} is the tokenizer's length: {text[:40]!r}")
-    return np.array(numbers + [0] * (length - len(numbers)), np.int32)
+    if not truncate:
+        fits(len(numbers), length, text)
+    return np.array((numbers + [0] * length)[:length], np.int32)
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,17 @@ class Words:
         """The number of tokens, 0 among them."""
         return len(self.words) + 1
 
-    def __call__(self, text: str) -> np.ndarray:
+    def __call__(self, text: str, truncate: bool = False) -> np.ndarray:
         """The tokens of a caption, int32 [length].
 
         Raises:
-          ConfigError: a word that is not in the vocabulary (names the nearest one), or too many words.
+          ConfigError: a word that is not in the vocabulary (names the nearest one), or too many words that are not to be cut.
         """
         found = re.findall(r"\w+", text.lower())
         for word in found:
             if word not in self.words:
                 raise unknown("word", word, self.words)
-        return _filled([self.words.index(word) + 1 for word in found], self.length, text)
+        return _filled([self.words.index(word) + 1 for word in found], self.length, text, truncate)
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,10 @@ class Bytes:
 
     size = 257
 
-    def __call__(self, text: str) -> np.ndarray:
+    def __call__(self, text: str, truncate: bool = False) -> np.ndarray:
         """The tokens of a caption, int32 [length].
 
         Raises:
-          ConfigError: too many bytes.
+          ConfigError: too many bytes that are not to be cut.
         """
-        return _filled([byte + 1 for byte in text.encode()], self.length, text)
+        return _filled([byte + 1 for byte in text.encode()], self.length, text, truncate)

@@ -52,9 +52,7 @@ class TowerText(nn.Module):
         return raw
 
     def null(self, raw: Raw) -> Raw:
-        """The batch with empty texts, or with raw['negative'] [B, L], a prompt of what is not wanted, in their place."""
-        if "negative" in raw:
-            return {**raw, "tokens": raw["negative"]}
+        """The batch with empty texts."""
         *first, fill = self.empty
         length = raw["tokens"].shape[1]
         row = np.array([*first, *[fill] * max(length - len(first), 0)][:length], np.int32)

@@ -9,7 +9,8 @@
     inpaint     --images x.png --rect 2,2,6,6 --session s.json     a part made anew; appended to the session
     replay      --session s.json                                   the session from its start
 
-Conditions are --label or --prompt, and --to_label or --to_prompt; without them the classes, or held-out captions, in turn.
+Conditions are --label or --prompt (and --negative), and --to_label or --to_prompt; without them the classes, or held-out
+captions, in turn. A model of latents changes the latents of the pictures.
 What is swept is written as a grid, a row for each value, and as an animation with a frame for each: out.png, out.gif, out.mp4.
 """
 from __future__ import annotations
@@ -25,11 +26,12 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.data import image as pictures
-from diffusion_jax.modes import text
+from diffusion_jax.modes import first_stage, text
 from diffusion_jax.modes.sample import stage_of
 from diffusion_jax.pipelines.cascade import Stage
 from diffusion_jax.pipelines.diffusion import conditions
 from diffusion_jax.pipelines.edit import How, edit, invert, rectangles, swept
+from diffusion_jax.pipelines.latent import Space
 from diffusion_jax.types import Raw
 
 SWEEPS = ("strength", "switch", "mix", "guidance", "phi")
@@ -44,9 +46,9 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     Args:
       config: not needed: the checkpoint carries its own.
       workdir: the run's folder.
-      options: op; label, prompt, to_label, to_prompt, images, values, rect, session (see the top of this file); num, of each
-        value; seed, which, step, out (a file name whose suffix is replaced, 'edit.png' in the working folder by default), and
-        the fields of `Recipe`.
+      options: op; label, prompt, negative, to_label, to_prompt, images, values, rect, session (see the top of this file); num, of
+        each value; truncate; seed, which, step, out (a file name whose suffix is replaced, 'edit.png' in the working folder by
+        default), and the fields of `Recipe`.
 
     Raises:
       ConfigError: an unknown op, what it needs and is not given, or what `load` and `conditions` refuse.
@@ -61,51 +63,56 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         return written(out, images[:, None], f"{op}: {len(images)} pictures")
     given = {name: options.pop(name, None) for name in ("images", "values", "to_label", "to_prompt", "label", "prompt")}
     num, seed = options.pop("num", None), options.pop("seed", 0)
+    how_read = {name: options.pop(name) for name in ("negative", "truncate") if name in options}
     stage = stage_of(workdir, options.pop("which", "ema"), options.pop("step", None), options)
-    image = None if given["images"] is None else images_at(given["images"], stage)
-    raw = asked(workdir, stage, given["label"], given["prompt"], num or (len(image) if image is not None else 8))
+    space = Space(stage.task, first_stage.kept(workdir))
+    image = None if given["images"] is None else images_at(given["images"], space.shape)
+    raw = asked(workdir, space, given["label"], given["prompt"], num or (len(image) if image is not None else 8), **how_read)
     if op in ("invert", "strength") and image is None:
         raise ConfigError(f"op {op} needs --images")
     if image is not None:
         count = len(next(iter(raw.values()))) if raw else num or len(image)
         image = image[np.arange(count) % len(image)]
     if op == "invert":
-        return inverted(stage, raw, image, seed, out)
+        return inverted(stage, space, raw, image, seed, out)
     if not given["values"]:
         raise ConfigError(f"op {op} needs --values")
     second = None
     if op in ("switch", "mix"):
         if given["to_label"] is None and given["to_prompt"] is None:
             raise ConfigError(f"op {op} needs --to_label or --to_prompt")
-        second = asked(workdir, stage, given["to_label"], given["to_prompt"], len(next(iter(raw.values()))))
+        second = asked(workdir, space, given["to_label"], given["to_prompt"], len(next(iter(raw.values()))), **how_read)
     values = numbers(given["values"])
     how = How(guidance=stage.recipe.guidance, phi=stage.recipe.phi)
-    kept = image if op == "strength" else None
+    kept = space.encode(image) if op == "strength" else None
     made = swept(stage.task, stage.params, stage.recipe, raw, seed, how, op, values, second, kept)
+    made = np.stack([np.asarray(space.decode(x)) for x in made])
     written(out, pictures.to_uint8(made), f"{op} over {', '.join(map(str, values))}")
 
 
-def images_at(path: str, stage: Stage) -> np.ndarray:
-    """The pictures in a file or folder, as the model sees them: [N, H, W, C] in [-1, 1].
+def images_at(path: str, shape: tuple[int, int, int]) -> np.ndarray:
+    """The pictures of `shape` (H, W, C) in a file or folder: [N, H, W, C] in [-1, 1].
 
     Raises:
       ConfigError: they have another size than the model's.
     """
     found, _ = pictures.read_batch(path)
-    found = np.stack([pictures.to_channels(picture, stage.task.shape[-1]) for picture in found])
-    if found.shape[1:] != stage.task.shape:
-        raise ConfigError(f"--images {path} has pictures of {found.shape[1:]}, this model makes {stage.task.shape}")
+    found = np.stack([pictures.to_channels(picture, shape[-1]) for picture in found])
+    if found.shape[1:] != shape:
+        raise ConfigError(f"--images {path} has pictures of {found.shape[1:]}, this model makes {shape}")
     return pictures.to_unit(found)
 
 
-def asked(workdir: str, stage: Stage, label: int | None, prompt: list[str] | None, num: int) -> Raw:
+def asked(workdir: str, space: Space, label: int | None, prompt: list[str] | None, num: int, **how_read: Any) -> Raw:
     """Raw conditions of `num` pictures, or `num` for each prompt; a mask that hides everything where the model reads one."""
     count = num * len(prompt) if prompt and len(prompt) > 1 else num
-    given = dict(text.conditions_of(workdir, stage.task, prompt, count))
-    if "mask" in stage.task.cond.keys:
-        given |= {"mask": np.zeros((count, *stage.task.shape[:2], 1), np.float32),
-                  "known": np.zeros((count, *stage.task.shape), np.float32)}
-    return conditions(stage.task, count, label, given)
+    given = dict(text.conditions_of(workdir, space.task, prompt, count, **how_read))
+    picture, mask = np.zeros((count, *space.shape), np.float32), np.zeros((count, *space.shape[:2], 1), np.float32)
+    if "mask" in space.task.cond.keys:
+        given |= {"mask": mask, "known": picture}
+    if "inpaint" in space.task.cond.keys:
+        given |= space.seen(picture, mask)
+    return conditions(space.task, count, label, given)
 
 
 def numbers(values: list[str]) -> list[float]:
@@ -116,14 +123,16 @@ def numbers(values: list[str]) -> list[float]:
         raise ConfigError(f"--values {','.join(values)}: give numbers, separated by commas") from None
 
 
-def inverted(stage: Stage, raw: Raw, image: np.ndarray, seed: int, out: Path) -> None:
-    """Up to noise, unguided, and back; three rows: the pictures, their noise, what comes back."""
+def inverted(stage: Stage, space: Space, raw: Raw, image: np.ndarray, seed: int, out: Path) -> None:
+    """Up to noise, unguided, and back; three rows: the pictures (through the first stage), their noise, what comes back."""
     how = How()
-    x = invert(stage.task, stage.recipe, stage.params, raw, jnp.asarray(image), how)
+    x0 = space.encode(jnp.asarray(image))
+    x = invert(stage.task, stage.recipe, stage.params, raw, x0, how)
     index = jnp.arange(len(image))
-    back = np.asarray(edit(stage.task, stage.recipe, stage.params, raw, index, jax.random.key(seed), how, False, x=x))
-    off = np.abs(np.clip(back, -1, 1) - image) * 127.5
-    rows = np.stack([image, np.asarray(x) / 2, back])
+    back = edit(stage.task, stage.recipe, stage.params, raw, index, jax.random.key(seed), how, False, x=x)
+    start, noise, back = (np.clip(space.decode(each), -1, 1) for each in (x0, x / 2, back))
+    off = np.abs(back - start) * 127.5
+    rows = np.stack([start, noise, back])
     written(out, pictures.to_uint8(rows), f"invert: back within {off.mean():.2f} of 255 on average, {off.max():.1f} at most")
 
 
@@ -156,20 +165,23 @@ def session(workdir: str, op: str, options: dict[str, Any]) -> np.ndarray:
 
 def replayed(workdir: str, story: Mapping[str, Any], which: str, step: int | None) -> np.ndarray:
     """Every picture of a session, one after the other; outside its rectangles an edit changes nothing."""
-    first = stage_of(workdir, which, step, {})
-    states = [pictures.to_uint8(images_at(story["image"], first)[:1])]
+    space = Space(stage_of(workdir, which, step, {}).task, first_stage.kept(workdir))
+    states = [pictures.to_uint8(images_at(story["image"], space.shape)[:1])]
     for one in story["edits"]:
         ways = dict(one)
-        mask = rectangles(first.task.shape, ways.pop("rect"))
+        mask = rectangles(space.shape, ways.pop("rect"))
         label, prompt, seed = (ways.pop(name, None) for name in ("label", "prompt", "seed"))
+        how_read = {name: ways.pop(name) for name in ("negative", "truncate") if name in ways}
         strength = ways.pop("strength", 1.0)
         stage = stage_of(workdir, which, step, ways)
-        raw = asked(workdir, stage, label, [prompt] if isinstance(prompt, str) else prompt, 1)
+        raw = asked(workdir, space, label, [prompt] if isinstance(prompt, str) else prompt, 1, **how_read)
         image, recipe = jnp.asarray(pictures.to_unit(states[-1])), stage.recipe
+        if "inpaint" in space.task.cond.keys:
+            raw |= space.seen(image, mask)
         how = How(jnp.float32(recipe.guidance), jnp.float32(recipe.phi), strength=jnp.float32(strength))
         made = edit(stage.task, recipe, stage.params, raw, jnp.arange(1), jax.random.key(seed or 0), how, recipe.guidance != 1,
-                    None, image, jnp.asarray(mask))
-        states.append(pictures.to_uint8(np.asarray(made)))
+                    None, space.encode(image), space.known(mask))
+        states.append(pictures.to_uint8(np.asarray(mask * image + (1 - mask) * space.decode(made))))
     return np.concatenate(states)
 
 

@@ -42,13 +42,14 @@ def images_of(workdir: str, options: dict[str, Any]) -> tuple[np.ndarray, list[s
     stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
     stored, frozen = plain(stored), first_stage.kept(workdir)
     prompts, num = options.pop("prompt", None), options.pop("num", None)
+    truncate = options.pop("truncate", prompts is None)
     prompts, num = (prompts, num or 16) if prompts else (held_out(stored, num or 64), 1)
     seed, batch = options.pop("seed", 0), options.pop("batch", 100)
     folder, candidates, given = (options.pop(name, None) for name in ("rerank", "candidates", "complete"))
     if (folder is None) != (candidates is None) or (folder and given):
         raise ConfigError("reranking needs --rerank, the folder of a classifier or a CLIP, and --candidates, and no --complete")
     judge, many = judge_of(folder, stored) if folder else None, num * (candidates or 1)
-    tokens = np.repeat(tokens_of(stored, prompts), many, axis=0)
+    tokens = np.repeat(tokens_of(stored, prompts, truncate), many, axis=0)
     codes = None if given is None else np.resize(known := completed(task, frozen, given), (len(tokens), known.shape[1]))
     made = generate(task, params, frozen, Draw.of(options), tokens, len(tokens), seed, batch, codes)
     images = image.to_uint8(np.concatenate(list(made)))
@@ -59,8 +60,8 @@ def images_of(workdir: str, options: dict[str, Any]) -> tuple[np.ndarray, list[s
     return images, prompts
 
 
-def tokens_of(stored: Mapping[str, Any], prompts: list[str]) -> np.ndarray:
-    """Prompts as int32 [P, T], by the tokenizer of a run.
+def tokens_of(stored: Mapping[str, Any], prompts: list[str], truncate: bool = True) -> np.ndarray:
+    """Prompts as int32 [P, T], by the tokenizer of a run; those that are too long are cut, or refused.
 
     Raises:
       ConfigError: it has none, or what the tokenizer refuses.
@@ -68,7 +69,7 @@ def tokens_of(stored: Mapping[str, Any], prompts: list[str]) -> np.ndarray:
     decode = build(stored["data"]["decode"]) if "data" in stored else None
     if not isinstance(decode, Decode) or decode.tokenizer is None:
         raise ConfigError("this model came without a tokenizer, so it reads no prompts: train it with data.decode.tokenizer")
-    return np.stack([decode.tokenizer(prompt) for prompt in prompts])
+    return np.stack([decode.tokenizer(prompt, truncate=truncate) for prompt in prompts])
 
 
 def held_out(stored: Mapping[str, Any], num: int) -> list[str]:

@@ -32,7 +32,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       workdir: the run's folder.
       options: num, label, seed, out, which, step, batch, classifier (a run's folder), weak (another, and perhaps weak_step),
         upsampler (a list of them), low_res (a file that `image.read_batch` reads), prompt (a list: num images for each, a row
-        of the grid; held-out captions where a model that reads text is given none), and the fields of `Recipe`; what is not given
+        of the grid; held-out captions where a model that reads text is given none), negative (a text to guide away from),
+        truncate (cut prompts that are too long), and the fields of `Recipe`; what is not given
         comes from the checkpoint's config. A transformer over tokens takes those of `prompts.images_of`.
 
     Raises:
@@ -49,6 +50,7 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     guide, weak, larger = guide_of(guide_folder), weak_of(options), options.pop("upsampler", ())
     given = options.pop("low_res", None)
     asked = options.pop("prompt", None)
+    how_read = {name: options.pop(name) for name in ("negative", "truncate") if name in options}
     num, label = options.pop("num", 8 if asked else 64) * len(asked or "1"), options.pop("label", None)
     seed, batch = options.pop("seed", 0), options.pop("batch", 100)
     out = Path(target)
@@ -56,7 +58,7 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     if guide is None and "classifier_scale" in options:
         raise ConfigError("--classifier_scale needs a --classifier")
     raw = small_images(given, base.task) if given else {}
-    raw |= text.conditions_of(workdir, base.task, asked, num, guide_folder if guide else None)
+    raw |= text.conditions_of(workdir, base.task, asked, num, guide_folder if guide else None, **how_read)
     raw = conditions(base.task, num, label, raw, guide)
     stages = [base, *(stage_of(folder, "ema", None, {}) for folder in larger)]
     samples = decoded(stages[-1].task, first_stage.kept(workdir), generate_cascade(stages, raw, num, seed, batch, guide, weak))

@@ -6,6 +6,8 @@
     mix         a condition between two: (1 - m) embed(a) + m embed(b)                                                (4)
     inpainting  what is known pasted into x0 at every step where the network sees it (2112.10741), else into x_t      (5)
 
+Pictures are what the network sees: latents, where there is a first stage (pipelines/latent.py goes between).
+
 All are one program for one batch: what is swept, the numbers of `How`, is traced, so a sweep compiles once.
 """
 from __future__ import annotations
@@ -93,7 +95,7 @@ def edit(
       guided: whether to guide without a classifier at all (twice the cost).
       second: the other condition of (3) and (4), for which `how.switch` or `how.mix` says when.
       image: the picture of (1) and (5), in [-1, 1].
-      mask: [B, H, W, 1], 1 where the picture is known, for (5).
+      mask: [B, H, W, 1], 1 where the picture is known, for (5). A network of latents that inpaints sees it in raw['inpaint'].
       x: where to start, in place of noise: what `invert` found.
     """
     noise = per_image(index)
@@ -102,7 +104,7 @@ def edit(
     if mask is not None:
         raw = {**raw, "mask": mask, "known": image}
     raw = task.cond.prepare(raw, k_cond, noise, recipe.augment)
-    cond, null = task.embed(params, raw), task.embed(params, task.cond.null(raw)) if guided else None
+    cond, null = task.embed(params, raw), task.embed(params, task.away(raw)) if guided else None
     recipe = replace(recipe, phi=how.phi)
     denoise = recipe.make_guidance(task, how.guidance, null, noise)(task.denoiser(params))
     if second is not None:
@@ -119,7 +121,8 @@ def edit(
         x = jnp.where(process.unit(jnp.asarray(times)[0]) > how.strength, first, x)
     if mask is not None:
         denoise = Known(image, mask)(denoise) if "mask" in task.cond.keys else denoise
-        sampler = sampler if "mask" in task.cond.keys else with_known(sampler, process, image, mask, noise)
+        sees = {"mask", "inpaint"} & set(task.cond.keys)
+        sampler = sampler if sees else with_known(sampler, process, image, mask, noise)
     made = sample(denoise, sampler, x, times, cond, k_run)
     return made if mask is None else mask * image + (1 - mask) * made
 
@@ -133,8 +136,8 @@ def invert(
     The network is asked at the time stepped to (samplers.ddim_inversion), so that the picture itself is the start.
     """
     key = jax.random.key(0)
-    raw = task.cond.prepare(raw, key)
-    cond, null = task.embed(params, raw), task.embed(params, task.cond.null(raw)) if guided else None
+    raw = task.cond.prepare(raw, key, level=recipe.augment)
+    cond, null = task.embed(params, raw), task.embed(params, task.away(raw)) if guided else None
     denoise = replace(recipe, phi=how.phi).make_guidance(task, how.guidance, null, jax.random.normal)(task.denoiser(params))
     return sample(denoise, ddim_inversion(task.process), image, recipe.grid(task.process)[::-1], cond, key)
 

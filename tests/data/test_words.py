@@ -17,8 +17,9 @@ def test_words_and_bytes_are_numbers():
     assert Bytes(4)("é1").tolist() == [0xC3 + 1, 0xA9 + 1, ord("1") + 1, 0]
     with pytest.raises(ConfigError, match="did you mean 'three'"):
         WORDS("a handwritten thre")
-    with pytest.raises(ConfigError, match="too long"):
+    with pytest.raises(ConfigError, match="the last 1 dropped with --truncate"):
         Bytes(2)("abc")
+    assert Bytes(2)("abc", truncate=True).tolist() == [98, 99]
 
 
 def test_digits_are_captioned_and_a_batch_holds_their_tokens():

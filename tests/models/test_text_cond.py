@@ -12,10 +12,8 @@ TEXT = TowerText(TextEncoder(vocab=9, context=5, width=8, layers=1, heads=2, hea
 RAW = {"tokens": jnp.array([[7, 1, 2, 8, 0], [7, 3, 8, 0, 0]]), "label": jnp.array([0, 2]), "inpaint": jnp.ones((2, 4, 4, 5))}
 
 
-def test_the_null_text_is_empty_unless_a_negative_one_is_given():
+def test_the_null_text_is_empty():
     np.testing.assert_array_equal(TEXT.null(RAW)["tokens"], [[7, 8, 0, 0, 0]] * 2)
-    negative = jnp.array([[7, 4, 8, 0, 0]] * 2)
-    np.testing.assert_array_equal(TEXT.null(RAW | {"negative": negative})["tokens"], negative)
 
 
 def test_a_frozen_tower_gets_no_gradient():

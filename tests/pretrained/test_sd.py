@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data.image import save_png
 from diffusion_jax.diffusion.samplers import sample
-from diffusion_jax.modes import first_stage, import_weights
-from diffusion_jax.pipelines.latent import decoded, edit, masked
+from diffusion_jax.modes import edit, first_stage, import_weights
+from diffusion_jax.modes import sample as mode_sample
+from diffusion_jax.pipelines.latent import decoded
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.train.checkpoint import load
 
@@ -75,13 +77,34 @@ def test_a_diffusers_folder_gives_the_same_images(prediction, tmp_path):
     (images,) = decoded(task, frozen, iter([np.asarray(x)]))
     np.testing.assert_allclose(np.clip(images / 2 + 0.5, 0, 1), want, atol=2e-3)
 
-    again = edit(task, params, frozen, recipe, raw, jnp.asarray(images), strength=0.5)
-    hole = jnp.zeros((2, 16, 16, 1)).at[:, :8].set(1)
-    kept = edit(task, params, frozen, recipe, raw, jnp.asarray(images), mask=hole)
-    assert again.shape == kept.shape == images.shape and np.isfinite(again).all() and np.isfinite(kept).all()
-    assert masked(task, frozen, jnp.asarray(images), hole, jax.random.key(0))["inpaint"].shape == (2, 8, 8, 5)
-    with pytest.raises(ConfigError, match="strength"):
-        edit(task, params, frozen, recipe, raw, jnp.asarray(images), strength=0.01)
+
+@pytest.mark.slow
+def test_an_imported_folder_is_used_from_the_command_line(tmp_path):
+    """Prompts, negative and too long ones, prompts between prompts, image to image, and an inpainted part."""
+    *_, unet, vae, text, scheduler = parts("epsilon")
+    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text), ("scheduler", scheduler)):
+        part.save_pretrained(tmp_path / "sd" / name)
+    run, picture = str(tmp_path / "run"), str(tmp_path / "x.npz")
+    import_weights.run(None, run, {"system": "sd", "source": str(tmp_path / "sd")})
+    quick = {"steps": "2", "num": 1}
+
+    def sampled(**options):
+        mode_sample.run(None, run, quick | {"out": picture} | options)
+        return np.load(picture)["arr_0"]
+
+    plain = sampled(prompt=["a cat"])
+    assert plain.shape == (1, 16, 16, 3) and (sampled(prompt=["a cat"], negative="a dog") != plain).any()
+    with pytest.raises(ConfigError, match="the last 25 dropped with --truncate"):
+        sampled(prompt=["cat " * 100])
+    assert (sampled(prompt=["cat " * 100], truncate=True) == sampled(prompt=["cat " * 75])).all()
+    start = str(tmp_path / "start.png")
+    save_png(tmp_path / "start.png", plain[0])
+    for op, options in (("mix", dict(prompt=["a cat"], to_prompt=["a dog"], values=["0", "1"])), ("invert", dict(images=start)),
+                        ("strength", dict(images=start, prompt=["a dog"], values=["0.5"]))):
+        edit.run(None, run, quick | options | {"op": op, "prompt": options.get("prompt", ["a cat"]), "out": str(tmp_path / op)})
+    story = {"image": start, "edits": [{"rect": [[0, 0, 8, 16]], "prompt": "a dog", "negative": "a cat", "steps": "2"}]}
+    first, second = edit.replayed(run, story, "ema", None)
+    assert (first[8:] == second[8:]).all() and (first[:8] != second[:8]).any()
 
 
 def test_a_folder_without_weights_says_so(tmp_path):
