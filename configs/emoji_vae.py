@@ -1,4 +1,4 @@
-"""Emoji at 64x64: a small KL autoencoder whose latents are 16x16x4, the first stage of configs/emoji_ldm.py.
+"""Emoji at 32x32: a small KL autoencoder whose latents are 8x8x4, the first stage of configs/emoji_ldm.py.
 
     python -m diffusion_jax.main --config configs/emoji_vae.py:../shared/data/emoji --workdir runs/emoji_vae
     python -m diffusion_jax.main --mode encode --workdir runs/emoji_vae --out runs/emoji_latents
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.modes.config import tiny
 
-STEPS = 1000
+STEPS = 800
 
 
 def source(folder: str, split: str) -> dict:
@@ -22,16 +22,16 @@ def get_config(arg: str = "") -> ConfigDict:
     """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji."""
     config = ConfigDict()
     config.seed = 0
-    config.model = dict(name="diffusion_jax.models.vae:KL", latent=4, width=16, mults=(1, 2, 2), depth=1, groups=8)
+    config.model = dict(name="diffusion_jax.models.vae:KL", latent=4, width=24, mults=(1, 2, 2), depth=1, groups=8)
     config.task = dict(
-        name="diffusion_jax.tasks.autoencoder:Autoencoder", shape=(64, 64, 3), weight=1e-4,
+        name="diffusion_jax.tasks.autoencoder:Autoencoder", shape=(32, 32, 3), weight=1e-4,
         losses=dict(
             name="diffusion_jax.tasks.autoencoder_loss:Losses", disc_weight=0.1, disc_start=STEPS // 2, ramp=STEPS // 10,
             lead=STEPS // 10, limit=10.0, disc=dict(name="diffusion_jax.models.gan:Discriminator", width=16, depth=2),
         ),
     )
     config.data = dict(
-        train=source(arg, "train"), test=source(arg, "val"), decode=dict(name="diffusion_jax.data.image:Decode", size=64),
+        train=source(arg, "train"), test=source(arg, "val"), decode=dict(name="diffusion_jax.data.image:Decode", size=32),
     )
     config.batch = 16
     config.accumulate = 1

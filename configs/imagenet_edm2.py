@@ -7,11 +7,15 @@ Adam (0.9, 0.99), forced weight normalisation, 10 million images of warm-up, inv
 70,000 batches of 2,048, uncertainty in the loss, ln(sigma) ~ N(-0.8, 1.6) or N(-0.4, 1); averages of relative length 0.05 and
 0.10, a snapshot of both every 8 million images. Hardware: a TPU slice of 32 chips or more. The paper's FIDs stand beside the
 sizes in diffusion_jax/models/edm2.py, 1.58 for img64-s, with an average of the best length after up to 2^31 images; none has been
-reproduced here. The 512x512 pages are complete but for the encoder: their data are images until a latent data set takes their
-place, and training them says so. The paper computes in float16: --config.model.dtype=float16 --config.loss_scale=100.
+reproduced here. The 512x512 pages encode their images on the way with Stable Diffusion's autoencoder in runs/sd_vae:
+
+    python -m diffusion_jax.main --mode import_weights --system vae --source vae-ft-mse.safetensors --workdir runs/sd_vae
+
+The paper computes in float16: --config.model.dtype=float16 --config.loss_scale=100.
 """
 from ml_collections import ConfigDict
 
+from diffusion_jax.data.latents import Whitening
 from diffusion_jax.models.edm2 import PRESETS, preset
 from diffusion_jax.modes.config import tiny
 
@@ -42,6 +46,8 @@ def get_config(arg: str = "img64-s") -> ConfigDict:
         test=dict(name="diffusion_jax.data.tfds:TFDS", dataset=dataset, split="validation"),
         decode=dict(name="diffusion_jax.data.image:Decode", size=64 if small else 512, flip=True),
     )
+    if not small:
+        config.first_stage = dict(folder="runs/sd_vae", **Whitening().options)
     config.batch = BATCH
     config.accumulate = 1
     config.loss_scale = 1.0

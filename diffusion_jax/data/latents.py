@@ -49,6 +49,12 @@ class Whitening:
         """[C]."""
         return self.mean - jnp.asarray(self.raw_mean, jnp.float32) * self.scale
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of a first stage's task (tasks/autoencoder.py): with these it gives such latents."""
+        scale = [self.std / std for std in self.raw_std]
+        return dict(scale=scale, shift=[raw - self.mean / s for raw, s in zip(self.raw_mean, scale, strict=True)], black=0.0)
+
     def encode(self, mean: Array, std: Array, eps: Array) -> Array:
         """(1): a draw from the posterior, [B, H, W, C] each."""
         return (mean + eps * std) * self.scale[None, None, None] + self.bias[None, None, None]

@@ -11,11 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.data.latents import Whitening
 from diffusion_jax.modes import first_stage
-from diffusion_jax.train.checkpoint import Checkpoints, available
+from diffusion_jax.pretrained.vae import SCALE
+from diffusion_jax.train.checkpoint import Checkpoints, available, config_of
+from diffusion_jax.train.state import plain
 from diffusion_jax.types import Params, TrainState
 
-SYSTEMS = ("adm", "clip", "dalle", "diffit", "dit", "dvae", "edm2", "glide", "perceptual", "sd", "vae")
+LATENTS = {"dit": dict(scale=SCALE), "diffit": dict(scale=SCALE), "edm2": Whitening().options}
+"""The systems whose files have no first stage, and how they use Stable Diffusion's."""
+SYSTEMS = ("adm", "clip", "dalle", "diffit", "dit", "dvae", "edm2", "glide", "karlo", "perceptual", "sd", "vae")
 
 
 def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
@@ -26,20 +31,25 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       workdir: a new folder.
       options: system, one of `SYSTEMS`; source, the weights file (.safetensors, .npz, .pt, .pth, .ckpt or EDM2's .pkl) or, of
         sd and vae, a folder of diffusers; official, a JSON file with the options of the official constructor, for networks that
-        were not published.
+        were not published; first_stage, the folder of an imported autoencoder of Stable Diffusion, with which models of latents of
+        dit, diffit and edm2 make images.
 
     Raises:
-      ConfigError: what is missing, a folder that holds a run, or what the system's `load` refuses.
+      ConfigError: what is missing, a folder that holds a run, a first stage that does not go with the system, or what its `load`
+        refuses.
     """
     options = dict(options)
     missing = [name for name in ("system", "source") if name not in options]
     if missing:
         raise ConfigError(f"mode import_weights needs --{missing[0]}")
     system, source, official = options.pop("system"), options.pop("source"), options.pop("official", None)
+    stage = options.pop("first_stage", None)
     if options:
-        raise ConfigError(f"--{min(options)} is not for importing: give --system, --source and perhaps --official")
+        raise ConfigError(f"--{min(options)} is not for importing: give --system, --source, perhaps --official and --first_stage")
     if system not in SYSTEMS:
         raise unknown("system", system, SYSTEMS)
+    if stage and system not in LATENTS:
+        raise ConfigError(f"--first_stage is for {', '.join(LATENTS)}: {system} brings its own or needs none")
     if Path(workdir).is_dir() and available(workdir):
         raise ConfigError(f"{workdir} holds a run: choose another workdir")
     load = importlib.import_module(f"diffusion_jax.pretrained.{system}").load
@@ -47,6 +57,14 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     if first_stage.NAME in params:
         _save(Path(workdir, first_stage.NAME), {"task": page["task"][first_stage.NAME]}, params.pop(first_stage.NAME))
+    for name, part in params.pop("parts", {}).items():
+        _save(Path(workdir, name), page["parts"][name], part)
+    page = {name: section for name, section in page.items() if name != "parts"}
+    if stage:
+        latent = page["task"]["shape"][-1]
+        if plain(config_of(stage)).get("model", {}).get("latent") != latent:
+            raise ConfigError(f"--first_stage {stage} is no autoencoder with latents of {latent} channels")
+        page, _ = first_stage.joined(page | {first_stage.NAME: {"folder": stage, **LATENTS[system]}}, workdir)
     _save(Path(workdir), page, params)
     print(f"{count:,} parameters of {source}: {workdir}")
 

@@ -1,19 +1,25 @@
 """Weights files into {key: array}, without ever running what is inside them.
 
 .safetensors and .npz hold arrays only. A .pt or .ckpt is a pickle, which may hold code: it is opened by torch's restricted
-loader, and refused where it names anything but tensors and plain containers. A TorchScript archive (CLIP's .pt) does hold code,
-of which nothing is run: pretrained/torchscript.py reads its tensors.
+loader, and refused where it names anything but tensors and plain containers. What PyTorch Lightning keeps beside the weights, in
+Stable Diffusion's .ckpt for example, is replaced by empty stand-ins: the classes that it names are never imported. A TorchScript
+archive (CLIP's .pt) does hold code, of which nothing is run: pretrained/torchscript.py reads its tensors.
+
+Arrays of .safetensors and of today's .pt are mapped from the file, so that what is read takes no memory until it is copied.
 """
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
@@ -58,13 +64,25 @@ def _select(content: Mapping[str, Any], key: str | None, path: Path) -> dict[str
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="numpy") as file:                       # checks the header against the file
+            names = list(file.keys())
     except SafetensorError as error:
         raise ConfigError(f"{path} is not a safetensors file: {_line(error)}") from None
+    data = np.asarray(np.memmap(path, np.uint8, "r"))
+    begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:begin].tobytes())
+
+    def array(name: str) -> np.ndarray:
+        first, last = header[name]["data_offsets"]
+        return data[begin + first : begin + last].view(SAFETENSORS[header[name]["dtype"]]).reshape(header[name]["shape"])
+
+    strange = {header[name]["dtype"] for name in names} - set(SAFETENSORS)
+    if strange:
+        raise ConfigError(f"{path} has arrays of type {min(strange)}: convert them to one of {', '.join(SAFETENSORS)}")
+    return {name: array(name) for name in names}
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
@@ -83,9 +101,7 @@ def _torch(path: Path) -> dict[str, Any]:
     except ModuleNotFoundError:
         raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
     try:
-        # DiT's training checkpoints keep their command line, a Namespace, beside the weights: it holds plain values only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _restricted(torch, path)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it names {named[1]}, which is code" if named else "it is no plain pickle of tensors"
@@ -95,6 +111,34 @@ def _torch(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path} holds a {type(content).__name__}, not a state dict")
     return _to_numpy(content)
+
+
+class Inert:
+    """What stands in for an object beside the weights; it takes whatever it is given and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _restricted(torch: Any, path: Path) -> Any:
+    """What torch's restricted loader makes of a file, with stand-ins for what `INERT` names."""
+    # DiT's training checkpoints keep their command line, a Namespace, beside the weights: it holds plain values only.
+    allowed, names = [argparse.Namespace], set()
+    mapped = {"mmap": True} if zipfile.is_zipfile(path) else {}
+    while True:
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location="cpu", weights_only=True, **mapped)
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL (\S+)", str(error))
+            name = named[1] if named else ""
+            if name in names or not name.startswith(INERT):
+                raise
+            names.add(name)
+            allowed.append((type(name.rpartition(".")[2], (Inert,), {}), name))
 
 
 def _line(error: Exception) -> str:
@@ -112,4 +156,8 @@ def _to_numpy(value: Any) -> Any:
     return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
 
 
+INERT = ("pytorch_lightning.", "lightning.", "omegaconf.", "numpy.", "_codecs.encode")
+"""What Lightning's checkpoints name beside tensors: callbacks, options, and NumPy's way to pickle a scalar."""
+SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16, "I64": "<i8", "I32": "<i4", "U8": "u1",
+               "BOOL": "?"}
 READERS = {".safetensors": _safetensors, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".ckpt": _torch, ".bin": _torch}

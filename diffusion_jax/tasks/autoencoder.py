@@ -57,6 +57,7 @@ class Autoencoder:
       losses: what it is trained by; None for one that came trained.
       weight: k of (2) and (3).
       scale, shift: of (5), one number or one for each channel of the latent.
+      black: what the network takes for black, where white is 1: -1, or 0 as EDM2 uses Stable Diffusion's. Not in training.
       first_stage: LPIPS with published weights in place of `losses.perceptual`; the run's config names its folder.
     """
 
@@ -66,6 +67,7 @@ class Autoencoder:
     weight: float = 1e-6
     scale: float | tuple[float, ...] = 1.0
     shift: float | tuple[float, ...] = 0.0
+    black: float = -1.0
     first_stage: Perceptual | None = None
 
     needs = ()
@@ -144,7 +146,8 @@ class Autoencoder:
 
     def posterior(self, params: Params, images: Array) -> Posterior:
         """The distribution of the latents of images [B, H, W, C] in [-1, 1], not yet scaled."""
-        return self.model.apply({"params": params["model"]}, images, method="encode")
+        seen = self.black + (1 - self.black) * (images + 1) / 2
+        return self.model.apply({"params": params["model"]}, seen, method="encode")
 
     def encode(self, params: Params, images: Array, eps: Array | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] -> latents x of (5) [B, h, w, c], drawn with eps, standard normal; means without."""
@@ -159,7 +162,8 @@ class Autoencoder:
           tile: side of the latent's tiles that are decoded at a time, which overlap by a quarter; 0 for the whole.
         """
         def decode(z: Array) -> Array:
-            return self.model.apply({"params": params["model"]}, z, method="decode")
+            made = self.model.apply({"params": params["model"]}, z, method="decode")
+            return 2 * (made - self.black) / (1 - self.black) - 1
 
         z = x / _row(self.scale) + _row(self.shift)
         return tiled(decode, z, tile, tile // 4) if tile else decode(z)

@@ -2,6 +2,7 @@
 import argparse
 import pickle
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -119,3 +120,15 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
 def test_other_files_are_refused(tmp_path, name, message):
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / name)
+
+
+def test_what_lightning_keeps_beside_the_weights_is_not_imported(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    module = types.ModuleType("pytorch_lightning")
+    module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    beside = {module.ModelCheckpoint: {"best": np.float64(3), "self": module.ModelCheckpoint()}}
+    torch.save({"callbacks": beside, "state_dict": {"w": torch.ones(2)}}, tmp_path / "w.ckpt")
+    monkeypatch.delitem(sys.modules, module.__name__)
+    np.testing.assert_array_equal(read(tmp_path / "w.ckpt", "state_dict")["w"], [1, 1])
+    assert module.__name__ not in sys.modules
