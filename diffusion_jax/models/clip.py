@@ -113,12 +113,12 @@ class TextTower(nn.Module):
         states = Transformer(self.layers, *options, name="transformer")(x, None if mask is None else mask.astype(bool))
         norm = LayerNorm(self.eps, name="norm")
         seen = norm(states[-1])
-        ends = self._ends(tokens) if length is None else length - 1
+        ends = self.ends(tokens) if length is None else length - 1
         pooled = jnp.take_along_axis(seen, ends[:, None, None], axis=1)[:, 0]  # [B, D]
         tokens_out = norm(states[-1 - self.skip]) if self.skip else seen
         return TextState(tokens_out, pooled, _project(self, pooled, self.features), states)
 
-    def _ends(self, tokens: Array) -> Array:
+    def ends(self, tokens: Array) -> Array:
         """Where each text ends, [B]."""
         if self.end == "last":
             return jnp.full(len(tokens), tokens.shape[1] - 1)

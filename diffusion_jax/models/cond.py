@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.diffusion.process import Cosine, noised
+from diffusion_jax.nn.degrade import DEGRADE
 from diffusion_jax.nn.embed import timestep_embedding
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.mp import MPLayer
@@ -156,6 +157,9 @@ class Nothing(nn.Module):
         """Accepts everything."""
 
 
+ENLARGE = ("", "bicubic")
+
+
 class LowRes(nn.Module):
     """A smaller image, which the network enlarges and stacks behind x: what makes it an upsampler (2105.05233 sec. 6).
 
@@ -166,6 +170,8 @@ class LowRes(nn.Module):
       factor: how many times smaller, a divisor of the image's sides; in training its pixels are means over factor x factor.
       augment: the largest level, 0 ... 1, a time of the cosine process; 0 for none.
       width: channels of the embedded level, those of the network's vec; needed with `augment`.
+      degrade: what else is done to the small image in training: 'blur' or 'bsr' (nn/degrade.py), unCLIP's for its two upsamplers.
+      enlarge: 'bicubic' brings the small image to its size by that filter, as Karlo does; '' leaves it to the network.
 
     Parameters: fc1, fc2 with `augment`, none without.
     """
@@ -173,21 +179,35 @@ class LowRes(nn.Module):
     factor: int
     augment: float = 0.0
     width: int = 0
+    degrade: str = ""
+    enlarge: str = ""
 
     keys = derived = ("low_res",)
     droppable = ()
     num_classes = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        for kind, got, known in (("degradation", self.degrade, DEGRADE), ("enlargement", self.enlarge, ENLARGE)):
+            if got not in known:
+                raise unknown(kind, got, known)
+
     @nn.compact
     def __call__(self, raw: Raw) -> Cond:
         """raw['low_res'] [B, h, w, C] -> {'cat': the same}, with `augment` and 'vec': the embedded raw['level'] [B]."""
+        b, height, width, channels = raw["low_res"].shape
+        small = raw["low_res"]
+        if self.enlarge:
+            small = jax.image.resize(small, (b, self.factor * height, self.factor * width, channels), "cubic")
         if not self.augment:
-            return {"cat": raw["low_res"]}
+            return {"cat": small}
         h = Linear(self.width, name="fc1")(timestep_embedding(1000 * raw["level"], self.width))
-        return {"cat": raw["low_res"], "vec": Linear(self.width, name="fc2")(nn.silu(h))}
+        return {"cat": small, "vec": Linear(self.width, name="fc2")(nn.silu(h))}
 
     def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
         """`raw` with 'low_res', made of 'image' where it is missing, and with `augment` noised to 'level'.
+
+        It is degraded where it is made of 'image' and `level` is None: in training.
 
         Args:
           raw: a batch.
@@ -198,6 +218,8 @@ class LowRes(nn.Module):
         raw = dict(raw)
         if "low_res" not in raw:
             raw["low_res"] = shrink(raw["image"], self.factor)
+            if self.degrade and level is None:
+                raw["low_res"] = DEGRADE[self.degrade](raw["low_res"], jax.random.fold_in(key, 2))
         if self.augment:
             k_level, k_noise = jax.random.split(key)
             small = raw["low_res"]

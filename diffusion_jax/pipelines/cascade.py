@@ -51,18 +51,19 @@ def generate_cascade(
         conditions(stage.task, 1, given=_given(known, np.zeros((1, *before.task.shape), np.float32)))
         stage.recipe.check(stage.task)
     batches = generate(*stages[0], raw, num, seed, batch, guide, weak)
-    return _upsampled(stages[1:], batches, raw, num, seed, batch) if len(stages) > 1 else batches
+    return upsampled(stages[1:], batches, raw, num, seed, batch) if len(stages) > 1 else batches
 
 
-def _upsampled(
+def upsampled(
     stages: Sequence[Stage], batches: Iterator[np.ndarray], raw: Raw, num: int, seed: int, batch: int
 ) -> Iterator[np.ndarray]:
+    """Batches of images [b, H, W, C] made larger by one upsampler after the other; see `generate_cascade`."""
     for number, stage in enumerate(stages, 1):
-        raw = conditions(stage.task, num, given=_given(raw, np.concatenate(list(batches))))
+        raw = conditions(stage.task, num, given=_given(raw, np.concatenate(list(batches)), stage.recipe.levels))
         batches = generate(*stage, raw, num, seed + number * STRIDE, batch)
     yield from batches
 
 
-def _given(raw: Raw, images: np.ndarray) -> Raw:
-    """What the next stage is given: images as a file would hold them, of 256 levels."""
-    return {**raw, "low_res": to_unit(to_uint8(images))}
+def _given(raw: Raw, images: np.ndarray, levels: int = 256) -> Raw:
+    """What the next stage is given: images as a file would hold them, of 256 levels, or with 0 as they are."""
+    return {**raw, "low_res": to_unit(to_uint8(images)) if levels else np.clip(images, -1, 1)}

@@ -107,6 +107,7 @@ class Recipe:
       classifier_scale: that of a classifier's gradient, where there is a classifier.
       augment: the level of conditioning augmentation that an upsampler samples at.
       temperature: factor of the noise that sampling starts from; GLIDE's upsampler has 0.997.
+      levels: of the pixels of the images that an upsampler is given: 256, as in a file, or 0 for those that were made.
 
     Raises:
       ConfigError: a name or option that does not exist, at construction.
@@ -126,6 +127,7 @@ class Recipe:
     classifier_scale: float = 1.0
     augment: float = 0.0
     temperature: float = 1.0
+    levels: int = 256
 
     def __post_init__(self):
         named("sampler", self.sampler, SAMPLERS)
@@ -144,6 +146,8 @@ class Recipe:
             raise ConfigError(f"threshold {self.threshold} is a quantile, 0 ... 1")
         if self.clip < 0 or self.channels < 0:
             raise ConfigError(f"clip and channels are 0 (off) or positive, got {self.clip} and {self.channels}")
+        if self.levels not in (0, 256):
+            raise ConfigError(f"levels {self.levels} is 256, as in a file, or 0")
         if not 0 <= self.augment <= 1:
             raise ConfigError(f"augment {self.augment} is a level of noise, 0 ... 1")
 

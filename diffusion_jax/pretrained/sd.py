@@ -135,9 +135,9 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], Params]:
     label = build(cond)
     params = ldm_unet.convert(weights(folder / "unet"), build(model), label)
     if (folder / "text_encoder").is_dir():
-        found, config = _prefixed(weights(folder / "text_encoder")), options(folder / "text_encoder")
+        found, config = prefixed(weights(folder / "text_encoder")), options(folder / "text_encoder")
         tower = clip.towers(found, config)["text"]
-        cond = text_cond(tower, (START_TEXT, END_TEXT, _fill(folder)), tower["context"])
+        cond = text_cond(tower, (START_TEXT, END_TEXT, fill(folder)), tower["context"])
         params["cond"] = {"tower": clip.convert(found, build(tower))}
     config = options(folder / "vae")
     autoencoder = vae.diffusers_config(config)
@@ -201,13 +201,13 @@ def page(
                 sample=dict(sampler="ddim", steps=50, times="leading,offset=1,last=0", guidance=guided))
 
 
-def _prefixed(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+def prefixed(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """A text encoder's weights under the names that they had before transformers 5."""
     bare = "embeddings.token_embedding.weight" in state_dict
     return {f"text_model.{key}" if bare else key: value for key, value in state_dict.items()}
 
 
-def _fill(folder: Path) -> int:
+def fill(folder: Path) -> int:
     """The token that fills up a text: that of '!', number 0, or the end."""
     file = folder / "tokenizer" / "tokenizer_config.json"
     pad = json.loads(file.read_text()).get("pad_token") if file.is_file() else None

@@ -61,6 +61,11 @@ class Contrastive:
     target = "clip_text"
     num_classes = 0
 
+    @property
+    def width(self) -> int:
+        """F, the channels of its unit vectors."""
+        return self.model.image.features
+
     def init(self, key: Key, batch: Raw) -> Params:
         """Fresh parameters; of the batch only shapes matter.
 
@@ -96,10 +101,14 @@ class Contrastive:
         """What a noised CLIP sees of times [B]."""
         return () if self.process is None else (self.process.label(t),)
 
+    def features(self, params: Params, images: Array) -> Array:
+        """What the image tower says, [B, F] of any length, of clean images [B, H, W, C] in [-1, 1]."""
+        label = () if self.process is None else self._label(jnp.broadcast_to(self.process.at(jnp.zeros(())), images.shape[:1]))
+        return self.model.apply({"params": params["model"]}, images, *label, method="encode_image")
+
     def encode_image(self, params: Params, images: Array) -> Array:
         """Unit vectors [B, F] of clean images [B, H, W, C] in [-1, 1]."""
-        label = () if self.process is None else self._label(jnp.broadcast_to(self.process.at(jnp.zeros(())), images.shape[:1]))
-        return unit(self.model.apply({"params": params["model"]}, images, *label, method="encode_image"))
+        return unit(self.features(params, images))
 
     def encode_text(self, params: Params, tokens: Array) -> Array:
         """Unit vectors [N, F] of tokens [N, T]."""

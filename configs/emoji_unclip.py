@@ -1,0 +1,101 @@
+"""Emoji from their Unicode names: unCLIP (DALL-E 2, 2204.06125) at 32x32 with the CLIP of emoji_clip: decoder, priors, upsampler.
+
+    python -m diffusion_jax.main --config configs/emoji_unclip.py:../shared/data/emoji --workdir runs/emoji_unclip
+    python -m diffusion_jax.main --config configs/emoji_unclip.py:../shared/data/emoji,prior --workdir runs/emoji_prior
+    python -m diffusion_jax.main --config configs/emoji_unclip.py:../shared/data/emoji,ar --workdir runs/emoji_prior_ar
+    python -m diffusion_jax.main --config configs/emoji_unclip.py:../shared/data/emoji,upsample --workdir runs/emoji_unclip_up
+    python -m diffusion_jax.main --workdir runs/emoji_unclip --mode sample --prior runs/emoji_prior --prompt "red apple"
+
+reads emoji64.npz and captions.json in the folder that is the page's argument, and the CLIP in runs/emoji_clip
+(--config.first_stage). The parts are those of configs/digits_unclip.py; `,upsample` makes 64x64 of blurred 32x32, `,upsample,bsr`
+of worse ones. `,short` after any of them is a quarter of the width, for a CPU.
+
+Hardware: one accelerator with 16 GB; `,short`: 2 CPU cores, an hour for all. This page has not been run to its end: it promises
+no number yet.
+"""
+from ml_collections import ConfigDict
+
+from diffusion_jax.modes.config import tiny
+
+CONTEXT, MERGES, FEATURES = 24, 3582, 128
+MODELS = "diffusion_jax.models"
+
+
+def source(folder: str, split: str) -> dict:
+    """The emoji of a split."""
+    return dict(name="diffusion_jax.data.arrays:Arrays", path=f"{folder}/emoji64.npz", meta=("captions.json",), split=split)
+
+
+def part(name: str, short: bool) -> dict:
+    """model and task of a part: '' the decoder, 'prior', 'ar' or 'upsample'."""
+    width = 32 if short else 128
+    diffusion = dict(
+        name="diffusion_jax.tasks.diffusion:Diffusion", shape=(32, 32, 3),
+        process=dict(name="diffusion_jax.diffusion.process:DDPM", schedule="squaredcos"),
+        scale=dict(name="diffusion_jax.diffusion.scales:Eps"),
+    )
+    dtype = "float32" if short else "bfloat16"
+    unet = dict(name=f"{MODELS}.unet:UNet", width=width, depth=1 if short else 2, groups=8, channels=3, dtype=dtype)
+    if name == "ar":
+        size = dict(width=96, depth=3, heads=4) if short else dict(width=384, depth=8, heads=6)
+        net = dict(name=f"{MODELS}.prior_ar:ARPrior", length=FEATURES, context=CONTEXT, dropout=0.1, **size)
+        return dict(model=net, task=dict(name="diffusion_jax.tasks.autoregressive:Autoregressive", drop=0.1))
+    if name == "prior":
+        size = dict(width=128, layers=3, heads=4) if short else dict(width=384, layers=8, heads=6)
+        net = dict(name=f"{MODELS}.prior:Prior", features=FEATURES, context=CONTEXT, **size)
+        cond = dict(name=f"{MODELS}.unclip:Text", features=FEATURES)
+        x0 = dict(scale=dict(name="diffusion_jax.diffusion.scales:X0"), shape=(FEATURES,), drop=dict(with_text=0.1))
+        return dict(model=net, task=diffusion | x0 | dict(cond=cond))
+    if name.startswith("upsample"):
+        cond = dict(name=f"{MODELS}.cond:LowRes", factor=2, degrade="bsr" if name.endswith("bsr") else "blur")
+        net = unet | dict(mults=(1, 2, 2), attend=(), mid_attention=False, learn_sigma=False)
+        return dict(model=net, task=diffusion | dict(cond=cond, shape=(64, 64, 3)))
+    cond = dict(name=f"{MODELS}.unclip:ImageText", features=FEATURES, out=4 * width, width=2 * width)
+    ways = dict(variance="learned_range", objective="hybrid", drop=dict(with_image=0.1, with_text=0.5))
+    net = unet | dict(mults=(1, 2, 3), attend=(4,) if short else (2, 4), head_channels=32, dropout=0.1, learn_sigma=True)
+    return dict(model=net, task=diffusion | ways | dict(cond=cond))
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji, perhaps a part, perhaps `,short`."""
+    folder, _, name = arg.partition(",")
+    short = name.endswith("short")
+    name = name.removesuffix("short").removesuffix(",")
+    config = ConfigDict(part(name, short))
+    config.seed = 0
+    large = name.startswith("upsample")
+    config.data = dict(
+        train=source(folder, "train"), test=source(folder, "val"),
+        decode=dict(name="diffusion_jax.data.image:Decode", size=64 if large else 32),
+    )
+    if not large:
+        config.first_stage = "runs/emoji_clip"
+    config.batch = 64 if short else 256
+    config.accumulate = 1
+    config.steps = (600 if large else 1500) if short else 30_000
+    config.optim = dict(
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3 if short else 2e-4, schedule="cosine",
+        warmup=100 if short else 500, steps=config.steps, clip=1.0, weight_decay=6e-2 if name in ("prior", "ar") else 0.0,
+    )
+    config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99 if short else 0.999))
+    config.mesh = dict(data=-1, fsdp=1, tensor=1)
+    config.sharding = ((".*", "replicate"),)
+    config.checkpoint = dict(every=250 if short else 2500, keep=2)
+    config.log_every = 50
+    config.evaluate = dict(num=0)
+    if name != "ar":
+        config.sample = dict(
+            num=64, every=500 if short else 5000, sampler="ddim", steps=27, times="respace", clip=1.0, guidance=2.0,
+        )
+        config.evaluate.guidance = 1.0
+    if name == "prior":
+        config.sample.update(sampler="ancestral", steps=64, clip=5.0, guidance=1.0)
+    if large:
+        config.sample.update(guidance=1.0, num=16)
+    merges = {"most": MERGES}
+    if arg == "tiny":
+        net = dict(width=16, mults=(1,), depth=1, attend=(1,), head_channels=8, channels=1, dtype="float32")
+        config = tiny(config, model=net, cond=dict(out=64, width=16))
+        merges = {"merges": ""}
+    config.data.decode.tokenizer = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=CONTEXT, **merges)
+    return config

@@ -1,0 +1,101 @@
+"""unCLIP from its pages to images: trained parts, chained by the command line, measured and edited."""
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from pages import page
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data import image
+from diffusion_jax.modes import edit, evaluate, first_stage, sample, train
+from diffusion_jax.modes.unclip import conditions_of
+from diffusion_jax.tasks.embedder import CODES, DOTS
+from diffusion_jax.train.checkpoint import load
+
+PROMPTS = ["a handwritten three", "a handwritten seven"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folders of a tiny CLIP, decoder, both priors and an upsampler."""
+    folder = tmp_path_factory.mktemp("unclip")
+    train.run(page("digits_clip"), str(folder / "clip"), {})
+    for name, arg in (("decoder", "tiny"), ("prior", "prior,tiny"), ("ar", "ar,tiny"), ("up", "upsample,tiny")):
+        config = page("digits_unclip", arg)
+        if "first_stage" in config:
+            config.first_stage = str(folder / "clip")
+        train.run(config, str(folder / name), {})
+    return folder
+
+
+@pytest.mark.slow
+def test_every_prior_makes_images_and_is_measured(runs, tmp_path):
+    made = {}
+    for prior in (str(runs / "prior"), str(runs / "ar"), "text", "caption"):
+        out = tmp_path / "x.npz"
+        sample.run(None, str(runs / "decoder"), {"prompt": PROMPTS, "num": 2, "prior": prior, "out": str(out),
+                                                 "upsampler": [str(runs / "up")]})
+        made[prior] = np.load(out)["arr_0"]
+        assert made[prior].shape == (4, 16, 16, 1)
+    assert len({images.tobytes() for images in made.values()}) == 4
+    found = evaluate.measured(str(runs / "decoder"), {"metric": "clip", "features": str(runs / "clip"), "num": 10,
+                                                      "prior": str(runs / "prior")})
+    assert 0 <= found["own caption first of 10"] <= 1
+    for asked, says in (({"prompt": PROMPTS}, "give --prior"), ({"prior": str(runs / "clip")}, "holds no prior")):
+        with pytest.raises(ConfigError, match=says):
+            sample.run(None, str(runs / "decoder"), asked)
+    with pytest.raises(ConfigError, match="holds a prior, which makes embeddings"):
+        sample.run(None, str(runs / "prior"), {})
+
+
+@pytest.mark.slow
+def test_a_guided_prior_of_the_same_seed_makes_the_same_embeddings(runs):
+    _, task, _ = load(runs / "decoder")
+    ways = dict(prior=str(runs / "ar"), prior_guidance=2.0, seed=3)
+    few, many = (conditions_of(str(runs / "decoder"), task, PROMPTS[:n], n, **ways)["clip_image"] for n in (1, 2))
+    np.testing.assert_allclose(few[0], many[0], atol=1e-5)
+    other = conditions_of(str(runs / "decoder"), task, PROMPTS[:1], 1, **ways | {"seed": 4})["clip_image"]
+    assert np.abs(few - other).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_pictures_are_varied_interpolated_and_taken_apart(runs, tmp_path):
+    pictures = np.load(_samples(runs, tmp_path))["arr_0"]
+    ops = {
+        "variations": ({"values": ["0", "1"], "num": 2}, (2, 6)), "interpolate": ({"values": ["0", "0.5", "1"]}, (3, 2)),
+        "text_diff": ({"values": ["0", "0.3"], "prompt": PROMPTS[:1], "to_prompt": PROMPTS[1:]}, (2, 3)),
+        "components": ({"values": ["1", "4"]}, (2, 3)),
+    }
+    for op, (given, (rows, columns)) in ops.items():
+        out = tmp_path / f"{op}.png"
+        ways = {"op": op, "images": str(tmp_path / "x.npz"), "out": str(out), "steps": "20"}
+        edit.run(None, str(runs / "decoder"), ways | given)
+        assert image.read(out).shape == (rows * 10 - 2, columns * 10 - 2, 1)
+    assert len(pictures) == 3
+    for given, says in (({"op": "interpolate"}, "needs --images and --values"),
+                        ({"op": "components", "images": str(tmp_path / "x.npz"), "values": ["0"]}, "numbers of components"),
+                        ({"op": "text_diff", "images": str(tmp_path / "x.npz"), "values": ["0"]}, "needs --prompt")):
+        with pytest.raises(ConfigError, match=says):
+            edit.run(None, str(runs / "decoder"), given)
+
+
+def _samples(runs, folder):
+    """Three pictures of the decoder."""
+    sample.run(None, str(runs / "decoder"), {"num": 3, "out": str(folder / "x.npz")})
+    return Path(folder, "x.npz")
+
+
+@pytest.mark.slow
+def test_the_first_stage_holds_the_statistics_of_the_training_images(runs):
+    _, task, _ = load(runs / "ar")
+    first, params = task.first_stage, first_stage.kept(str(runs / "ar"))["first_stage"]
+    raw = conditions_of(str(runs / "decoder"), load(runs / "decoder")[1], None, 100)
+    y = raw["clip_image"]
+    again = first.decode(params, first.encode(params, y))
+    assert 1 <= first.components <= 64
+    assert np.mean((again - y) ** 2) < 0.02 * np.mean((y - params["mean"]) ** 2)
+    dots = np.bincount(first.dot(params, y, raw["clip_text"]), minlength=DOTS)
+    assert dots.max() < 30 and len(dots) == DOTS and first.encode(params, y).max() < CODES
+    np.testing.assert_allclose(first.restored(params, first.standardised(params, y)), y, atol=1e-4)
+    assert jax.tree.leaves(params)[0].dtype == np.float32

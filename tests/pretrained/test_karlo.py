@@ -1,0 +1,110 @@
+"""A tiny unCLIP of diffusers, saved, imported by our command, and sampled by both from the same noise."""
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data.clip_bpe import ClipBPE
+from diffusion_jax.modes import import_weights, sample
+from diffusion_jax.pipelines import diffusion
+
+CONTEXT, FEATURES, STEPS = 16, 24, {"prior": 5, "decoder": 4, "upsampler": 7}
+PROMPTS = ["a cat", "two red dogs"]
+
+
+def pipeline(folder):
+    """A random pipeline of diffusers, saved to `folder`; its tokenizer has CLIP's letters and no merges."""
+    torch, diffusers, transformers = (pytest.importorskip(name) for name in ("torch", "diffusers", "transformers"))
+    from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+
+    torch.manual_seed(0)
+    (folder / "tokenizer").mkdir(parents=True)
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(ClipBPE(merges="")._numbers))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=CONTEXT)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    unet = dict(layers_per_block=1, block_out_channels=(16, 16), norm_num_groups=8)
+    plain = dict(down_block_types=("ResnetDownsampleBlock2D",) * 2, up_block_types=("ResnetUpsampleBlock2D",) * 2)
+    large = [diffusers.UNet2DModel(sample_size=16, in_channels=6, out_channels=3, add_attention=False, **plain, **unet)
+             for _ in range(2)]
+    scheduler = diffusers.UnCLIPScheduler
+    return torch, diffusers.UnCLIPPipeline(
+        prior=diffusers.PriorTransformer(num_attention_heads=4, attention_head_dim=12, num_layers=1, embedding_dim=FEATURES,
+                                         num_embeddings=CONTEXT),
+        decoder=diffusers.UNet2DConditionModel(
+            sample_size=8, in_channels=3, out_channels=6, cross_attention_dim=28, class_embed_type="identity",
+            attention_head_dim=8, resnet_time_scale_shift="scale_shift", mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"), **unet),
+        text_encoder=transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(
+            vocab_size=514, hidden_size=FEATURES, intermediate_size=48, projection_dim=FEATURES, num_hidden_layers=2,
+            num_attention_heads=3, max_position_embeddings=CONTEXT, bos_token_id=512, eos_token_id=513, pad_token_id=513)),
+        tokenizer=tokenizer,
+        text_proj=UnCLIPTextProjModel(clip_extra_context_tokens=4, clip_embeddings_dim=FEATURES, time_embed_dim=64,
+                                      cross_attention_dim=28),
+        super_res_first=large[0], super_res_last=large[1],
+        prior_scheduler=scheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0),
+        decoder_scheduler=scheduler(variance_type="learned_range", prediction_type="epsilon"),
+        super_res_scheduler=scheduler(variance_type="fixed_small_log", prediction_type="epsilon"),
+    )
+
+
+def noted(monkeypatch):
+    """Every draw of our samplers, in order: the list that is returned fills while they run."""
+    found, source = [], np.random.default_rng(0)
+
+    def per_image(index):
+        def noise(key, shape, dtype=np.float32):
+            def draw():
+                found.append(source.standard_normal(shape).astype(np.float32))
+                return found[-1]
+
+            return jax.experimental.io_callback(draw, jax.ShapeDtypeStruct(shape, np.float32), ordered=True)
+
+        return noise
+
+    monkeypatch.setattr(diffusion, "per_image", per_image)
+    return found
+
+
+@pytest.mark.slow
+def test_a_diffusers_folder_gives_the_same_images(tmp_path, monkeypatch):
+    torch, pipe = pipeline(tmp_path / "unclip")
+    with torch.no_grad():
+        pipe.prior.clip_mean += 0.3 * torch.randn(1, FEATURES)
+        pipe.prior.clip_std *= 1.5
+    pipe.save_pretrained(tmp_path / "unclip")
+    run = str(tmp_path / "run")
+    import_weights.run(None, run, {"system": "karlo", "source": str(tmp_path / "unclip")})
+
+    draws, made, to_pixels = noted(monkeypatch), [], sample.to_pixels
+    monkeypatch.setattr(sample, "to_pixels", lambda batch: made.append(batch) or to_pixels(batch))
+    sample.run(None, run, {"prompt": PROMPTS, "num": 1, "prior_best": 1, "prior_steps": str(STEPS["prior"]),
+                           "steps": str(STEPS["decoder"]), "out": str(tmp_path / "ours.npz")})
+    ours = np.clip(np.concatenate(made) / 2 + 0.5, 0, 1)
+    assert len(draws) == sum(STEPS.values()) + len(STEPS)
+
+    ends = np.cumsum([steps + 1 for steps in STEPS.values()])               # a scheduler draws nothing in its last step
+    used = iter([draw for i, draw in enumerate(draws) if i + 1 not in ends])
+
+    def theirs(shape, **kwargs):
+        draw = next(used)
+        return torch.tensor(draw.transpose(0, 3, 1, 2) if draw.ndim == 4 else draw)
+
+    for module in ("pipelines.deprecated.unclip.pipeline_unclip", "schedulers.scheduling_unclip"):
+        monkeypatch.setattr(f"diffusers.{module}.randn_tensor", theirs)
+    want = pipe(PROMPTS, prior_num_inference_steps=STEPS["prior"], decoder_num_inference_steps=STEPS["decoder"],
+                super_res_num_inference_steps=STEPS["upsampler"], prior_guidance_scale=4.0, decoder_guidance_scale=8.0,
+                output_type="np").images
+    assert next(used, None) is None and want.shape == ours.shape == (2, 16, 16, 3)
+    assert want.std() > 0.1
+    np.testing.assert_allclose(ours, want, atol=2e-3, rtol=0)
+
+
+def test_a_folder_without_its_parts_says_what_is_missing(tmp_path):
+    with pytest.raises(ConfigError, match="is no folder"):
+        import_weights.run(None, str(tmp_path / "run"), {"system": "karlo", "source": str(tmp_path / "none")})
+    with pytest.raises(ConfigError, match=r"holds 0 files prior\*.ckpt: it needs one, or the folders of diffusers"):
+        import_weights.run(None, str(tmp_path / "run"), {"system": "karlo", "source": str(tmp_path)})
