@@ -229,7 +229,7 @@ class Decode:
       crop: 'center' (`center_crop_adm`), 'random' (`random_crop`) or 'none' (the whole image, resized to the square).
       flip: mirror every other image, at random.
       channels: 1 or 3.
-      tokenizer: text -> int32 [T] (data/words.py, clip_bpe.py, glide_bpe.py); None leaves captions as they are.
+      tokenizer: text -> int32 [T] (data/words.py, caption_bpe.py, clip_bpe.py, glide_bpe.py); None leaves captions as they are.
 
     Example:
       >>> Decode(32)({'image': np.zeros((40, 50, 1), np.uint8), 'label': 3})['image'].shape
@@ -240,7 +240,7 @@ class Decode:
     crop: str = "center"
     flip: bool = False
     channels: int = 3
-    tokenizer: Callable[[str], np.ndarray] | None = None
+    tokenizer: Callable[..., np.ndarray] | None = None
 
     def __post_init__(self):
         if self.crop not in ("center", "random", "none"):
@@ -251,14 +251,18 @@ class Decode:
     @property
     def random(self) -> bool:
         """Whether the generator is used at all."""
-        return self.flip or self.crop == "random"
+        return self.flip or self.crop == "random" or self._spelt_at_random
+
+    @property
+    def _spelt_at_random(self) -> bool:
+        return bool(getattr(self.tokenizer, "dropout", 0))
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         """'image' uint8 [size, size, channels], 'label' int32 if the record has one, its caption as it is and its 'tokens'.
 
         Args:
           record: what a source holds.
-          rng: needed only where `random` is true.
+          rng: needed only where the image is changed at random; a tokenizer with dropout drops nothing without it.
         """
         image = to_channels(record["image"], self.channels)
         if self.crop == "random":
@@ -273,5 +277,6 @@ class Decode:
         if "caption" in record:
             example["caption"] = record["caption"]
             if self.tokenizer is not None:
-                example["tokens"] = self.tokenizer(record["caption"])
+                spelt = {"rng": rng} if self._spelt_at_random else {}
+                example["tokens"] = self.tokenizer(record["caption"], **spelt)
         return example

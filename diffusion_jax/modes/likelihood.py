@@ -59,8 +59,11 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
 
 
 def held_out(data: Mapping[str, Any], num: int | None, size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of the test data, images in [-1, 1], the last one smaller."""
-    source, decode = build(data["test"]), build(data["decode"])
+    """Batches of the test data, images in [-1, 1], the last one smaller; captions are spelt without dropout."""
+    spec = dict(data["decode"])
+    if (spec.get("tokenizer") or {}).get("dropout"):
+        spec["tokenizer"] = {**spec["tokenizer"], "dropout": 0.0}
+    source, decode = build(data["test"]), build(spec)
     count = len(source) if num is None else min(num, len(source))
     for start in range(0, count, size):
         rows = [decode(source[i], np.random.default_rng(0)) for i in range(start, min(start + size, count))]
