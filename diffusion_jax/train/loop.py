@@ -15,6 +15,7 @@ is a function of (config, k), because keys are fold_in(key(seed), k) and batches
 """
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import signal
@@ -33,6 +34,7 @@ from diffusion_jax.train import shard
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.ema import Profile
 from diffusion_jax.train.log import Console, Writer
+from diffusion_jax.train.powersgd import AXIS, RULES, Compressed
 from diffusion_jax.train.state import create
 from diffusion_jax.train.step import make_step
 from diffusion_jax.types import Array, Params, Raw, Task, TrainState
@@ -44,7 +46,7 @@ INIT = 2**31 - 1                     # folded into the seed for the initial para
 FINITE = ("loss", "grad_norm", "update_norm")
 
 
-def steps(*, task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, Profile], batches: Factory,
+def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, Profile], batches: Factory,
           checkpoints: Checkpoints, writer: Writer, total: int, mesh: Mesh, rules: shard.Rules = shard.REPLICATE,
           frozen: Params = None, initial: Params = None, seed: int = 0, accumulate: int = 1,
           loss_scale: float = 1.0, log_every: int = 100) -> Iterator[tuple[int, TrainState]]:
@@ -69,6 +71,8 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation, emas: Mapping[
         `shard.shardings`, `Checkpoints.restore_latest` and `step.make_step` refuse.
       SystemExit: code 0, after SIGTERM or a cluster's notice of preemption, once the state is saved.
     """
+    if isinstance(optimizer, Compressed):
+        optimizer, rules = dataclasses.replace(optimizer, shards=mesh.shape[AXIS]), (*RULES, *rules)
     state, stream, size, shardings = _begin(task, optimizer, emas, batches, checkpoints, mesh, rules, seed, initial)
     start = int(state.step)
     writer.resume(start)
@@ -101,7 +105,7 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation, emas: Mapping[
         checkpoints.wait()
 
 
-def _begin(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, Profile], batches: Factory,
+def _begin(task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, Profile], batches: Factory,
            checkpoints: Checkpoints, mesh: Mesh, rules: shard.Rules, seed: int,
            initial: Params) -> tuple[TrainState, Iterator, int, Any]:
     """(state, data from its step on, size of a batch, shardings of the state): restored, or made anew, on the mesh."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.train import powersgd as compression
+from diffusion_jax.train.powersgd import Compressed
 from diffusion_jax.types import Array, Params
 
 DEFAULTS = {"adam": {"b1": 0.9, "b2": 0.999, "eps": 1e-8}, "adamw": {"b1": 0.9, "b2": 0.999, "eps": 1e-8},
@@ -89,7 +89,7 @@ def scale_by_rate(rate: Rate) -> optax.GradientTransformation:
 def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant", warmup: int = 0, steps: int | None = None,
               ref: int | None = None, clip: float | None = None, weight_decay: float = 0.0,
               no_decay: tuple[str, ...] = ("bias", "scale"), b1: float | None = None, b2: float | None = None,
-              eps: float | None = None, powersgd: int = 0) -> optax.GradientTransformation:
+              eps: float | None = None, powersgd: int = 0) -> optax.GradientTransformation | Compressed:
     """The chain (1).
 
     Args:
@@ -98,7 +98,7 @@ def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant
       clip: the largest global gradient norm that passes unscaled; None for no clipping.
       weight_decay: decoupled decay; 'adam' takes none.
       no_decay: parameters are left undecayed when the last part of their path is one of these.
-      powersgd: rank in which gradients are compressed before all else (train/powersgd.py); 0 for none.
+      powersgd: rank in which gradients are averaged over the data axis (train/powersgd.py), before all else; 0 for plain means.
       b1, b2, eps: None for the method's own: 0.9, 0.999, 1e-8 for adam and adamw; 0.9, 0.99 for lion; eps 1e-30 for adafactor.
 
     Raises:
@@ -115,12 +115,12 @@ def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant
             raise ConfigError(f"{method} takes no {key!r}; it has: {', '.join(DEFAULTS[method])}")
     if method == "adam" and weight_decay:
         raise ConfigError("adam takes no weight_decay: method='adamw' decays")
-    parts = [compression.powersgd(powersgd)] if powersgd else []
-    parts += [optax.clip_by_global_norm(clip)] if clip is not None else []
+    parts = [optax.clip_by_global_norm(clip)] if clip is not None else []
     parts.append(_direction(method, **(DEFAULTS[method] | given)))
     if weight_decay:
         parts.append(optax.add_decayed_weights(weight_decay, mask=lambda params: _decayed(params, no_decay)))
-    return optax.chain(*parts, scale_by_rate(learning_rate(schedule, lr, warmup, steps, ref)))
+    chain = optax.chain(*parts, scale_by_rate(learning_rate(schedule, lr, warmup, steps, ref)))
+    return Compressed(chain, powersgd) if powersgd else chain
 
 
 def partition(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
@@ -130,8 +130,11 @@ def partition(parts: Mapping[str, optax.GradientTransformation]) -> optax.Gradie
       parts: top-level key -> transformation. Gradient clipping inside one sees the norm of its own part only.
 
     Raises:
-      ConfigError: the parameters have other top-level keys.
+      ConfigError: the parameters have other top-level keys; a part compresses, which only a whole optimiser can.
     """
+    if any(isinstance(part, Compressed) for part in parts.values()):
+        raise ConfigError("powersgd compresses the gradients of all parameters: leave it out of the parts of an optimizer")
+
     def labels(params: Params) -> dict[str, str]:
         if set(params) != set(parts):
             raise ConfigError(f"optimizers for {sorted(parts)}, but the parameters are {sorted(params)}: name one for each")

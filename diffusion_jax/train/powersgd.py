@@ -13,12 +13,14 @@ trains with it (Ramesh et al. 2021, section 2.4). Arrays of more than two axes a
 vectors and matrices for which r (n + m) is no saving are averaged as they are.
 
 `powersgd` is an optax transformation. Under `shard_map` over the axis 'data' its means are those of the devices; on its own it
-compresses the gradient that is there already, which shows what compression does to training.
+compresses the gradient that is there already. `Compressed` is an optimiser that asks the train step for the former: the step
+then takes each shard's own gradient, and only what `sent` counts crosses the axis.
 """
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +30,10 @@ import optax
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.types import Array, Params
+
+AXIS = "data"
+RULES = ((r"opt_state/powersgd/error/", (AXIS, None, None)),)
+"""Where the errors of `Compressed` live: each shard's own on its own devices (train/shard.py)."""
 
 
 class PowerState(NamedTuple):
@@ -102,6 +108,48 @@ def powersgd(rank: int = 4, axis: str | None = None, seed: int = 0) -> optax.Gra
         return found, PowerState(error, q)
 
     return optax.GradientTransformation(init, update)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """An optimiser that is given gradients which shards of the data axis have not averaged, and averages them in low rank.
+
+    Its state is {'powersgd': e as [shards, n, m] and Q, 'inner': the state of `inner`}.
+
+    Attributes:
+      inner: what moves the parameters by the mean gradient.
+      rank: r.
+      shards: devices along the data axis; `train.loop` fills it in.
+
+    Raises:
+      ConfigError: a rank below 1.
+    """
+
+    inner: optax.GradientTransformation
+    rank: int
+    shards: int = 1
+
+    def __post_init__(self):
+        powersgd(self.rank)
+
+    def init(self, params: Params) -> dict[str, Any]:
+        """The state before the first update."""
+        def stacked(e: Array) -> Array:
+            return jnp.zeros((self.shards, *matrix(e.shape))) if e.ndim > 1 else e
+
+        first = powersgd(self.rank).init(params)
+        return {"powersgd": PowerState(jax.tree.map(stacked, first.error), first.q), "inner": self.inner.init(params)}
+
+    def average(self, grads: Params, state: PowerState) -> tuple[Params, PowerState]:
+        """(the mean gradient, what is kept), (1) to (4); inside of a `shard_map` over 'data', e being [1, n, m] there."""
+        error = jax.tree.map(lambda e, g: e.reshape(g.shape) if e.ndim > 1 else e, state.error, grads)
+        mean, (error, q) = powersgd(self.rank, AXIS).update(grads, PowerState(error, state.q))
+        return mean, PowerState(jax.tree.map(lambda e, kept: e.reshape(kept.shape), error, state.error), q)
+
+    def update(self, grads: Params, state: dict[str, Any], params: Params) -> tuple[Params, dict[str, Any]]:
+        """What to add to the parameters for a mean gradient."""
+        updates, inner = self.inner.update(grads, state["inner"], params)
+        return updates, {**state, "inner": inner}
 
 
 def saving(params: Params, rank: int) -> float:

@@ -17,6 +17,7 @@ import optax
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.train.ema import Profile
+from diffusion_jax.train.powersgd import Compressed
 from diffusion_jax.types import Array, Key, Params, Raw, Task, TrainState
 
 STEM = (jax.tree_util.DictKey("stem"), jax.tree_util.DictKey("kernel"))
@@ -50,7 +51,7 @@ def task_of(config: Any) -> Task:
     return build(config["task"], **parts)
 
 
-def create(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, Profile], key: Key, batch: Raw,
+def create(task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, Profile], key: Key, batch: Raw,
            initial: Params | None = None) -> TrainState:
     """The state before the first update, (1). Pure and jittable.
 

@@ -13,6 +13,10 @@ where N devices hold B/N consecutive rows each, [B] -> [B/A, A] splits no device
 Weights that are stored split over `fsdp` are gathered before the loss and their gradient is split again. That is not left to
 XLA: given weights split over fsdp and tensor at once, its partitioner (JAX 0.10.2) drops an all-reduce and returns wrong
 gradients next to the right loss, see openxla/xla#40034 and tests/train/test_step.py.
+
+An optimiser that compresses (train/powersgd.py) is given the gradient of each shard of the data axis, before anything is averaged
+over it: (2) runs inside a `shard_map`, shard d with the key fold_in(key, d) (one shard: key itself). A loss that looks at its
+whole batch at once, as CLIP's does, then sees the shard's.
 """
 from __future__ import annotations
 
@@ -27,13 +31,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.train import ema as averages
+from diffusion_jax.train.powersgd import AXIS, Compressed, PowerState
 from diffusion_jax.train.shard import BATCH_AXES, batch_sharding, gathered, replicated
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw, Task, TrainState
 
 Step = Callable[[TrainState, Params, Raw], tuple[TrainState, dict[str, Array]]]
 
 
-def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping[str, averages.Profile], mesh: Mesh,
+def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, averages.Profile], mesh: Mesh,
               state_shardings: Any, accumulate: int = 1, seed: int = 0, loss_scale: float = 1.0) -> Step:
     """The jitted step (state, frozen, batch) -> (state, metrics); the state passed in is donated and gone afterwards.
 
@@ -41,7 +46,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping
 
     Args:
       task: what to train.
-      optimizer: any optax transformation.
+      optimizer: any optax transformation, or one that compresses.
       emas: name -> profile, the names of `state.ema`.
       mesh: from `shard.make_mesh`.
       state_shardings: from `shard.shardings`, for the whole state.
@@ -62,9 +67,14 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping
     def step(state: TrainState, frozen: Params, batch: Raw) -> tuple[TrainState, dict[str, Array]]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             key = jax.random.fold_in(jax.random.key(seed), state.step)                              # (1)
-            loss, metrics, grads, memory = gradients(
-                task, state.params, frozen, batch, key, mesh, state_shardings.params, accumulate, state.memory, loss_scale)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            opt_state, given = state.opt_state, (task, state.params, frozen, batch, key, mesh, state_shardings.params)
+            options = dict(accumulate=accumulate, memory=state.memory, loss_scale=loss_scale)
+            if isinstance(optimizer, Compressed):
+                loss, metrics, grads, memory, power = compressed_gradients(optimizer, opt_state["powersgd"], *given, **options)
+                opt_state = {**opt_state, "powersgd": power}
+            else:
+                loss, metrics, grads, memory = gradients(*given, **options)
+            updates, opt_state = optimizer.update(grads, opt_state, state.params)
             moved = optax.apply_updates(state.params, updates)
             number = state.step + 1
             ema = {name: averages.update(state.ema[name], moved, profile, number) for name, profile in emas.items()}    # (3)
@@ -78,7 +88,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation, emas: Mapping
                    out_shardings=(state_shardings, replicated(mesh)), donate_argnums=0)
 
 
-def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, mesh: Mesh, shardings: Any,
+def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, mesh: Mesh | None, shardings: Any,
               accumulate: int = 1, memory: Memory = FrozenDict(),
               loss_scale: float = 1.0) -> tuple[Array, Metrics, Params, Memory]:
     """Loss, metrics, gradient and next memory of a batch, (2), the gradient stored like the parameters (`shardings`).
@@ -86,10 +96,12 @@ def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, 
     A network that computes in float16 loses small gradients, unless the loss is scaled up (`loss_scale`, 100 in EDM2) while they
     are taken. What then overflows is replaced as in EDM2's published training: NaN by 0, infinity by 1e5.
 
+    Without a mesh nothing is said of where arrays live: inside a `shard_map`.
+
     Raises:
       ConfigError: the batch is no multiple of accumulate x (data x fsdp).
     """
-    whole = jax.lax.with_sharding_constraint(params, jax.tree.map(gathered, shardings))
+    whole = params if mesh is None else jax.lax.with_sharding_constraint(params, jax.tree.map(gathered, shardings))
 
     def scaled(params: Params, known: Params, batch: Raw, key: Key) -> tuple[Array, Metrics]:
         loss, metrics = task.loss(params, known, batch, key, True)
@@ -102,7 +114,7 @@ def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, 
         if loss_scale != 1:
             grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0, posinf=1e5, neginf=-1e5) / loss_scale, grads)
         memory = metrics.pop("memory", memory)
-        return loss, metrics, jax.lax.with_sharding_constraint(grads, shardings), memory
+        return loss, metrics, grads if mesh is None else jax.lax.with_sharding_constraint(grads, shardings), memory
 
     if accumulate == 1:
         return part(batch, key, memory)
@@ -119,13 +131,51 @@ def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, 
     return loss, metrics, jax.tree.map(lambda x: x / accumulate, total), memory
 
 
-def split(x: Array, accumulate: int, mesh: Mesh) -> Array:
+def compressed_gradients(
+    optimizer: Compressed, power: PowerState, task: Task, params: Params, frozen: Params, batch: Raw, key: Key, mesh: Mesh,
+    shardings: Any, accumulate: int, memory: Memory, loss_scale: float,
+) -> tuple[Array, Metrics, Params, Memory, PowerState]:
+    """`gradients`, averaged over the data axis in low rank, and the next state of that: see the top of this file.
+
+    Metrics and memory are means over the shards. Over fsdp XLA averages as it does elsewhere.
+
+    Raises:
+      ConfigError: the batch is no multiple of accumulate x (data x fsdp).
+    """
+    shards = mesh.shape[AXIS]
+    whole = jax.lax.with_sharding_constraint(params, jax.tree.map(gathered, shardings))
+    for x in jax.tree.leaves(batch):
+        _check_rows(x, accumulate, mesh)
+
+    def local(params: Params, frozen: Params, batch: Raw, key: Key, shard: Array, memory: Memory, power: PowerState) -> tuple:
+        key = jax.random.fold_in(key, shard[0]) if shards > 1 else key
+        loss, metrics, grads, memory = gradients(task, params, frozen, batch, key, None, None, accumulate, memory, loss_scale)
+        grads, power = optimizer.average(grads, power)
+        loss, metrics, memory = jax.tree.map(
+            lambda x: jax.lax.pmean(x, AXIS).astype(jnp.result_type(x)), (loss, metrics, memory))
+        return loss, metrics, grads, memory, power
+
+    data, none = PartitionSpec(AXIS), PartitionSpec()
+    state = PowerState(jax.tree.map(lambda e: data if e.ndim > 1 else none, power.error), none)
+    loss, metrics, grads, memory, power = jax.shard_map(
+        local, mesh=mesh, axis_names={AXIS}, in_specs=(none, none, data, none, data, none, state),
+        out_specs=(none, none, none, none, state), check_vma=False,
+    )(whole, frozen, batch, key, jnp.arange(shards), memory, power)
+    return loss, metrics, jax.lax.with_sharding_constraint(grads, shardings), memory, power
+
+
+def split(x: Array, accumulate: int, mesh: Mesh | None) -> Array:
     """[B, ...] -> [A, B/A, ...], each device keeping its own rows (see the top of this file)."""
+    if mesh is not None:
+        _check_rows(x, accumulate, mesh)
+    x = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)))
+
+
+def _check_rows(x: Array, accumulate: int, mesh: Mesh) -> None:
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if x.shape[0] % (accumulate * devices):
         raise ConfigError(f"batch size {x.shape[0]} must be a multiple of accumulate x devices = {accumulate} x {devices}")
-    x = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)))
 
 
 def _rates(opt_state: Any) -> dict[str, Array]:

@@ -1,5 +1,7 @@
 """PowerSGD: what it sends, what it keeps, that nothing is lost over time, and that devices agree."""
+import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,14 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 from quickly import quick
+from train_toy import Net, Toy, batch_of, train
 
 from diffusion_jax.build import ConfigError, build
-from diffusion_jax.train.powersgd import PowerState, compressed, powersgd, saving, sent
+from diffusion_jax.train import optim, shard
+from diffusion_jax.train.powersgd import RULES, Compressed, PowerState, compressed, powersgd, saving, sent
 from diffusion_jax.train.shard import make_mesh
+from diffusion_jax.train.state import create
+from diffusion_jax.train.step import make_step
 
 PARAMS = {"kernel": jnp.zeros((3, 3, 16, 32)), "dense": jnp.zeros((64, 48)), "bias": jnp.zeros((48,)), "thin": jnp.zeros((64, 4))}
 
@@ -82,10 +88,83 @@ def test_a_regression_converges_in_rank_four():
     assert plain < 0.04 and low < 2 * plain                                         # 0.031 and 0.043, from 1.0
 
 
+def begun(mesh, optimizer, task, rules=shard.REPLICATE, **options):
+    """(step, state) of a run on a mesh."""
+    if isinstance(optimizer, Compressed):
+        optimizer, rules = dataclasses.replace(optimizer, shards=mesh.shape["data"]), (*RULES, *rules)
+    make = functools.partial(create, task, optimizer, {}, jax.random.key(1), {})
+    shardings = shard.shardings(mesh, jax.eval_shape(make), rules)
+    return make_step(task, optimizer, {}, mesh, shardings, **options), jax.jit(make, out_shardings=shardings)()
+
+
+def batch_on(mesh, number=0, size=32):
+    return jax.device_put(batch_of(number, size), shard.batch_sharding(mesh))
+
+
+def collective_bytes(hlo):
+    """Bytes of the results of all collectives in an optimised program."""
+    found = re.findall(r"= (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", hlo)
+    arrays = [shape for result in found for shape in re.findall(r"(?:f32|s32|u32)\[([\d,]*)\]", result)]
+    return 4 * sum(int(np.prod([int(n) for n in shape.split(",") if n], initial=1)) for shape in arrays)
+
+
+def test_only_what_is_counted_crosses_the_data_axis():
+    """Eight devices: the bytes of all collectives in the compiled step are those of `sent`, and of the loss and one metric."""
+    mesh, task = make_mesh(data=8), Toy(Net(width=64, depth=1))
+    for rank in (0, 2):
+        step, state = begun(mesh, optim.optimizer("adamw", lr=1e-2, clip=1.0, powersgd=rank), task)
+        params = state.params
+        hlo = step.lower(state, None, batch_on(mesh)).compile().as_text()
+        assert collective_bytes(hlo) == 4 * (sent(params, rank or None) + 2)
+    assert saving(params, 2) > 8
+
+
+def by_hand(error, q, grads):
+    """(1) to (4) in NumPy: gradients [shards, ...] of one matrix -> (mean, errors, q)."""
+    m = grads.reshape(len(grads), -1, grads.shape[-1]) + error
+    p, _ = np.linalg.qr(np.mean(m @ q, axis=0))
+    q = np.mean(np.swapaxes(m, 1, 2) @ p, axis=0)
+    return (p @ q.T).reshape(grads.shape[1:]), m - (p @ q.T)[None], q
+
+
+@pytest.mark.parametrize("sizes,accumulate", [((4, 1, 1), 1), ((2, 2, 1), 2)])
+def test_every_shard_keeps_its_own_error(sizes, accumulate):
+    """Two updates of plain descent against (1) to (4) by hand, each shard with its rows and its error."""
+    mesh, task, rank = make_mesh(*sizes, devices=jax.devices()[:4]), Toy(Net(width=32), noise=0.0), 2
+    step, state = begun(mesh, Compressed(optax.sgd(0.1), rank), task, ((".*", "fsdp"),), accumulate=accumulate)
+    params, power = jax.device_get((state.params, state.opt_state["powersgd"]))
+    grad = quick(jax.vmap(jax.grad(lambda p, batch: task.loss(p, None, batch, None, True)[0]), in_axes=(None, 0)))
+    for number in range(2):
+        rows = jax.tree.map(lambda x: x.reshape(sizes[0], -1, *x.shape[1:]), batch_of(number, 32))
+        leaves, tree = jax.tree.flatten(params)
+        done = [by_hand(e, q, np.asarray(g)) if compressed(w.shape, rank) else (np.mean(g, 0), e, q)
+                for w, e, q, g in zip(leaves, *map(jax.tree.leaves, (power.error, power.q, grad(params, rows))), strict=True)]
+        mean, error, q = (jax.tree.unflatten(tree, part) for part in zip(*done, strict=True))
+        params, power = jax.tree.map(lambda w, g: w - 0.1 * g, params, mean), PowerState(error, q)
+        state, _ = step(state, None, batch_on(mesh, number))
+        kept = state.opt_state["powersgd"]
+        got, want = (state.params, kept.error, kept.q), (params, error, q)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+    inner = state.opt_state["powersgd"].error["inner"]["kernel"]
+    assert {part.data.shape for part in inner.addressable_shards} == {(1, 64, 32)}
+
+
+@pytest.mark.slow
+def test_a_run_from_its_config_resumes_bit_for_bit(tmp_path):
+    options = dict(optimizer=build({"name": "diffusion_jax.train.optim:optimizer", "method": "adam", "powersgd": 2}), devices=2)
+    _, whole = train(tmp_path / "whole", **options)
+    train(tmp_path / "parts", stop_at=8, **options)
+    _, resumed = train(tmp_path / "parts", **options)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+    assert np.abs(whole.opt_state["powersgd"].error["inner"]["kernel"]).max(axis=(1, 2)).min() > 0
+
+
 def test_it_is_an_optimiser_of_a_page():
     method = build({"name": "diffusion_jax.train.optim:optimizer", "method": "adam", "powersgd": 4})
     state = jax.eval_shape(method.init, PARAMS)
     assert min(leaf.size for leaf in jax.tree.leaves(state)) > 0                    # a checkpoint takes no empty array
-    assert state[0].q["dense"].shape == (48, 4)
+    assert state["powersgd"].q["dense"].shape == (48, 4) and state["powersgd"].error["kernel"].shape == (1, 144, 32)
     with pytest.raises(ConfigError, match="at least 1"):
         powersgd(0)
+    with pytest.raises(ConfigError, match="leave it out"):
+        optim.partition({"gen": method})
