@@ -10,7 +10,8 @@ from ml_collections import config_flags
 
 from diffusion_jax.build import ConfigError
 
-MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "edit", "encode", "likelihood")
+MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "edit", "encode", "likelihood",
+         "plan")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A page of configs/; train needs it, the others read the checkpoint's.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics, samples, report.", required=True)
@@ -18,8 +19,12 @@ MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of the cluster first. Where JAX cannot find them (it does on TPU pods and in "
     "Slurm), set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID in the environment.")
+COMPILED = flags.DEFINE_string(
+    "compiled", None, "Folder in which compiled programs are kept, so that a second start compiles nothing; '' for none. By "
+    "default '.compiled' beside the workdir.")
 
 OPTIONS = [
+    flags.DEFINE_string("profile_steps", None, "Steps of training to trace for TensorBoard: '10:15'."),
     flags.DEFINE_integer("num", None, "Images to make.", lower_bound=1),
     flags.DEFINE_integer("label", None, "Class to sample; without it the classes in turn.", lower_bound=0),
     flags.DEFINE_string("sampler", None, "ddim, ancestral, plms, heun, edm, dpmpp_2m ...; options follow: 'ddim,eta=0.5'."),
@@ -55,6 +60,10 @@ OPTIONS = [
     flags.DEFINE_float("temperature", None, "Of the choice of tokens, or of the noise that sampling starts from; 1 by default."),
     flags.DEFINE_integer("top_k", None, "Choose among the k most likely tokens; 0 is all.", lower_bound=0),
     flags.DEFINE_float("top_p", None, "Choose among the most likely tokens that together have this probability; 0 is all."),
+    flags.DEFINE_string("prior", None, "Where unCLIP's decoder has its embeddings from: a prior's folder, or text, or caption."),
+    flags.DEFINE_float("prior_guidance", None, "Guidance of the prior."),
+    flags.DEFINE_string("prior_steps", None, "Steps of a diffusion prior."),
+    flags.DEFINE_integer("prior_best", None, "Embeddings that it makes for each that is kept, 2 by default.", lower_bound=1),
     flags.DEFINE_string("complete", None, "Images whose upper halves are given to a token model: x.npz, an image or a folder."),
     flags.DEFINE_string("template", None, "Text of a class for zero_shot: 'a photo of a {}'."),
     flags.DEFINE_string("op", None, "Of mode edit: invert, strength, switch, mix, guidance, phi, inpaint or replay."),
@@ -66,9 +75,14 @@ OPTIONS = [
     flags.DEFINE_string("over", None, "What sweep changes: an option of sampling, 'cads.s' for example, or which, step, run."),
     flags.DEFINE_list("values", None, "Its values: 1,2,4."),
     flags.DEFINE_list("std", None, "Lengths of averages for posthoc_ema, relative to the run's: 0.05,0.10."),
-    flags.DEFINE_string("system", None, "Whose weights to import: adm, diffit, dit or edm2."),
+    flags.DEFINE_string("system", None, "Whose weights to import: adm, clip, dalle, diffit, dit, dvae, edm2, glide, sd, vae ..."),
     flags.DEFINE_string("source", None, "The file with the weights: .safetensors, .npz, .pt, .pth, .ckpt, or EDM2's .pkl."),
+    flags.DEFINE_string("first_stage", None, "Folder of an imported autoencoder for the latents of dit, diffit and edm2."),
     flags.DEFINE_string("official", None, "JSON file with the official constructor's options, for unpublished networks."),
+    flags.DEFINE_multi_string("topology", None, "Of mode plan: v5e:16x16, v5p-128, h100:64 ...; may be given again."),
+    flags.DEFINE_integer("per_chip", None, "To plan: examples on each chip, in place of the config's batch.", lower_bound=1),
+    flags.DEFINE_multi_string("layout", None, "To plan: data,fsdp,tensor and 'use' to gather by layers; may be given again."),
+    flags.DEFINE_string("program", None, "To plan: train, sample, or estimate to compile nothing."),
     flags.DEFINE_integer("seed", None, "Of sampling."),
     flags.DEFINE_integer("batch", None, "Images at a time.", lower_bound=1),
     flags.DEFINE_string("out", None, "grid.png, x.npz or folder/."),
@@ -85,8 +99,20 @@ def main(argv: list[str]) -> None:
         raise ConfigError("mode train needs --config configs/<page>.py")
     if DISTRIBUTED.value:
         join()
+    beside = os.path.join(os.path.dirname(os.path.abspath(WORKDIR.value)), ".compiled")
+    keep_compiled(beside if COMPILED.value is None else COMPILED.value)
     options = {flag.name: flag.value for flag in OPTIONS if flag.value is not None}
     importlib.import_module(f"diffusion_jax.modes.{MODE.value}").run(CONFIG.value, WORKDIR.value, options)
+
+
+def keep_compiled(folder: str) -> None:
+    """Keeps what XLA compiles for the next start, found again by the program's text, its options and the compiler's version."""
+    import jax
+
+    if folder and not jax.config.jax_compilation_cache_dir:            # nor where JAX_COMPILATION_CACHE_DIR says another
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def join() -> None:

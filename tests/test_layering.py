@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "diffusion_jax"
 LAYERS = {
     "types": 0, "build": 0,
-    "nn": 1, "diffusion": 1,
+    "nn": 1, "diffusion": 1, "cost": 1,
     "models": 2, "data": 2,
     "tasks": 3, "train": 3, "metrics": 3,
     "pipelines": 4, "pretrained": 4,

@@ -122,10 +122,15 @@ class Draw:
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         """'image' float32 [h, w, c], 'label' int32 and 'tokens' where there are any; the mean where there is no generator."""
-        views, scale, shift = record["moments"].astype(np.float32), *_whitening(self.path)
-        mean, std = views[0 if rng is None or not self.flip else rng.integers(len(views))]
-        z = mean if rng is None else mean + std * rng.standard_normal(mean.shape, np.float32)
-        example: Record = {"image": np.float32((z - shift) * scale)}
+        views, (scale, shift) = record["moments"], _whitening(self.path)
+        mean, std = views[0 if rng is None or not self.flip else rng.integers(len(views))].astype(np.float32)
+        if rng is not None:
+            noise = rng.standard_normal(mean.shape, np.float32)
+            noise *= std
+            mean += noise
+        mean -= shift
+        mean *= scale
+        example: Record = {"image": mean}
         if "label" in record:
             example["label"] = np.int32(record["label"])
         if self.tokenizer is not None:

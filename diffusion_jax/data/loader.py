@@ -15,6 +15,7 @@ Philox words, because NumPy promises those never to change, and `Generator.permu
 from __future__ import annotations
 
 import functools
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,13 +23,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.image import Decode, to_unit
-from diffusion_jax.data.source import Source
+from diffusion_jax.data.source import Record, Source
 
 ORDER, AUGMENT = 0, 1
 ENDLESS = 2**62
+RETRIES = (0.1, 1.0, 10.0)  # seconds before a record is asked for once more
 AHEAD = 2  # batches on the devices before they are asked for: one transfer hides behind a step, one more evens out jitter
 
 _to_unit = jax.jit(to_unit)
@@ -102,8 +105,25 @@ class Batches:
         local = self.batch // self.process_count
         first = step * self.batch + self.process_index * local
         generator = _generators(self.seed) if self.decode.random else lambda position: None
-        examples = [self.decode(self.source[self._index(p)], generator(p)) for p in range(first, first + local)]
+        examples = [self.decode(self._record(self._index(p)), generator(p)) for p in range(first, first + local)]
         return {key: _stack([example[key] for example in examples]) for key in examples[0]}
+
+    def _record(self, index: int) -> Record:
+        """A record; what a disk or a network refuses once is asked for again, `RETRIES` times.
+
+        Raises:
+          ConfigError: it was refused each time.
+        """
+        for pause in RETRIES:
+            try:
+                return self.source[index]
+            except OSError as error:
+                logging.warning("record %d of %s: %s; trying again in %.1f s", index, self.source, error, pause)
+                time.sleep(pause)
+        try:
+            return self.source[index]
+        except OSError as error:
+            raise ConfigError(f"record {index} of {self.source} does not read, tried {len(RETRIES) + 1} times: {error}") from None
 
     def _index(self, position: int) -> int:
         """(1): the record at a position."""

@@ -57,7 +57,7 @@ def space(spec: str | Sequence[int], steps: int) -> np.ndarray:
 
 
 def _count(text: str, spec: str) -> int:
-    if not text.strip().isdigit() or int(text) < 1:
+    if not text.strip().isdecimal() or int(text) < 1:
         raise ConfigError(f"{spec!r} is no respacing: write '250', '10,15,20', 'ddim50' or 'fast27'")
     return int(text)
 

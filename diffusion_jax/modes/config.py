@@ -12,9 +12,11 @@ from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.data.image import Decode, to_unit
 from diffusion_jax.data.loader import Batches
 from diffusion_jax.data.source import Source
+from diffusion_jax.modes import embedder
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.types import Raw, Task
+from diffusion_jax.tasks.embedder import Embedder
+from diffusion_jax.types import Params, Raw, Task
 
 SECTIONS = {
     "seed": "of everything random",
@@ -32,13 +34,15 @@ SECTIONS = {
     "snapshots": "every, averages, dtype: of the power averages, for mode posthoc_ema",
     "mesh": "devices along data, fsdp and tensor",
     "sharding": "ordered rules (regex of a parameter's path, how to place it)",
+    "gather": "when weights stored split are gathered: 'step' all at once, 'use' layer by layer",
+    "activations": "ordered rules (regex of an activation's name, how to split it), nn/partition.py",
     "checkpoint": "every, keep, keep_every",
     "log_every": "steps between logged metrics",
     "sample": "how to sample, and how many images how often while training; only for what makes images",
     "evaluate": "images to measure when training ends, num 0 for not at all; for what makes images at which guidance, in whose "
                 "features against what (modes/measure.py), and how many samples every how many steps while training",
 }
-OPTIONAL = ("sample", "first_stage", "init", "loss_scale", "snapshots")
+OPTIONAL = ("sample", "first_stage", "init", "loss_scale", "snapshots", "gather", "activations")
 PARTS = {
     "data": ("train", "test", "decode"),
     "mesh": ("data", "fsdp", "tensor"),
@@ -48,7 +52,8 @@ PARTS = {
 }
 COUNTS = ("batch", "accumulate", "steps", "log_every", "sample.num", "sample.every", "snapshots.every",
           "evaluate.samples")
-MAY_CHANGE = ("steps", "checkpoint", "snapshots", "log_every", "sample", "evaluate", "mesh", "sharding")
+MAY_CHANGE = ("steps", "checkpoint", "snapshots", "log_every", "sample", "evaluate", "mesh", "sharding", "gather",
+              "activations")
 """Sections in which a resumed run may differ from the one that wrote its folder: they do not change the mathematics.
 
 `steps` moves the end of a run; a schedule that decays over the run has its own `steps` in `optim`.
@@ -150,14 +155,17 @@ def whole(source: Source, decode: Decode, num: int | None = None) -> tuple[np.nd
     return np.stack([record["image"] for record in records]), labels
 
 
-def derived_conditions(task: Diffusion, data: Mapping[str, Any], num: int) -> Raw:
+def derived_conditions(task: Diffusion, data: Mapping[str, Any], num: int, frozen: Params = None) -> Raw:
     """Conditions of `num` held-out images where the task makes some of an image, as an upsampler does, or reads their captions.
 
     Args:
       task: the model.
       data: the config's section.
       num: how many; the images come again where the data set has fewer.
+      frozen: the run's frozen parts, of which a CLIP sees the images.
     """
+    if isinstance(task.first_stage, Embedder):
+        return embedder.seen(task.first_stage, frozen["first_stage"], data, num)
     texts = captions(data, num) if "tokens" in task.cond.keys else {}
     if not task.cond.derived:
         return texts

@@ -17,14 +17,14 @@ from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data import image
 from diffusion_jax.data.loader import stream
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes import evaluate, first_stage
+from diffusion_jax.modes import embedder, evaluate, first_stage
 from diffusion_jax.pipelines.diffusion import conditions, generate
 from diffusion_jax.pipelines.latent import decoded
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train import loop, shard
 from diffusion_jax.train.checkpoint import Checkpoints, load
-from diffusion_jax.train.log import Writer
+from diffusion_jax.train.log import Trace, Writer
 from diffusion_jax.train.posthoc import Snapshots
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Params, Raw, Task, TrainState
@@ -39,12 +39,13 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     Args:
       config: a whole run's config.
       workdir: the run's folder.
-      options: none are taken.
+      options: profile_steps, '10:15'.
 
     Raises:
       ConfigError: anything that the user can mend; all that can be known before is checked before anything compiles.
     """
-    for key in options:
+    trace = Trace(workdir, options["profile_steps"]) if "profile_steps" in options else None
+    for key in options.keys() - {"profile_steps"}:
         raise ConfigError(f"--{key} is for sampling: a training run is described by its config (--config.<key>=<value>)")
     config = plain(config)
     page.check(config)
@@ -63,7 +64,7 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     if recipe:
         recipe.check(task)
         num = config["sample"]["num"]
-        raw = conditions(task, num, given=page.derived_conditions(task, config["data"], num))
+        raw = conditions(task, num, given=page.derived_conditions(task, config["data"], num, frozen))
         if config["evaluate"]["num"]:
             evaluate.check(task, config["evaluate"]["num"], len(batches.source.names or ()))
     initial = load(config["init"])[2] if "init" in config else None
@@ -75,12 +76,16 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
             checkpoints=checkpoints, writer=writer, total=config["steps"], mesh=mesh,
             rules=tuple(map(tuple, config["sharding"])), seed=config["seed"], accumulate=config["accumulate"],
             log_every=config["log_every"], initial=initial, frozen=frozen, loss_scale=config.get("loss_scale", 1.0),
+            gather=config.get("gather", "step"), activations=config.get("activations", ()),
         )
         for step, state in steps:
+            if trace:
+                trace.at(step, state)
             if kept:
                 kept.offer(step, state, last=step == config["steps"])
             if recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):
-                show(task, state, which, recipe, raw, config, Path(workdir), step, writer, frozen)
+                shown = embedder.show if task.embeds else show
+                shown(task, state, which, recipe, raw, config, Path(workdir), step, writer, frozen)
             if config["evaluate"].get("every") and step % config["evaluate"]["every"] == 0:
                 measure(task, state, which, config, workdir, step, writer)
     if config["evaluate"]["num"]:

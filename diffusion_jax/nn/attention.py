@@ -1,12 +1,16 @@
 """Scaled dot-product attention (Vaswani et al. 2017, equation 1), the one place where it is computed.
 
     attention(q, k, v) = softmax(q k^T / sqrt(d) + bias) v                            (1)
+
+On long sequences a kernel of the platform's computes it (nn/kernels.py), elsewhere XLA does.
 """
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.nn import kernels
+from diffusion_jax.nn.partition import constrain
 from diffusion_jax.types import Array
 
 
@@ -24,6 +28,16 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     Returns:
       [B, heads, T, d] in the type of v; the softmax is taken in float32.
     """
+    q, k, v = constrain(q, "attention/q"), constrain(k, "attention/k"), constrain(v, "attention/v")
+    platform, mesh = kernels.current()
+    chosen = kernels.backend(platform, q, k, bias is not None, mesh)
+    if chosen != "xla":
+        return constrain(kernels.cudnn(q, k, v) if chosen == "cudnn" else kernels.flash(q, k, v, mesh), "attention/q")
+    return constrain(plain(q, k, v, bias), "attention/q")
+
+
+def plain(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
+    """(1) in XLA's own products, as `attention`."""
     logits = jnp.einsum("bhtd,bhsd->bhts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)  # [B, heads, T, S]
     if bias is not None:
         logits = logits + bias[None]

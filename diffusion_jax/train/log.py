@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_jax.build import ConfigError
 from diffusion_jax.types import Array
 
 
@@ -92,6 +94,37 @@ class Writer:
 
             self._events = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._purge)
         return self._events
+
+
+class Trace:
+    """A trace of some steps for TensorBoard's profiler, in workdir/tensorboard.
+
+    Args:
+      workdir: the run's folder.
+      steps: 'first:last', both are traced.
+
+    Raises:
+      ConfigError: no such steps.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], steps: str):
+        found = re.fullmatch(r"(\d+):(\d+)", steps)
+        self._first, self._last = map(int, found.groups()) if found else (1, 0)
+        if not 1 < self._first <= self._last:
+            raise ConfigError(f"steps to trace are 'first:last', first at least 2, '10:15' for example, not {steps!r}")
+        self._folder, self._on = Path(workdir) / "tensorboard", False
+
+    def at(self, step: int, state: Any) -> None:
+        """To be called after every step: starts before the first of them and stops when the last is done."""
+        if step == self._first - 1:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._folder)
+            self._on = True
+        elif step == self._last and self._on:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._on = False
+            print(f"trace of steps {self._first} to {self._last}: tensorboard --logdir {self._folder}")
 
 
 class Console:

@@ -30,6 +30,7 @@ from absl import logging
 from jax.sharding import Mesh, Sharding
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.nn import partition
 from diffusion_jax.train import shard
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.ema import Profile
@@ -49,14 +50,15 @@ FINITE = ("loss", "grad_norm", "update_norm")
 def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, Profile], batches: Factory,
           checkpoints: Checkpoints, writer: Writer, total: int, mesh: Mesh, rules: shard.Rules = shard.REPLICATE,
           frozen: Params = None, initial: Params = None, seed: int = 0, accumulate: int = 1,
-          loss_scale: float = 1.0, log_every: int = 100) -> Iterator[tuple[int, TrainState]]:
+          loss_scale: float = 1.0, log_every: int = 100, gather: str = "step",
+          activations: partition.Rules = ()) -> Iterator[tuple[int, TrainState]]:
     """Trains from the newest checkpoint, or from the start, to step `total`; yields (step, state) after each step.
 
     The state is donated to the next step: use it before asking for the next, keep none of its arrays. When `total` is reached
     already, yields nothing.
 
     Args:
-      task, optimizer, emas, seed, accumulate, loss_scale: see `step.make_step`.
+      task, optimizer, emas, seed, accumulate, loss_scale, gather, activations: see `step.make_step`.
       batches: factory of the data stream.
       checkpoints: where to resume from and save to; the caller closes it.
       writer: gets the metrics; the caller closes it, and may write to it between steps.
@@ -79,7 +81,7 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, e
     console = Console(start, total, size)
     console.say(_overview(state.params, start, total))
     run = _Run(checkpoints, writer, console, log_every)
-    train = make_step(task, optimizer, emas, mesh, shardings, accumulate, seed, loss_scale)
+    train = make_step(task, optimizer, emas, mesh, shardings, accumulate, seed, loss_scale, gather, activations)
     frozen = shard.replicate(frozen, mesh)
     try:
         with _Preemption() as preemption:

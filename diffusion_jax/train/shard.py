@@ -20,7 +20,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.build import ConfigError, unknown
 
@@ -50,8 +51,19 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if math.prod(sizes) != len(devices):
         raise ConfigError(f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not use exactly {len(devices)} devices: "
                           "the sizes must multiply to that number")
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        return _over_slices(sizes, slices, devices)
     # linen's logical constraints need Auto axes, and make_mesh would make them Explicit.
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _over_slices(sizes: Sequence[int], slices: int, devices: Sequence[Any]) -> Mesh:
+    """The mesh of several TPU slices: only `data` crosses the slow network between them."""
+    if sizes[0] % slices:
+        raise ConfigError(f"data={sizes[0]} does not divide among {slices} slices: fsdp and tensor must fit into one of them")
+    inner = (sizes[0] // slices, *sizes[1:])
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -83,15 +95,26 @@ def shardings(mesh: Mesh, shapes: Any, rules: Rules = REPLICATE) -> Any:
     used, result = set(), []
     for path, leaf in paths:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        index = next((i for i, (pattern, _) in enumerate(rules) if re.search(pattern, name)), None)
-        if index is None:
-            raise ConfigError(f"no sharding rule matches {name!r}: end the rules with ('.*', 'replicate')")
+        index, sharding = _placed(mesh, name, leaf.shape, rules)
         used.add(index)
-        result.append(NamedSharding(mesh, PartitionSpec(*_axes(mesh, rules[index][1], leaf.shape))))
+        result.append(sharding)
     for index, (pattern, _) in enumerate(rules):
         if index not in used and not (pattern == ".*" and index == len(rules) - 1):
             raise ConfigError(f"sharding rule {pattern!r} decides nothing: no path matches it, or earlier rules take them all")
     return jax.tree_util.tree_unflatten(tree, result)
+
+
+def placed(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...], rules: Rules) -> NamedSharding:
+    """Where the array of one path goes; `ConfigError` where no rule decides."""
+    return _placed(mesh, name, shape, rules)[1]
+
+
+def _placed(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...], rules: Rules) -> tuple[int, NamedSharding]:
+    """(number of the rule that decides, sharding)."""
+    index = next((i for i, (pattern, _) in enumerate(rules) if re.search(pattern, name)), None)
+    if index is None:
+        raise ConfigError(f"no sharding rule matches {name!r}: end the rules with ('.*', 'replicate')")
+    return index, NamedSharding(mesh, PartitionSpec(*_axes(mesh, rules[index][1], shape)))
 
 
 def gathered(sharding: NamedSharding) -> NamedSharding:
@@ -102,7 +125,7 @@ def gathered(sharding: NamedSharding) -> NamedSharding:
     return NamedSharding(sharding.mesh, PartitionSpec(*map(keep, sharding.spec)))
 
 
-def _axes(mesh: Mesh, spec: Spec, shape: tuple[int, ...]) -> list[str | tuple[str, ...] | None]:
+def _axes(mesh: Mesh | AbstractMesh, spec: Spec, shape: tuple[int, ...]) -> list[str | tuple[str, ...] | None]:
     """One entry of a PartitionSpec for each dimension."""
     if isinstance(spec, str):
         if spec not in ("replicate", "fsdp"):
@@ -115,7 +138,7 @@ def _axes(mesh: Mesh, spec: Spec, shape: tuple[int, ...]) -> list[str | tuple[st
     return [_entry(mesh, entry, dim) for entry, dim in zip(entries, shape, strict=True)]
 
 
-def _entry(mesh: Mesh, entry: str | Sequence[str] | None, dim: int) -> str | tuple[str, ...] | None:
+def _entry(mesh: Mesh | AbstractMesh, entry: str | Sequence[str] | None, dim: int) -> str | tuple[str, ...] | None:
     """The entry, or None where its axes do not divide the dimension."""
     names = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
     for name in names:

@@ -12,7 +12,8 @@ where N devices hold B/N consecutive rows each, [B] -> [B/A, A] splits no device
 
 Weights that are stored split over `fsdp` are gathered before the loss and their gradient is split again. That is not left to
 XLA: given weights split over fsdp and tensor at once, its partitioner (JAX 0.10.2) drops an all-reduce and returns wrong
-gradients next to the right loss, see openxla/xla#40034 and tests/train/test_step.py.
+gradients next to the right loss, see openxla/xla#40034 and tests/train/test_step.py. gather='step' gathers all weights at once,
+gather='use' each one where a layer uses it (train/gather.py), for models that are to be whole on no device.
 
 An optimiser that compresses (train/powersgd.py) is given the gradient of each shard of the data axis, before anything is averaged
 over it: (2) runs inside a `shard_map`, shard d with the key fold_in(key, d) (one shard: key itself). A loss that looks at its
@@ -29,17 +30,21 @@ import optax
 from flax.core import FrozenDict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.nn import partition
 from diffusion_jax.train import ema as averages
+from diffusion_jax.train.gather import at_use
 from diffusion_jax.train.powersgd import AXIS, Compressed, PowerState
 from diffusion_jax.train.shard import BATCH_AXES, batch_sharding, gathered, replicated
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw, Task, TrainState
 
+GATHER = ("step", "use")
 Step = Callable[[TrainState, Params, Raw], tuple[TrainState, dict[str, Array]]]
 
 
 def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, averages.Profile], mesh: Mesh,
-              state_shardings: Any, accumulate: int = 1, seed: int = 0, loss_scale: float = 1.0) -> Step:
+              state_shardings: Any, accumulate: int = 1, seed: int = 0, loss_scale: float = 1.0, gather: str = "step",
+              activations: partition.Rules = ()) -> Step:
     """The jitted step (state, frozen, batch) -> (state, metrics); the state passed in is donated and gone afterwards.
 
     Inside it the mesh is the current one (`jax.sharding.get_abstract_mesh()`): a model may constrain activations by axis names.
@@ -53,19 +58,25 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
       accumulate: A of (2); the batch must be a multiple of A x (data x fsdp).
       seed: of (1).
       loss_scale: see `gradients`.
+      gather: 'step' or 'use', see the top of this file.
+      activations: rules of nn/partition.py.
 
     Returns:
       The step. Its metrics are float32 scalars: the task's own, loss where it gives none, grad_norm (unclipped), update_norm,
       param_norm, and lr where the optimiser keeps its learning rate (lr/<part> where several do).
 
     Raises:
-      ConfigError: accumulate < 1; when called, a batch that does not divide.
+      ConfigError: accumulate < 1, an unknown `gather`; when called, a batch that does not divide.
     """
+    if gather not in GATHER:
+        raise unknown("gather", gather, GATHER)
     if accumulate < 1:
         raise ConfigError(f"accumulate is a number of microbatches, at least 1: got {accumulate}")
+    if isinstance(optimizer, Compressed) and (gather != "step" or activations):
+        raise ConfigError("powersgd takes the gradient of each shard by itself: leave out gather='use' and rules of activations")
 
     def step(state: TrainState, frozen: Params, batch: Raw) -> tuple[TrainState, dict[str, Array]]:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), partition.activations(mesh, activations):
             key = jax.random.fold_in(jax.random.key(seed), state.step)                              # (1)
             opt_state, given = state.opt_state, (task, state.params, frozen, batch, key, mesh, state_shardings.params)
             options = dict(accumulate=accumulate, memory=state.memory, loss_scale=loss_scale)
@@ -73,7 +84,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
                 loss, metrics, grads, memory, power = compressed_gradients(optimizer, opt_state["powersgd"], *given, **options)
                 opt_state = {**opt_state, "powersgd": power}
             else:
-                loss, metrics, grads, memory = gradients(*given, **options)
+                loss, metrics, grads, memory = gradients(*given, **options, gather=gather)
             updates, opt_state = optimizer.update(grads, opt_state, state.params)
             moved = optax.apply_updates(state.params, updates)
             number = state.step + 1
@@ -89,8 +100,8 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
 
 
 def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, mesh: Mesh | None, shardings: Any,
-              accumulate: int = 1, memory: Memory = FrozenDict(),
-              loss_scale: float = 1.0) -> tuple[Array, Metrics, Params, Memory]:
+              accumulate: int = 1, memory: Memory = FrozenDict(), loss_scale: float = 1.0,
+              gather: str = "step") -> tuple[Array, Metrics, Params, Memory]:
     """Loss, metrics, gradient and next memory of a batch, (2), the gradient stored like the parameters (`shardings`).
 
     A network that computes in float16 loses small gradients, unless the loss is scaled up (`loss_scale`, 100 in EDM2) while they
@@ -101,9 +112,11 @@ def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, 
     Raises:
       ConfigError: the batch is no multiple of accumulate x (data x fsdp).
     """
-    whole = params if mesh is None else jax.lax.with_sharding_constraint(params, jax.tree.map(gathered, shardings))
+    later, stored = gather == "use", mesh is None or gather == "use"
+    whole = params if stored else jax.lax.with_sharding_constraint(params, jax.tree.map(gathered, shardings))
 
     def scaled(params: Params, known: Params, batch: Raw, key: Key) -> tuple[Array, Metrics]:
+        params = at_use(params, shardings) if later else params
         loss, metrics = task.loss(params, known, batch, key, True)
         return loss_scale * loss, metrics
 

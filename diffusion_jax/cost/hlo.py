@@ -1,0 +1,374 @@
+"""What a compiled program does, read from its optimised HLO text: operations, bytes, collectives, and the time of each.
+
+XLA's own summary (`compiled.cost_analysis()`) takes the body of a loop once. Here a loop's body counts with its trips, and each
+instruction by itself takes
+
+    max(operations / peak, bytes / bandwidth)                                         (1)
+
+Operations are those of products and convolutions, where a convolution's padding multiplies nothing. In (1), but not in the sums,
+contracted sizes and output channels are rounded up to the 128 rows and columns of a matrix unit: a head of 72 channels costs as
+much as one of 128. Bytes are the operands and results that lie in the chip's main memory; a fusion that reads a slice of an
+operand reads the slice.
+"""
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+SIZES = {"pred": 1, "s8": 1, "u8": 1, "s4": 0.5, "u4": 0.5, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+         "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "token": 0}
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
+        "opt-barrier", "custom-call")
+ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
+CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+UNIT = 128
+
+
+class Instruction(NamedTuple):
+    """One line: %name = shape opcode(operands), attributes."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+
+class Collective(NamedTuple):
+    """One collective.
+
+    Attributes:
+      kind: of `COLLECTIVES`.
+      size: bytes on one device, the larger of what goes in and what comes out.
+      group: devices of the first group, by their place in the mesh.
+      times: how often it runs.
+      hidden: whether other work runs meanwhile.
+      channel: its number in the program.
+    """
+
+    kind: str
+    size: float
+    group: tuple[int, ...]
+    times: int
+    hidden: bool
+    channel: str = ""
+
+
+@dataclass
+class Cost:
+    """The sums over a program, on one device.
+
+    Attributes:
+      flops: operations of its products and convolutions.
+      bytes: read and written.
+      seconds: sum of (1).
+      collectives: each one.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    seconds: float = 0.0
+    collectives: list[Collective] = field(default_factory=list)
+
+
+class Program:
+    """An HLO module.
+
+    Args:
+      text: `compiled.as_text()`.
+      peak: operations a second.
+      bandwidth: bytes a second.
+    """
+
+    def __init__(self, text: str, peak: float, bandwidth: float):
+        self._peak, self._bandwidth = peak, bandwidth
+        self._computations, self._entry = _parse(text)
+        self._by_name = {name: {i.name: i for i in body} for name, body in self._computations.items()}
+
+    def cost(self) -> Cost:
+        """Of one run."""
+        total = Cost()
+        self._add(self._entry, 1, total)
+        total.collectives = _once(total.collectives)
+        return total
+
+    def _add(self, computation: str, times: int, total: Cost) -> None:
+        for i in self._computations[computation]:
+            kind = i.opcode.removesuffix("-start")
+            if i.opcode.endswith("-done") or i.opcode.endswith("-update"):
+                continue
+            if i.opcode == "while":
+                body, condition = (re.search(rf"{part}=%?([\w.\-]+)", i.attributes)[1] for part in ("body", "condition"))
+                self._add(body, times * self._trips(i, condition), total)
+            elif i.opcode == "conditional":
+                self._add(max(_branches(i), key=lambda name: self._flops(name, 1)[0]), times, total)
+            elif i.opcode in ("call", "async-start"):
+                self._add(CALLED.search(i.attributes)[1], times, total)
+            elif kind in COLLECTIVES:
+                total.collectives.append(self._collective(computation, i, times))
+            elif i.opcode not in FREE:
+                self._work(computation, i, times, total)
+
+    def _work(self, computation: str, i: Instruction, times: int, total: Cost) -> None:
+        """An instruction that computes."""
+        if i.opcode == "fusion":
+            called = CALLED.search(i.attributes)[1]
+            flops, padded = self._flops(called, 1)
+            moved = self._fusion_bytes(computation, i, called)
+            inside = (self._collective(called, j, times) for j in self._computations[called]
+                      if j.opcode.removesuffix("-start") in COLLECTIVES)
+            total.collectives.extend(c._replace(hidden=True) for c in inside)
+        else:
+            flops, padded = self._one(computation, i)
+            moved = sum(_memory(s) for s in (i.shape, *self._shapes(computation, i)))
+            if i.opcode in ("dynamic-slice", "gather", "slice"):
+                moved = 2 * _memory(i.shape)
+            elif i.opcode == "dynamic-update-slice":
+                moved = 2 * _memory(self._shapes(computation, i)[1])
+        total.flops += times * flops
+        total.bytes += times * moved
+        total.seconds += times * max(padded / self._peak, moved / self._bandwidth)
+
+    def _shapes(self, computation: str, i: Instruction) -> list[str]:
+        known = self._by_name[computation]
+        return [known[name].shape for name in i.operands if name in known]
+
+    def _flops(self, computation: str, times: int) -> tuple[float, float]:
+        """(operations, rounded up) of a computation and what it calls."""
+        exact = padded = 0.0
+        for i in self._computations[computation]:
+            if i.opcode == "while":
+                condition = re.search(r"condition=%?([\w.\-]+)", i.attributes)[1]
+                parts = [self._flops(re.search(r"body=%?([\w.\-]+)", i.attributes)[1], self._trips(i, condition))]
+            elif i.opcode in ("fusion", "call", "async-start"):
+                parts = [self._flops(CALLED.search(i.attributes)[1], 1)]
+            elif i.opcode == "conditional":
+                parts = [max(self._flops(name, 1) for name in _branches(i))]
+            else:
+                parts = [self._one(computation, i)]
+            exact, padded = exact + sum(p[0] for p in parts), padded + sum(p[1] for p in parts)
+        return times * exact, times * padded
+
+    def _one(self, computation: str, i: Instruction) -> tuple[float, float]:
+        if i.opcode == "dot":
+            return _dot(i, self._shapes(computation, i))
+        if i.opcode == "convolution":
+            return _convolution(i, self._shapes(computation, i))
+        return 0.0, 0.0
+
+    def _fusion_bytes(self, computation: str, i: Instruction, called: str) -> float:
+        """Bytes that a fusion reads and writes."""
+        shapes, body = self._shapes(computation, i), self._computations[called]
+        total = sum(min(self._read(called, number), 1.0) * _memory(shape) for number, shape in enumerate(shapes))
+        root = next(j for j in body if j.root)
+        outputs = [self._by_name[called][name] for name in root.operands] if root.opcode == "tuple" else [root]
+        return total + sum(self._written(called, j) for j in outputs)
+
+    def _written(self, called: str, j: Instruction) -> float:
+        """Bytes that a fusion writes of one of its outputs: of a slice put into an operand only the slice."""
+        known, shape = self._by_name[called], j.shape
+        while j.opcode in ("bitcast", "copy") and j.operands:
+            j = known[j.operands[0]]
+        if j.opcode == "dynamic-update-slice":
+            return _size(known[j.operands[1]].shape) if _memory(shape) else 0.0
+        return 0.0 if j.opcode == "parameter" or j.opcode.removesuffix("-start") in COLLECTIVES else _memory(shape)
+
+    def _read(self, called: str, number: int) -> float:
+        """The part of its operand `number` that a fusion reads: slices of it, or all."""
+        body = self._computations[called]
+        name = next(j.name for j in body if j.opcode == "parameter" and int(j.operands[0]) == number)
+        same, part = {name}, 0.0
+        for j in body:
+            places = [place for place, operand in enumerate(j.operands) if operand in same]
+            if not places:
+                continue
+            if j.opcode == "bitcast":
+                same.add(j.name)
+            elif j.opcode in ("dynamic-slice", "slice", "gather") and places == [0]:
+                part += _size(j.shape) / max(_size(self._by_name[called][j.operands[0]].shape), 1)
+            elif j.opcode == "fusion":
+                part += sum(self._read(CALLED.search(j.attributes)[1], place) for place in places)
+            elif not (j.opcode == "dynamic-update-slice" and places == [0]) and not _passes(j):
+                return 1.0
+        return part
+
+    def _trips(self, i: Instruction, condition: str) -> int:
+        """How often a loop's body runs: as XLA says, or the constant that its condition compares with."""
+        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes)
+        if found:
+            return int(found[1])
+        known, compare = self._by_name[condition], next(j for j in self._computations[condition] if j.root)
+        limits = [known[name] for name in compare.operands if name in known and known[name].opcode == "constant"]
+        counters = [known[name] for name in compare.operands if name in known and known[name].opcode == "get-tuple-element"]
+        if not limits or not counters or not limits[0].operands[0].isdigit():
+            return 1
+        index = int(re.search(r"index=(\d+)", counters[0].attributes)[1])
+        return -(-int(limits[0].operands[0]) // self._stride(re.search(r"body=%?([\w.\-]+)", i.attributes)[1], index))
+
+    def _stride(self, body: str, index: int) -> int:
+        """What a loop's body adds to element `index` of its state; XLA unrolls some loops by two."""
+        known, root = self._by_name[body], next(j for j in self._computations[body] if j.root)
+        update = known.get(root.operands[index]) if index < len(root.operands) else None
+        steps = [known[name] for name in update.operands if name in known] if update and update.opcode == "add" else []
+        return next((int(j.operands[0]) for j in steps if j.opcode == "constant" and j.operands[0].isdigit()), 1)
+
+    def _collective(self, computation: str, i: Instruction, times: int) -> Collective:
+        into = sum(_size(s) for s in self._shapes(computation, i))
+        out = _size(i.shape) - (into if i.opcode.endswith("-start") and i.shape.startswith("(") else 0)
+        kind = i.opcode.removesuffix("-start")
+        channel = re.search(r"channel_id=(\d+)", i.attributes)
+        return Collective(kind, max(into, out), _group(i.attributes), times, i.opcode.endswith("-start"),
+                          channel[1] if channel else f"{computation}/{i.name}")
+
+
+def _passes(j: Instruction) -> bool:
+    """Whether an instruction in a fusion hands its operands on, or to a collective that runs beside it."""
+    return j.opcode == "tuple" or j.opcode.removesuffix("-start") in COLLECTIVES
+
+
+def _once(collectives: list[Collective]) -> list[Collective]:
+    """One entry for each channel: what runs beside a chain of fusions stands in each of them, in inner loops too."""
+    found: dict[str, Collective] = {}
+    for c in collectives:
+        known = found.setdefault(c.channel, c)
+        found[c.channel] = known._replace(times=min(known.times, c.times), hidden=known.hidden or c.hidden)
+    return list(found.values())
+
+
+def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    computations: dict[str, list[Instruction]] = {}
+    entry, body = "", []
+    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if head and " = " not in line.split("(")[0]:
+            body = computations.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        elif found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$", line):
+            shape, rest = _cut(found[3])
+            opcode, _, rest = rest.partition("(")
+            inside, attributes = _closing(rest)
+            operands = tuple(name.split()[-1].lstrip("%") for name in _arguments(inside) if name)
+            body.append(Instruction(found[2], shape, opcode.strip(), operands, attributes, bool(found[1])))
+    return computations, entry
+
+
+def _cut(text: str) -> tuple[str, str]:
+    """(shape, rest) of 'f32[2,3]{1,0} add(...)' or '(f32[2], s32[]) while(...)'."""
+    if not text.startswith("("):
+        shape, _, rest = text.partition(" ")
+        return shape, rest
+    inside, rest = _closing(text[1:])
+    return f"({inside})", rest.lstrip()
+
+
+def _closing(text: str) -> tuple[str, str]:
+    """What stands before the parenthesis that closes, and after it."""
+    depth = 1
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return text[:place], text[place + 1 :]
+    return text, ""
+
+
+def _arguments(text: str) -> Iterator[str]:
+    """The arguments between the commas that are in no brackets."""
+    depth, start = 0, 0
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            yield text[start:place].strip()
+            start = place + 1
+    yield text[start:].strip()
+
+
+def _branches(i: Instruction) -> list[str]:
+    named = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", i.attributes)
+    listed = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
+    return named or [name.strip().lstrip("%") for name in listed[1].split(",")]
+
+
+def _dims(shape: str) -> tuple[int, ...]:
+    found = ARRAY.match(shape.lstrip("("))
+    return tuple(int(d) for d in found[2].split(",") if d)
+
+
+def _size(shape: str) -> float:
+    """Bytes of an array or of a tuple of them."""
+    return sum(SIZES.get(kind, 4) * math.prod(int(d) for d in dims.split(",") if d) for kind, dims, _ in ARRAY.findall(shape))
+
+
+def _memory(shape: str) -> float:
+    """Bytes of what lies in main memory: memory space S(1) and others are the chip's own."""
+    return sum(SIZES.get(kind, 4) * math.prod(int(d) for d in dims.split(",") if d)
+               for kind, dims, layout in ARRAY.findall(shape) if "S(" not in layout)
+
+
+def _round(size: int) -> int:
+    return -(-size // UNIT) * UNIT
+
+
+def _dot(i: Instruction, shapes: list[str]) -> tuple[float, float]:
+    left, right = _dims(shapes[0]), _dims(shapes[1])
+
+    def named(what: str) -> list[int]:
+        found = re.search(rf"{what}_dims=\{{([\d,]*)\}}", i.attributes)
+        return [int(d) for d in found[1].split(",") if d] if found else []
+
+    k = math.prod(left[d] for d in named("lhs_contracting"))
+    columns = math.prod(size for d, size in enumerate(right) if d not in (*named("rhs_contracting"), *named("rhs_batch")))
+    rows = math.prod(left) // k
+    return 2.0 * rows * k * columns, 2.0 * rows * _round(k) * _round(columns)
+
+
+def _convolution(i: Instruction, shapes: list[str]) -> tuple[float, float]:
+    left, right, out = _dims(shapes[0]), _dims(shapes[1]), _dims(i.shape)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
+    lhs, rhs, res = labels[1], labels[2], labels[3]
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", i.attributes) or [None, ""])[1]))
+    groups, batches = (int(found[1]) if (found := re.search(rf"{name}_group_count=(\d+)", i.attributes)) else 1
+                       for name in ("feature", "batch"))
+    pairs = 1
+    for n, label in enumerate(sorted(c for c in rhs if c.isdigit())):
+        pairs *= _pairs(left[lhs.index(label)], right[rhs.index(label)], out[res.index(label)], window, n)
+    features, channels = left[lhs.index("f")] // groups, out[res.index("f")]
+    rows = left[lhs.index("b")] // batches
+    return 2.0 * pairs * rows * features * channels, 2.0 * pairs * rows * _round(features) * _round(channels)
+
+
+def _pairs(size: int, kernel: int, out: int, window: dict[str, str], n: int) -> int:
+    """How many pairs of an output and a place of the kernel meet an input, along one dimension."""
+    def option(name: str, default: str) -> str:
+        return window[name].split("x")[n] if name in window else default
+
+    stride, dilate, dilated = int(option("stride", "1")), int(option("rhs_dilate", "1")), int(option("lhs_dilate", "1"))
+    low = int(option("pad", "0_0").split("_")[0])
+    place = np.arange(out)[:, None] * stride + np.arange(kernel)[None] * dilate - low
+    return int(((place >= 0) & (place % dilated == 0) & (place < (size - 1) * dilated + 1)).sum())
+
+
+def _group(attributes: str) -> tuple[int, ...]:
+    """The first group of devices."""
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes):
+        dims = [int(d) for d in found[3].split(",")]
+        ids = np.arange(math.prod(dims)).reshape(dims)
+        ids = ids.transpose([int(d) for d in found[4].split(",")]) if found[4] else ids
+        return tuple(int(d) for d in ids.reshape(int(found[1]), int(found[2]))[0])
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^{]*)\))? \{([^}]*)\}", attributes):
+        axes = [(name, int(length)) for name, length in re.findall(r"'(\w+)'=(\d+)", found[1])]
+        ids = np.arange(math.prod(length for _, length in axes))
+        if order := re.match(r"\[([\d,]+)\]T\(([\d,]+)\)", found[2] or ""):
+            ids = ids.reshape([int(d) for d in order[1].split(",")]).transpose([int(d) for d in order[2].split(",")])
+        ids = ids.reshape([length for _, length in axes])
+        index = tuple(slice(None) if f"'{name}'" in found[3] else 0 for name, _ in axes)
+        return tuple(int(d) for d in np.ravel(ids[index]))
+    if found := re.search(r"(?:replica_groups=\{|source_target_pairs=\{)\{([\d,]+)\}", attributes):
+        return tuple(int(d) for d in found[1].split(","))
+    return ()

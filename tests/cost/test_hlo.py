@@ -1,0 +1,119 @@
+"""Programs read from their HLO text: loops, fusions and collectives of compiled programs, and TPU's forms of them by hand."""
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from diffusion_jax.cost import flops
+from diffusion_jax.cost.hlo import Program
+from diffusion_jax.train import shard
+
+
+def cost(text):
+    return Program(text, 1e12, 1e11).cost()
+
+
+def compiled(function, *shapes, **options):
+    return cost(jax.jit(function, **options).lower(*shapes).compile().as_text())
+
+
+def shape(*dims):
+    return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+
+@pytest.mark.parametrize("trips", [1, 5])
+def test_a_loop_counts_its_trips(trips):
+    def loop(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, w)[0]
+
+    shapes = shape(32, 64), shape(trips, 64, 64)
+    found = compiled(jax.grad(lambda x, w: loop(x, w).sum(), (0, 1)), *shapes)
+    assert found.flops == sum(flops.count(jax.grad(lambda x, w: loop(x, w).sum(), (0, 1)), *shapes).values())
+    assert found.bytes > 4 * trips * 64 * 64 and found.seconds >= found.flops / 1e12
+
+
+def test_collectives_their_sizes_and_groups():
+    mesh = shard.make_mesh(data=2, fsdp=4)
+    rows, split = (jax.NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((("data", "fsdp"),), ("fsdp",)))
+
+    def step(x, w):
+        w = jax.lax.with_sharding_constraint(w, jax.NamedSharding(mesh, PartitionSpec()))
+        return jax.grad(lambda w: ((x @ w) ** 2).sum())(w)
+
+    found = compiled(step, shape(64, 128), shape(128, 32), in_shardings=(rows, split), out_shardings=split)
+    kinds = {c.kind: c for c in found.collectives}
+    assert kinds["all-gather"].size == 4 * 128 * 32 and kinds["all-gather"].group == (0, 1, 2, 3)
+    assert {"all-reduce", "reduce-scatter"} & kinds.keys()
+
+
+TPU = """HloModule jit_step
+
+%fused (p0: bf16[8,72], p1: bf16[72,40]) -> bf16[8,40] {
+  %p0 = bf16[8,72]{1,0:T(8,128)(2,1)} parameter(0)
+  %p1 = bf16[72,40]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %convolution.1 = bf16[8,40]{1,0:T(8,128)(2,1)} convolution(%p0, %p1), dim_labels=bf_io->bf
+}
+
+%chain (q0: bf16[8,72], q1: bf16[4,40]) -> bf16[8,40] {
+  %q0 = bf16[8,72]{1,0} parameter(0)
+  %q1 = bf16[4,40]{1,0} parameter(1)
+  ROOT %all-gather.9 = bf16[8,40]{1,0} all-gather(%q1), channel_id=3, replica_groups=mesh['a'=2,'b'=2] {'b'}, dimensions={0}
+}
+
+%body (s: (u32[], bf16[8,72], bf16[72,40])) -> (u32[], bf16[8,72], bf16[72,40]) {
+  %s = (u32[], bf16[8,72]{1,0}, bf16[72,40]{1,0}) parameter(0)
+  %i = u32[] get-tuple-element(%s), index=0
+  %x = bf16[8,72]{1,0} get-tuple-element(%s), index=1
+  %w = bf16[72,40]{1,0} get-tuple-element(%s), index=2
+  %two = u32[] constant(2)
+  %next = u32[] add(%i, %two)
+  %y = bf16[8,40]{1,0} fusion(%x, %w), kind=kOutput, calls=%fused
+  %c = bf16[8,40]{1,0} fusion(%x, %y), kind=kCustom, calls=%chain
+  ROOT %t = (u32[], bf16[8,72]{1,0}, bf16[72,40]{1,0}) tuple(%next, %x, %w)
+}
+
+%condition (s: (u32[], bf16[8,72], bf16[72,40])) -> pred[] {
+  %s = (u32[], bf16[8,72]{1,0}, bf16[72,40]{1,0}) parameter(0)
+  %i = u32[] get-tuple-element(%s), index=0
+  %n = u32[] constant(8)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: bf16[8,72], w: bf16[72,40]) -> (u32[], bf16[8,72], bf16[72,40]) {
+  %x = bf16[8,72]{1,0} parameter(0)
+  %w = bf16[72,40]{1,0} parameter(1)
+  %zero = u32[] constant(0)
+  %init = (u32[], bf16[8,72]{1,0}, bf16[72,40]{1,0}) tuple(%zero, %x, %w)
+  %half = bf16[4,40]{1,0} slice(%w), slice={[0:4], [0:40]}
+  %c0 = bf16[8,40]{1,0} fusion(%x, %half), kind=kCustom, calls=%chain
+  ROOT %while.1 = (u32[], bf16[8,72]{1,0}, bf16[72,40]{1,0}) while(%init), condition=%condition, body=%body
+}
+"""
+
+
+def test_loops_that_step_by_two_fusions_and_a_chained_collective():
+    found = cost(TPU)
+    assert found.flops == 4 * 2 * 8 * 72 * 40
+    (gather,) = found.collectives                                # one channel, though it stands in two fusions
+    assert (gather.kind, gather.size, gather.group, gather.times, gather.hidden) == ("all-gather", 640, (0, 1), 1, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "want"),
+    [
+        ("bf16[2,9,9,5]{3,2,1,0} convolution(%a, %b), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
+         2 * 2 * 4 * 5 * 25 * 25),                               # 25 of the 27 pairs along a side meet an input
+        ("bf16[2,5,5,5]{3,2,1,0} convolution(%a, %b), window={size=3x3 stride=2x2 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
+         2 * 2 * 4 * 5 * 13 * 13),
+    ],
+)
+def test_a_convolution_counts_what_meets_an_input(line, want):
+    text = f"""HloModule m
+
+ENTRY %main (a: bf16[2,9,9,4], b: bf16[3,3,4,5]) -> bf16[2,9,9,5] {{
+  %a = bf16[2,9,9,4]{{3,2,1,0}} parameter(0)
+  %b = bf16[3,3,4,5]{{3,2,1,0}} parameter(1)
+  ROOT %convolution.1 = {line}
+}}
+"""
+    assert cost(text).flops == want
