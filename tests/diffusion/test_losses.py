@@ -62,7 +62,7 @@ def draw(n=4):
     return x0, jax.random.normal(k2, x0.shape)
 
 
-@pytest.mark.parametrize("t", [1, 500, 999])
+@pytest.mark.parametrize("t", [1, pytest.param(500, marks=pytest.mark.slow), 999])
 def test_a_perfect_prediction_has_no_bound(t):
     x0, eps = draw()
     xt = process.noised(P, x0, jnp.array([t]), eps)

@@ -95,6 +95,7 @@ def output_and_gradient(scan, remat):
     return out, grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan, remat", [(True, None), (False, "full"), (True, "dots")])
 def test_scan_and_remat_change_neither_output_nor_gradient(scan, remat):
     (want, want_grad), (got, got_grad) = output_and_gradient(False, None), output_and_gradient(scan, remat)
@@ -163,6 +164,7 @@ def image_output_and_gradient(remat, dtype="float32"):
     return out, grad
 
 
+@pytest.mark.slow
 def test_every_parameter_of_the_image_network_has_a_gradient():
     _, grad = image_output_and_gradient(None)
     assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grad))

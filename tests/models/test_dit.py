@@ -179,7 +179,7 @@ def model_params(model, cond):
     return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.randn(*leaf.shape), leaf.dtype), found)
 
 
-@pytest.mark.parametrize("block", ["cross_attention", "in_context"])
+@pytest.mark.parametrize("block", [pytest.param("cross_attention", marks=pytest.mark.slow), "in_context"])
 def test_tokens_that_are_masked_do_not_count(block):
     model, seq = DiT(**SMALL, block=block), jnp.asarray(RNG.randn(2, 3, 16), jnp.float32)
     cond = COND | {"seq": seq, "seq_mask": jnp.array([[True, True, False]] * 2)}

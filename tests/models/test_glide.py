@@ -48,6 +48,7 @@ def test_masks_erase_rectangles_and_some_images_whole():
     assert np.std(masks[:, 8, 6, 0]) > 0
 
 
+@pytest.mark.slow
 def test_an_inpainter_trains_on_its_own_image_and_samples_with_what_is_given():
     image = np.float32(np.random.RandomState(0).rand(2, 8, 8, 3))
     raw = Inpaint().prepare({"image": image}, KEY)

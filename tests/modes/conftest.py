@@ -14,7 +14,7 @@ def compile_once(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
     """The folder of a whole run: configs/digits.py:tiny to its end. Copy it before you change it."""
     from diffusion_jax.modes import train

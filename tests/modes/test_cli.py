@@ -177,6 +177,7 @@ def test_a_corrupt_image_is_named(cli, tmp_path):
     assert {name: files(tmp_path)[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(cli, tmp_path):
     run = tmp_path / "run"
     arguments = ("--config", DIGITS, "--workdir", run, "--config.optim.lr=1e30", "--config.checkpoint.every=1")

@@ -1,13 +1,15 @@
 """From an autoencoder's folder to latents, to a model of them, to images: every step by its mode."""
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data.image import save_png
 from diffusion_jax.data.latents import Draw, Latents
-from diffusion_jax.modes import encode, sample, train
+from diffusion_jax.modes import edit, encode, likelihood, sample, train
 from diffusion_jax.train.checkpoint import load
 
 PAGES = Path(__file__).parent.parent.parent / "configs"
@@ -27,6 +29,8 @@ def test_a_model_of_encoded_digits_samples_digits(arg, tmp_path, monkeypatch):
     config = page("digits_vae", arg)
     config.update(steps=2, batch=8)
     train.run(config, "vae", {})
+    likelihood.run(None, "vae", {"num": 20})
+    assert Path("vae/reconstructions.png").is_file() and 0 < json.loads(Path("vae/likelihood.json").read_text())["PSNR (dB)"] < 40
     encode.run(None, "vae", {"out": "latents", "batch": 64})
     latents = Latents("latents")
     draws = np.stack([Draw("latents")(latents[i], np.random.default_rng(i))["image"] for i in range(200)])
@@ -43,5 +47,12 @@ def test_a_model_of_encoded_digits_samples_digits(arg, tmp_path, monkeypatch):
     sample.run(None, "ldm", {"num": 3, "out": "x.npz"})
     assert np.load("x.npz")["arr_0"].shape == (3, 8, 8, 1)
     assert load("ldm")[1].first_stage.scale == load("latents/first_stage")[1].scale != 1.0
+    save_png(Path("x.png"), np.load("x.npz")["arr_0"][0])
+    for op, values in (("invert", []), ("strength", ["0.5"])):
+        edit.run(None, "ldm", {"op": op, "images": "x.png", "label": 3, "steps": "2", "out": f"{op}.png"} | (
+            {"values": values} if values else {}))
+    story = {"image": "x.png", "edits": [{"rect": [[0, 0, 3, 8]], "label": 4, "steps": "2"}]}
+    first, second = edit.replayed("ldm", story, "ema", None)
+    assert (first[3:] == second[3:]).all() and (first[:3] != second[:3]).any()
     with pytest.raises(ConfigError, match="--out"):
         encode.run(None, "vae", {"out": "latents"})

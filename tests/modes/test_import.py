@@ -12,7 +12,9 @@ from safetensors.numpy import save_file
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.modes import train
-from diffusion_jax.train.checkpoint import load
+from diffusion_jax.train.checkpoint import Checkpoints, load
+from diffusion_jax.train.state import task_of
+from diffusion_jax.types import TrainState
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 
@@ -57,6 +59,30 @@ def test_a_dit_is_imported_and_sampled_from_the_command_line(cli, tmp_path):
     assert done.code == 0, done.err
     with np.load(out) as found:
         assert found["arr_0"].shape == (2, *task.shape)
+
+
+@pytest.mark.slow
+def test_a_dit_joined_to_a_first_stage_makes_images(cli, tmp_path):
+    case = load_case(GOLDENS / "dit" / "dit_psample_8_fixedlarge_clip.json")
+    source, options, vae = tmp_path / "dit.npz", tmp_path / "options.json", tmp_path / "vae"
+    np.savez(source, **case.weights)
+    options.write_text(json.dumps(case.config["model"]))
+    model = dict(name="diffusion_jax.models.vae:KL", latent=3, width=8, mults=(1, 2), depth=1, groups=4)
+    task = dict(name="diffusion_jax.tasks.autoencoder:Autoencoder", shape=(16, 16, 3), scale=0.5)
+    params = task_of({"task": task, "model": model}).init(jax.random.key(0), {"image": np.zeros((1, 16, 16, 3))})
+    with Checkpoints(vae, {"task": task, "model": model}, every=1, keep=1) as checkpoints:
+        checkpoints.save(TrainState(step=np.int32(0), params=params, opt_state=(), ema={}))
+    command = ("--mode", "import_weights", "--system", "dit", "--source", source, "--official", options)
+    done = cli(*command, "--first_stage", vae, "--workdir", tmp_path / "run")
+    assert done.code == 0, done.err
+    assert load(tmp_path / "run")[1].first_stage.scale == 0.18215
+    out = tmp_path / "x.npz"
+    done = cli("--workdir", tmp_path / "run", "--mode", "sample", "--num", 2, "--steps", 2, "--guidance", 1, "--out", out)
+    assert done.code == 0, done.err
+    with np.load(out) as found:
+        assert found["arr_0"].shape == (2, 12, 12, 3)
+    wrong = cli(*command, "--first_stage", tmp_path / "run", "--workdir", tmp_path / "other")
+    assert wrong.code == 2 and "no autoencoder with latents of 3 channels" in wrong.err and not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

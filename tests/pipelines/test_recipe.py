@@ -127,7 +127,11 @@ def test_what_does_not_go_with_the_model_is_refused_before_anything_runs(recipe,
         generate(task, PARAMS, Recipe(**recipe), {}, 1, 0)
 
 
-@pytest.mark.parametrize(("sampler", "name"), [pair for pair in itertools.product(SAMPLERS, TABLE) if pair not in REFUSED])
+PAIRS = [pair for pair in itertools.product(SAMPLERS, TABLE) if pair not in REFUSED]
+
+
+@pytest.mark.parametrize(("sampler", "name"), [
+    pytest.param(*pair, marks=() if pair[0] in ("ddim", "heun") else pytest.mark.slow) for pair in PAIRS])
 def test_every_sampler_on_every_process_with_all_guidance_at_once(sampler, name):
     with jax.disable_jit(False):                                                       # traced: the types of the scan hold
         for guidance in ({}, CFG, EVERYTHING):

@@ -60,7 +60,7 @@ def test_the_scale_is_clamped(params):
     np.testing.assert_allclose(np.exp(kept), 1 / 0.07, rtol=1e-5)
 
 
-@pytest.mark.parametrize("task", [TASK, NOISED], ids=["clean", "noised"])
+@pytest.mark.parametrize("task", [TASK, pytest.param(NOISED, marks=pytest.mark.slow)], ids=["clean", "noised"])
 def test_it_pulls_towards_its_text(task):
     own = quick(task.init)(KEY, BATCH)
     p = process.DDPM("squaredcos", 10)

@@ -46,6 +46,16 @@ def test_a_discrete_vae_counts_its_batches_and_logs_its_codebook(first):
     assert 0 < logged["usage"] <= 1 <= logged["perplexity"] <= 8
 
 
+def test_pixels_are_spread_over_the_width_of_their_gray_value():
+    task = dataclasses.replace(FIRST, levels=17)
+    x = jnp.broadcast_to(jnp.linspace(-1, 1, 17)[:, None, None, None], (17, 64, 64, 1))
+    spread = np.sort(np.asarray(task.spread(x, KEY)).ravel())
+    assert -1 - 1 / 16 <= spread[0] < -1.06 and 1.06 < spread[-1] <= 1 + 1 / 16
+    np.testing.assert_allclose(spread, np.linspace(-17 / 16, 17 / 16, spread.size), atol=5e-3)          # evenly, without gaps
+    with pytest.raises(ConfigError, match="6 at least"):
+        dataclasses.replace(FIRST, levels=5)
+
+
 def test_usage_of_a_codebook():
     logits = jax.nn.one_hot(jnp.array([0, 0, 1, 1, 2, 2]), 6)
     np.testing.assert_allclose(list(usage(logits).values()), [0.5, 3], rtol=1e-6)
@@ -69,6 +79,7 @@ def test_codes_survive_the_way_through_flat_tokens(first):
     np.testing.assert_array_equal(FIRST.decode(first, codes), want)
 
 
+@pytest.mark.slow
 def test_the_transformer_trains_on_its_first_stages_codes(first):
     params = quick(TASK.init)(KEY, BATCH)
     frozen, codes = {"first_stage": first}, FIRST.encode(first, BATCH["image"])
