@@ -38,8 +38,8 @@ def text_of(raw: Raw) -> tuple[Array, Array, Array]:
 
 
 def with_all(raw: Raw, *names: str) -> Raw:
-    """`raw` with each of `names`, 1 where it is missing."""
-    return {**{name: jnp.ones(len(raw[TEXT[0]])) for name in names}, **raw}
+    """`raw` with each of `names`, 1 where it is missing; raw itself where it holds no text."""
+    return {**{name: jnp.ones(len(raw[TEXT[0]])) for name in names if TEXT[0] in raw}, **raw}
 
 
 def without(raw: Raw, *names: str) -> Raw:

@@ -74,16 +74,15 @@ def oblique(x: Array, key: Key) -> Array:
 
 def smaller(x: Array, key: Key) -> Array:
     """A smaller size, and back; both bilinear, the first without aliasing."""
-    size, shift = jax.tree.map(jnp.asarray, (x.shape[1:3], jnp.zeros(2)))
+    height, width = x.shape[1:3]
+    shift = jnp.zeros(2)
 
     def one(x: Array, scale: Array) -> Array:
-        small = jax.image.scale_and_translate(x, x.shape, (0, 1), scale * jnp.ones(2), shift, "linear", antialias=True)
-        inside = [jnp.arange(side) < jnp.ceil(scale * side) for side in size]
-        last = [jnp.maximum(jnp.ceil(scale * side).astype(int) - 1, 0) for side in size]
-        rows = jnp.where(inside[0], jnp.arange(x.shape[0]), last[0])
-        columns = jnp.where(inside[1], jnp.arange(x.shape[1]), last[1])
+        both = jnp.full(2, scale)
+        small = jax.image.scale_and_translate(x, x.shape, (0, 1), both, shift, "linear", antialias=True)
+        rows, columns = (jnp.minimum(jnp.arange(side), jnp.floor(scale * side).astype(int) - 1) for side in (height, width))
         small = small[rows][:, columns]                                    # beyond the small image its edge goes on
-        return jax.image.scale_and_translate(small, x.shape, (0, 1), jnp.ones(2) / scale, shift, "linear", antialias=False)
+        return jax.image.scale_and_translate(small, x.shape, (0, 1), 1 / both, shift, "linear", antialias=False)
 
     return jax.vmap(one)(x, _within(key, len(x), SHRINK))
 

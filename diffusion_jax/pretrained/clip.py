@@ -38,6 +38,8 @@ UNUSED = r"(?:.*\.)?(?:num_batches_tracked|attn_mask)|input_resolution|context_l
 PUBLISHED = "input_resolution"
 """A key that only OpenAI's own files have."""
 CONFIGS = ("open_clip_config.json", "config.json")
+VOCAB = 49408
+"""Tokens of CLIP's tokenizer."""
 WIDE = {1280: 16, 1408: 16, 1664: 16}
 """Width of the vision transformers whose heads are not of 64 channels -> their number."""
 
@@ -313,7 +315,7 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
       official: see `towers`; None reads the config beside the file.
 
     Returns:
-      The sections model and task of a page, and the parameters {'model': ...}.
+      The sections model, task and, where the vocabulary is CLIP's own, data of a page, and the parameters {'model': ...}.
 
     Raises:
       ConfigError: see `read`, `towers` and `convert`.
@@ -325,7 +327,10 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     model = _named(CLIP, **found)
     size = found["image"]["size"]
     task = dict(name="diffusion_jax.tasks.clip:Contrastive", shape=(size, size, 3))
-    return dict(model=model, task=task), {"model": convert(state_dict, build(model))}
+    decode: dict[str, Any] = dict(name="diffusion_jax.data.image:Decode", size=size)
+    if found["text"]["vocab"] == VOCAB:
+        decode["tokenizer"] = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=found["text"]["context"])
+    return dict(model=model, task=task, data=dict(decode=decode)), {"model": convert(state_dict, build(model))}
 
 
 def beside(path: str | Path) -> dict[str, Any] | None:

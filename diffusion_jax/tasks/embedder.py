@@ -90,10 +90,10 @@ class Embedder:
         *first, fill = self.empty
         length = tokens.shape[1]
         row = np.array([*first, *[fill] * length][:length], np.int32)
-        null = self.embed_text(params, jnp.asarray(row)[None])
-        rows = {name: jnp.broadcast_to(null[own], (len(tokens), *null[own].shape[1:]))
+        both = self.embed_text(params, jnp.concatenate([tokens, jnp.asarray(row)[None]]))      # one program: it compiles sooner
+        rows = {name: jnp.broadcast_to(both[own][-1:], (len(tokens), *both[own].shape[1:]))
                 for name, own in zip(EMPTY, TEXT, strict=True)}
-        return {**self.embed_text(params, tokens), **rows}
+        return {name: value[:-1] for name, value in both.items()} | rows
 
     def seen(self, params: Params, batch: Raw) -> Raw:
         """A batch of image [B, H, W, C] and tokens [B, L] with clip_image and `texts`; nothing of it is trained through."""

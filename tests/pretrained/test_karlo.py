@@ -1,16 +1,20 @@
 """A tiny unCLIP of diffusers, saved, imported by our command, and sampled by both from the same noise."""
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from golden_case import load as golden
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.clip_bpe import ClipBPE
-from diffusion_jax.modes import import_weights, sample
+from diffusion_jax.modes import first_stage, import_weights, sample
 from diffusion_jax.pipelines import diffusion
+from diffusion_jax.train.checkpoint import load
 
 CONTEXT, FEATURES, STEPS = 16, 24, {"prior": 5, "decoder": 4, "upsampler": 7}
+GOLDENS = Path(__file__).parent.parent / "goldens"
 PROMPTS = ["a cat", "two red dogs"]
 
 
@@ -108,3 +112,33 @@ def test_a_folder_without_its_parts_says_what_is_missing(tmp_path):
         import_weights.run(None, str(tmp_path / "run"), {"system": "karlo", "source": str(tmp_path / "none")})
     with pytest.raises(ConfigError, match=r"holds 0 files prior\*.ckpt: it needs one, or the folders of diffusers"):
         import_weights.run(None, str(tmp_path / "run"), {"system": "karlo", "source": str(tmp_path)})
+
+
+@pytest.mark.slow
+def test_karlos_own_files_become_a_run(tmp_path):
+    torch = pytest.importorskip("torch")
+    cases = {name: golden(GOLDENS / f"{name}.json") for name in
+             ("unclip/karlo_prior", "unclip/karlo_decoder", "unclip/karlo_sr", "clip/clip_vit")}
+    files = ("prior-ckpt-1", "decoder-ckpt-1", "improved-sr-ckpt-1")
+    for file, case in zip(files, list(cases.values())[:3], strict=True):
+        torch.save({"state_dict": {key: torch.tensor(w) for key, w in case.weights.items()}}, tmp_path / f"{file}.ckpt")
+    text = cases["clip/clip_vit"]
+    torch.save({key: torch.tensor(w) for key, w in text.weights.items()}, tmp_path / "ViT-L-14.pt")
+    mean, std = np.random.default_rng(0).normal(size=(2, 1, FEATURES)).astype(np.float32)
+    torch.save((torch.tensor(mean), torch.tensor(std)), tmp_path / "ViT-L-14_stats.th")
+    hparams = [case.config["config"]["model"]["hparams"] for case in list(cases.values())[:3]]
+    official = dict(zip(("prior", "decoder", "sr"), hparams, strict=True), clip=text.config["kwargs"], size=32)
+    (tmp_path / "official.json").write_text(json.dumps(official))
+    run = tmp_path / "run"
+    import_weights.run(None, str(run), {"system": "karlo", "source": str(tmp_path), "official": str(tmp_path / "official.json")})
+
+    config, task, params = load(run)
+    assert task.shape == (16, 16, 3) and task.variance == "learned_range" and config.sample.guidance == 8
+    config, task, _ = load(run / "prior")
+    assert task.shape == (FEATURES,) and task.embeds and config.sample.clip == 10
+    config, task, large = load(run / "upsampler")
+    assert task.shape == (32, 32, 3) and task.cond.factor == 2 and set(large["model"]) == {"first", "last"}
+    known = first_stage.kept(str(run))["first_stage"]
+    np.testing.assert_array_equal(known["mean"], mean[0])
+    np.testing.assert_array_equal(known["std"], std[0])
+    np.testing.assert_array_equal(params["cond"]["null"], cases["unclip/karlo_decoder"].weights["cf_param"].reshape(-1))
