@@ -9,6 +9,8 @@
     inpaint     --images x.png --rect 2,2,6,6 --session s.json     a part made anew; appended to the session
     replay      --session s.json                                   the session from its start
 
+and of unCLIP's decoder variations, interpolate, text_diff and components, see modes/unclip_edit.py.
+
 Conditions are --label or --prompt (and --negative), and --to_label or --to_prompt; without them the classes, or held-out
 captions, in turn. A model of latents changes the latents of the pictures.
 What is swept is written as a grid, a row for each value, and as an animation with a frame for each: out.png, out.gif, out.mp4.
@@ -35,7 +37,8 @@ from diffusion_jax.pipelines.latent import Space
 from diffusion_jax.types import Raw
 
 SWEEPS = ("strength", "switch", "mix", "guidance", "phi")
-OPS = ("invert", *SWEEPS, "inpaint", "replay")
+UNCLIP = ("variations", "interpolate", "text_diff", "components")
+OPS = ("invert", *SWEEPS, "inpaint", "replay", *UNCLIP)
 SECONDS = 0.4
 """How long a frame is shown."""
 
@@ -57,6 +60,10 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     op = options.pop("op", None)
     if op not in OPS:
         raise unknown("op of mode edit", str(op), OPS)
+    if op in UNCLIP:
+        from diffusion_jax.modes import unclip_edit  # which needs this file
+
+        return unclip_edit.run(workdir, op, options)
     out = Path(options.pop("out", Path(workdir, "edit.png")))
     if op in ("inpaint", "replay"):
         images = session(workdir, op, options)

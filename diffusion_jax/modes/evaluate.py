@@ -106,6 +106,8 @@ def examined(workdir: str, options: Mapping[str, Any]) -> tuple[Report, html.Sho
 
 def of_model(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
     """The figures of one metric, the option metric or the first that the model has."""
+    if getattr(model.task, "embeds", False):
+        raise ConfigError("a prior makes embeddings: measure the images of its decoder, with --metric clip and --prior")
     known = ("accuracy",) if isinstance(model.task, NoisyClassifier) else ("pixels", "features", "bpd", "clip")
     known = contrast.METRICS if isinstance(model.task, Contrastive) else known
     metric = options.pop("metric", "features" if "features" in options else known[0])
@@ -199,8 +201,9 @@ def sampled(model: Model, options: dict[str, Any]) -> tuple[Report, Images, Mapp
     recipe = page.recipe_of(stored, {"guidance": stored["evaluate"]["guidance"]} | options)
     if task.num_classes or guide:
         check(task if guide is None else guide.task, num, len(build(stored["data"]["train"]).names or ()))
-    raw = conditions(task, num, given=page.derived_conditions(task, stored["data"], num), guide=guide)
-    samples = Samples(task, model.params, recipe, raw, num, seed, guide, weak, first_stage.kept(model.workdir))
+    frozen = first_stage.kept(model.workdir)
+    raw = conditions(task, num, given=page.derived_conditions(task, stored["data"], num, frozen), guide=guide)
+    samples = Samples(task, model.params, recipe, raw, num, seed, guide, weak, frozen)
     images = chosen(samples, judge, candidates)
     report = {"samples": num, "sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
     report |= {"classifier scale": recipe.classifier_scale} if guide else {}

@@ -1,7 +1,9 @@
-"""A frozen first stage that a run trains on, a discrete VAE for example: `config.first_stage` names its folder.
+"""A frozen first stage that a run trains on, a discrete VAE or a CLIP for example: `config.first_stage` names its folder.
 
 What is read from that folder, its task and its weights, becomes part of the run: the task goes into config.task.first_stage, and
 so into every checkpoint, and the weights into workdir/first_stage. So the run's folder alone is enough to sample and to resume.
+With a mapping in place of the folder's name, {'folder': ..., 'scale': ...}, its other entries change the task: one autoencoder
+gives latents of many scales.
 """
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from diffusion_jax.modes import embedder
 from diffusion_jax.train.checkpoint import Checkpoints, available, load
 from diffusion_jax.train.state import plain
 from diffusion_jax.types import Params, TrainState
@@ -26,14 +29,25 @@ def joined(config: Mapping[str, Any], workdir: str) -> tuple[dict[str, Any], Par
     """
     if NAME not in config:
         return dict(config), None
-    folder = Path(workdir, NAME)
-    stored, _, params = load(folder if _has(folder) else config[NAME])
+    spec, params = _read(config[NAME], Path(workdir, NAME), config.get("data", {}))
+    return {**config, "task": {**config["task"], NAME: spec}}, {NAME: params}
+
+
+def _read(where: str | Mapping[str, Any], folder: Path, data: Mapping[str, Any]) -> tuple[dict[str, Any], Params]:
+    """(the task, the weights) of the run in `where`, or of `folder`, to which they are copied; a CLIP with its statistics."""
+    where, changes = (where, {}) if isinstance(where, str) else (where["folder"], {**where})
+    stored, _, params = load(folder if _has(folder) else where)
     stored = plain(stored)
+    stored["task"] |= {name: value for name, value in changes.items() if name != "folder"}
+    if stored["task"]["name"] == embedder.CLIP:
+        spec, params = embedder.fitted(stored, params, data)
+        stored = {"task": spec}
     spec = stored["task"] | ({"model": stored["model"]} if "model" in stored else {})
     if not _has(folder):
-        with Checkpoints(folder, {name: stored[name] for name in ("task", "model") if name in stored}, every=1, keep=1) as kept:
-            kept.save(TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=(), ema={}))
-    return {**config, "task": {**config["task"], NAME: spec}}, {NAME: params}
+        kept = {name: stored[name] for name in ("task", "model") if name in stored}
+        with Checkpoints(folder, kept, every=1, keep=1) as checkpoints:
+            checkpoints.save(TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=(), ema={}))
+    return spec, params
 
 
 def kept(workdir: str) -> Params:

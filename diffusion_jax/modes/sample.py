@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes import first_stage, prompts, text
+from diffusion_jax.modes import first_stage, prompts, text, unclip
 from diffusion_jax.pipelines.cascade import Stage, generate_cascade
 from diffusion_jax.pipelines.diffusion import Guide, Weak, conditions
 from diffusion_jax.pipelines.latent import decoded
@@ -33,8 +33,9 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       options: num, label, seed, out, which, step, batch, classifier (a run's folder), weak (another, and perhaps weak_step),
         upsampler (a list of them), low_res (a file that `image.read_batch` reads), prompt (a list: num images for each, a row
         of the grid; held-out captions where a model that reads text is given none), negative (a text to guide away from),
-        truncate (cut prompts that are too long), and the fields of `Recipe`; what is not given
-        comes from the checkpoint's config. A transformer over tokens takes those of `prompts.images_of`.
+        truncate (cut prompts that are too long), prior, prior_guidance, prior_steps and prior_best (of unCLIP's decoder, see
+        `unclip.conditions_of`), and the fields of `Recipe`; what is not given comes from the checkpoint's config. A transformer
+        over tokens takes those of `prompts.images_of`.
 
     Raises:
       ConfigError: a bad `out`, what `load`, `conditions` or `generate` refuse, or samples that are not finite.
@@ -47,10 +48,12 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         print(f"{len(images)} samples: {target}")
         return
     guide_folder = options.pop("classifier", None)
-    guide, weak, larger = guide_of(guide_folder), weak_of(options), options.pop("upsampler", ())
+    guide, weak = guide_of(guide_folder), weak_of(options)
+    larger = options.pop("upsampler", None) or unclip.own_upsamplers(workdir)
     given = options.pop("low_res", None)
     asked = options.pop("prompt", None)
     how_read = {name: options.pop(name) for name in ("negative", "truncate") if name in options}
+    how_read |= {"prior": unclip.options_of(options)}
     num, label = options.pop("num", 8 if asked else 64) * len(asked or "1"), options.pop("label", None)
     seed, batch = options.pop("seed", 0), options.pop("batch", 100)
     out = Path(target)
@@ -91,6 +94,8 @@ def stage_of(folder: str, which: str, step: int | None, options: Mapping[str, An
     stored, task, params = load(folder, which, step)
     if not isinstance(task, Diffusion):
         raise ConfigError(f"{folder} holds a {type(task).__name__}, which makes no images: give the folder of a diffusion model")
+    if task.embeds:
+        raise ConfigError(f"{folder} holds a prior, which makes embeddings: give the folder of its decoder, and --prior {folder}")
     return Stage(task, params, page.recipe_of(plain(stored), options))
 
 

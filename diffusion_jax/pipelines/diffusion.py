@@ -81,7 +81,7 @@ def draw(
     times = recipe.grid(task.process)
     raw = task.cond.prepare(raw, k_cond, noise, recipe.augment)
     cond = task.embed(params, raw)
-    null = task.embed(params, task.cond.null(raw)) if guided and weak is None else None
+    null = task.embed(params, task.away(raw)) if guided and weak is None else None
     away = weak_denoiser(weak, weak_params, raw, task.process) if guided and weak is not None else None
 
     def log_prob(x: Array, t: Array, cond: Cond) -> Array:
@@ -110,7 +110,8 @@ def conditions(task: Diffusion, num: int, label: int | None = None, given: Raw |
       task: the model.
       num: how many.
       label: that of all images; None takes the classes in turn.
-      given: conditions that cannot be made up, low_res for example, each at least [num, ...]; labels among them are used.
+      given: conditions that cannot be made up, low_res for example, each at least [num, ...]; labels among them are used, and
+        so is 'negative', a text to guide away from.
       guide: a classifier, which needs labels too, or a CLIP, whose texts are among those given.
 
     Raises:
@@ -119,7 +120,9 @@ def conditions(task: Diffusion, num: int, label: int | None = None, given: Raw |
     texts = (guide.task.target,) if guide and isinstance(guide.task, Contrastive) else ()
     if texts and texts[0] not in (given or {}):
         raise ConfigError("a CLIP guides towards a text: give a --prompt")
-    raw = {name: value[:num] for name, value in (given or {}).items() if name in (*task.cond.keys, *texts)}
+    negative = ("negative",) if "tokens" in task.cond.keys else ()
+    known = (*task.cond.keys, *task.cond.droppable, *texts, *negative)
+    raw = {name: value[:num] for name, value in (given or {}).items() if name in known}
     classes = task.num_classes or (guide.task.num_classes if guide else 0)
     if guide and not texts and classes != guide.task.num_classes:
         raise ConfigError(f"the classifier knows {guide.task.num_classes} classes, the model {classes}: they must be the same")

@@ -38,7 +38,7 @@ class Space(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of a picture."""
-        return self.task.shape if self.task.first_stage is None else self.task.first_stage.shape
+        return self.task.shape if self.task.autoencoder is None else self.task.autoencoder.shape
 
     def encode(self, images: Array) -> Array:
         """(1): pictures [B, H, W, C] in [-1, 1] -> x [B, h, w, c].
@@ -46,7 +46,7 @@ class Space(NamedTuple):
         Raises:
           ConfigError: a first stage whose parameters are not there.
         """
-        return images if self.task.first_stage is None else _encode(self.task.first_stage, self.params, images)
+        return images if self.task.autoencoder is None else _encode(self.task.autoencoder, self.params, images)
 
     def decode(self, x: Array) -> Array:
         """(2): x [B, h, w, c] -> pictures [B, H, W, C], about [-1, 1]; large ones in tiles.
@@ -54,9 +54,9 @@ class Space(NamedTuple):
         Raises:
           ConfigError: a first stage whose parameters are not there.
         """
-        if self.task.first_stage is None:
+        if self.task.autoencoder is None:
             return x
-        return _decode(self.task.first_stage, self.params, x, TILE if max(x.shape[1:3]) > TILE else 0)
+        return _decode(self.task.autoencoder, self.params, x, TILE if max(x.shape[1:3]) > TILE else 0)
 
     def known(self, mask: Array) -> Array:
         """The mask [B, H, W, 1] of known pixels, 1 there, as one of x, known where all of its pixels are: [B, h, w, 1]."""
@@ -94,7 +94,7 @@ def decoded(task: Diffusion, frozen: Params, batches: Iterator[np.ndarray]) -> I
     Raises:
       ConfigError: a first stage whose parameters are not there.
     """
-    if task.first_stage is None:
+    if task.autoencoder is None:
         return batches
     space = Space(task, {"first_stage": jax.device_put(Space(task, frozen).params)})
     return (np.asarray(space.decode(jnp.asarray(x))) for x in batches)

@@ -61,11 +61,6 @@ class Contrastive:
     target = "clip_text"
     num_classes = 0
 
-    @property
-    def width(self) -> int:
-        """F, the channels of its unit vectors."""
-        return self.model.image.features
-
     def init(self, key: Key, batch: Raw) -> Params:
         """Fresh parameters; of the batch only shapes matter.
 

@@ -31,6 +31,7 @@ from diffusion_jax.diffusion.samplers import VARIANCES
 from diffusion_jax.diffusion.times import Memoryless, SecondMoment, Uniform
 from diffusion_jax.nn.mp import normalize_weights
 from diffusion_jax.tasks.autoencoder import Autoencoder
+from diffusion_jax.tasks.embedder import Embedder
 from diffusion_jax.tasks.images import check_shape
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Memory, Metrics, Params, Prediction, Process, Raw
 
@@ -46,7 +47,7 @@ class Diffusion:
       cond: the conditioner, raw -> cond (models/cond.py).
       process: the forward process.
       scale: what the network predicts (diffusion/scales.py).
-      shape: (H, W, C) of one image.
+      shape: (H, W, C) of one image, (F,) of an embedding.
       times: how training times are drawn.
       weight: w(t) of (2), from diffusion/losses.py.
       drop: raw key -> probability of dropping it in training.
@@ -56,7 +57,8 @@ class Diffusion:
       uncertainty: u of (5), noise [B] -> [B]; None for none. Its parameters are then 'uncertainty'.
       forced: forced normalisation of the weights of magnitude-preserving layers, see nn/mp.py.
       first_stage: the frozen autoencoder whose latents the network sees, `shape` being theirs; None for pixels. Batches then hold
-        latents, or images of first_stage.shape, which are encoded on the way.
+        latents, or images of first_stage.shape, which are encoded on the way. Or the CLIP of unCLIP's parts, which turns images
+        and their captions into conditions, and images into embeddings where `shape` is that of one.
 
     Raises:
       ConfigError: an unknown option, or a combination that has no meaning.
@@ -66,7 +68,7 @@ class Diffusion:
     cond: nn.Module
     process: Process
     scale: scales.Scale
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     times: Memoryless | SecondMoment = Uniform()
     weight: Simple = Simple()
     drop: Mapping[str, float] = FrozenDict()
@@ -75,7 +77,7 @@ class Diffusion:
     bound_weight: float = 1.0
     uncertainty: nn.Module | None = None
     forced: bool = False
-    first_stage: Autoencoder | None = None
+    first_stage: Autoencoder | Embedder | None = None
 
     def __post_init__(self):
         if self.variance not in VARIANCES:
@@ -98,6 +100,8 @@ class Diffusion:
     @property
     def needs(self) -> tuple[str, ...]:
         """What a data set must hold beside the images."""
+        if isinstance(self.first_stage, Embedder):
+            return ("tokens",)
         return tuple(key for key in self.cond.keys if key not in self.cond.derived)
 
     @property
@@ -111,7 +115,11 @@ class Diffusion:
         Raises:
           ConfigError: the images have another shape than the task.
         """
-        check_shape(batch, self.shape if self.first_stage is None or self._holds_latents(batch) else self.first_stage.shape)
+        if isinstance(self.first_stage, Embedder):
+            check_shape(batch, self.first_stage.shape if self.embeds else self.shape)
+            batch = self.first_stage.blank(batch)
+        else:
+            check_shape(batch, self.shape if self.first_stage is None or self._holds_latents(batch) else self.first_stage.shape)
         k_model, k_cond = jax.random.split(key)
         batch = self.cond.prepare(batch, key)
         cond_vars = self.cond.init(k_cond, batch)
@@ -126,6 +134,11 @@ class Diffusion:
     def embed(self, params: Params, raw: Raw) -> Cond:
         """What the network sees of a raw condition."""
         return self.cond.apply({"params": params["cond"]}, raw)
+
+    def away(self, raw: Raw) -> Raw:
+        """What classifier-free guidance leads away from: null conditions, the text raw['negative'] in place of the empty one."""
+        null = self.cond.null(raw)
+        return {**null, "tokens": raw["negative"]} if "negative" in raw else null
 
     def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
         """The trained denoiser, without guidance; with a key its dropout acts."""
@@ -166,15 +179,30 @@ class Diffusion:
             metrics["memory"] = self.times.learn(memory, t, jax.lax.stop_gradient(terms["loss"]))
         return jnp.mean(importance * terms["loss"]), metrics
 
+    @property
+    def autoencoder(self) -> Autoencoder | None:
+        """The first stage, where it is one of latents."""
+        return None if isinstance(self.first_stage, Embedder) else self.first_stage
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes embeddings, not images: a prior of unCLIP."""
+        return len(self.shape) == 1
+
     def _holds_latents(self, batch: Raw) -> bool:
         return batch["image"].shape[1:] == self.shape
 
     def latents(self, batch: Raw, frozen: Params, key: Key) -> Raw:
-        """`batch` with its images as drawn latents, where there is a first stage and it holds images."""
-        if self.first_stage is None or self._holds_latents(batch):
+        """`batch` with its images as drawn latents, where there is a first stage and it holds images; or as a CLIP sees it."""
+        embedder = isinstance(self.first_stage, Embedder)
+        if self.first_stage is None or (self._holds_latents(batch) and not embedder):
             return batch
         if not frozen or "first_stage" not in frozen:
             raise ConfigError("images are encoded by a first stage: name its folder in config.first_stage")
+        if embedder:
+            batch = self.first_stage.seen(frozen["first_stage"], batch)
+            y = self.first_stage.standardised(frozen["first_stage"], batch["clip_image"])
+            return {**batch, "image": y} if self.embeds else batch
         eps = jax.random.normal(key, (len(batch["image"]), *self.shape))
         return {**batch, "image": self.first_stage.encode(frozen["first_stage"], batch["image"], eps)}
 
