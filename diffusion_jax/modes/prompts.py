@@ -11,7 +11,6 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data import image
-from diffusion_jax.data.image import Decode
 from diffusion_jax.modes import first_stage
 from diffusion_jax.pipelines.dalle import Draw, Score, generate, rerank, upper
 from diffusion_jax.tasks.autoregressive import Autoregressive
@@ -67,7 +66,7 @@ def tokens_of(stored: Mapping[str, Any], prompts: list[str], truncate: bool = Tr
       ConfigError: it has none, or what the tokenizer refuses.
     """
     decode = build(stored["data"]["decode"]) if "data" in stored else None
-    if not isinstance(decode, Decode) or decode.tokenizer is None:
+    if getattr(decode, "tokenizer", None) is None:
         raise ConfigError("this model came without a tokenizer, so it reads no prompts: train it with data.decode.tokenizer")
     return np.stack([decode.tokenizer(prompt, truncate=truncate) for prompt in prompts])
 
