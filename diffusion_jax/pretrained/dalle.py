@@ -21,6 +21,8 @@ from diffusion_jax.nn.sparse_attention import Pattern, mask
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import TRANSPOSE, Constant, Rule
+from diffusion_jax.train import checkpoint
+from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Array, Params
 
 LAYER = r"transformer\.layers\.(\d+)\."
@@ -160,14 +162,29 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 
     Args:
       path: the file, see `reader.read`.
-      official: see `options`.
+      official: see `options`; and what the file lacks: first_stage, the folder of a run whose codes the transformer was trained
+        on (an imported discrete VAE or VQ), and tokenizer, what to build the reader of prompts from. With the first, images can
+        be drawn and completed; with both, of prompts.
 
     Raises:
-      ConfigError: see `read`, `options` and `convert`.
+      ConfigError: see `read`, `options`, `convert` and `checkpoint.load`; a tokenizer without a first stage.
     """
+    official = official or {}
     state_dict = read(path, key="state_dict")
-    found = options(state_dict, official or {})
+    found = options(state_dict, official)
     as_text = "mask_text" in found and found["start"] is None
     task = dict(name="diffusion_jax.tasks.autoregressive:Autoregressive", first_as_text=as_text)
     model = DALLE(**found)
-    return dict(model=dict(name="diffusion_jax.models.dalle:DALLE", **found), task=task), {"model": convert(state_dict, model)}
+    page = dict(model=dict(name="diffusion_jax.models.dalle:DALLE", **found), task=task)
+    params = {"model": convert(state_dict, model)}
+    if "first_stage" in official:
+        stored, first, params["first_stage"] = checkpoint.load(official["first_stage"])
+        stored = plain(stored)
+        task["first_stage"] = stored["task"] | ({"model": stored["model"]} if "model" in stored else {})
+        task_of(page)                                                               # its codes are the transformer's
+        if "tokenizer" in official:
+            decode = dict(name="diffusion_jax.data.image:Decode", size=first.shape[0], channels=first.shape[-1])
+            page["data"] = dict(decode={**decode, "tokenizer": official["tokenizer"]})
+    elif "tokenizer" in official:
+        raise ConfigError("a tokenizer without a first stage draws nothing: give first_stage too")
+    return page, params

@@ -7,18 +7,20 @@ import pytest
 from pages import page
 from PIL import Image
 
+from diffusion_jax.build import build
+from diffusion_jax.data.image import to_unit
 from diffusion_jax.modes import train
-from diffusion_jax.train.checkpoint import config_of
+from diffusion_jax.train.checkpoint import config_of, load
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """digits_dvae:tiny, digits_dalle:tiny on it, and a classifier."""
+    """digits_dvae:tiny, digits_dalle:tiny on it, and two judges: a classifier and a CLIP."""
     root = tmp_path_factory.mktemp("tokens")
     for name, changes in (("digits_dvae", {}), ("digits_dalle", {"first_stage": str(root / "digits_dvae")}),
-                          ("digits_classifier", {"evaluate": {"num": 0}})):
+                          ("digits_classifier", {"evaluate": {"num": 0}}), ("digits_clip", {"evaluate": {"num": 0}})):
         train.run(page(name, **changes), str(root / name), {})
     return root
 
@@ -71,3 +73,19 @@ def test_a_resumed_run_needs_its_own_folder_only(folder, tmp_path):
     finally:
         hidden.rename(folder / "digits_dvae")
     assert config_of(run)["steps"] == 6
+
+
+def test_a_clip_keeps_the_best_candidates(folder, cli, tmp_path):
+    """Prompt -> tokens -> images -> CLIP: of each prompt those whose embedding is nearest to its own, the nearest first."""
+    run, texts = folder / "digits_dalle", ["a handwritten three", "a handwritten one"]
+    command = ("--workdir", run, "--mode", "sample", "--prompt", texts[0], "--prompt", texts[1])
+    assert cli(*command, "--num", 6, "--out", tmp_path / "all.npz").code == 0
+    ranked = cli(*command, "--num", 2, "--rerank", folder / "digits_clip", "--candidates", 3, "--out", tmp_path / "best.npz")
+    assert ranked.code == 0, ranked.err
+    pool, best = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("all", "best"))
+    config, task, params = load(folder / "digits_clip")
+    tokens = np.stack([build(config["data"]["decode"]["tokenizer"])(text) for text in texts])
+    cosine = task.encode_image(params, to_unit(pool)) @ task.encode_text(params, tokens).T
+    for i in range(2):
+        order = np.argsort(-cosine[6 * i : 6 * i + 6, i])[:2]
+        np.testing.assert_array_equal(best[2 * i : 2 * i + 2], pool[6 * i + order])

@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+from dvae_keys import official_shapes
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.pretrained import dvae
@@ -35,30 +36,12 @@ def published(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     official = {}
     for half in dvae.FILES:
-        network = Encoder(shapes(half))
+        network = Encoder(official_shapes(half))
         official[half] = {key: value.detach().numpy() for key, value in network.state_dict().items()}
         torch.save(network, tmp_path / f"{half}.pkl")
     monkeypatch.delitem(sys.modules, module.__name__)
     monkeypatch.delitem(sys.modules, "dall_e")
     return tmp_path, official
-
-
-def shapes(half, width=8, codes=12):
-    """The keys of a network with two groups of one block."""
-    kernels = (3, 3, 3, 1) if half == "encoder" else (1, 3, 3, 3)
-    widths = (width, 2 * width) if half == "encoder" else (2 * width, width)
-    first = (width, 3, 7, 7) if half == "encoder" else (4, codes, 1, 1)
-    found, inside = {"blocks.input.w": first}, first[0]
-    for group, out in enumerate(widths, 1):
-        block = f"blocks.group_{group}.block_1"
-        if inside != out:
-            found[f"{block}.id_path.w"] = (out, inside, 1, 1)
-        channels = (inside, out // 4, out // 4, out // 4, out)
-        for i, size in enumerate(kernels):
-            found[f"{block}.res_path.conv_{i + 1}.w"] = (channels[i + 1], channels[i], size, size)
-        inside = out
-    found["blocks.output.conv.w"] = (codes if half == "encoder" else 6, inside, 1, 1)
-    return {name: shape for key, w in found.items() for name, shape in ((key, w), (f"{key[:-1]}b", w[:1]))}
 
 
 def test_a_pickled_module_becomes_a_task_and_its_parameters(published):
