@@ -8,12 +8,12 @@ writes them for images of 256 pixels, float16 moments [2, 32, 32, 4] of both vie
 from __future__ import annotations
 
 import argparse
-import itertools
+import importlib.util
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +22,63 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
+from diffusion_jax.build import build
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.image import Decode
 from diffusion_jax.data.latents import ABOUT, Draw, Latents, Writer
 from diffusion_jax.data.loader import Batches, stream
-from diffusion_jax.diffusion.process import DDPM
-from diffusion_jax.diffusion.scales import V
-from diffusion_jax.models.cond import Label
-from diffusion_jax.models.dit import DiT
-from diffusion_jax.tasks.diffusion import Diffusion
+from diffusion_jax.train import shard
+from diffusion_jax.train.state import create, plain, task_of
+from diffusion_jax.train.step import make_step
 
+BATCH = 128
 RECORDS = 4096
 
 
-def speed(batches: Iterator[Any], size: int, seconds: float) -> tuple[float, float]:
-    """Images a second, and for each second of processor time, once the first batches have come."""
-    for _ in itertools.islice(batches, 8):
-        pass
+def speed(batch: Callable[[], Any], seconds: float, size: int = BATCH) -> tuple[float, float]:
+    """Images a second, and for each second of processor time, after a few batches of warm-up."""
+    for _ in range(8):
+        batch()
     count, start, work = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - start < seconds:
-        jax.block_until_ready(next(batches))
+        batch()
         count += size
     return count / (time.perf_counter() - start), count / (time.process_time() - work)
 
 
+def train_step() -> Callable[[], None]:
+    """One step of configs/digits.py on batches that lie ready."""
+    config = plain(page().get_config())
+    task, adam, emas = task_of(config), build(config["optim"]), {name: build(spec) for name, spec in config["ema"].items()}
+    batch = {"image": np.zeros((BATCH, 8, 8, 1), np.float32), "label": np.arange(BATCH, dtype=np.int32) % 10}
+    mesh = shard.make_mesh()
+    state = create(task, adam, emas, jax.random.key(0), batch)
+    shardings = shard.shardings(mesh, state)
+    train, held = make_step(task, adam, emas, mesh, shardings), [jax.device_put(state, shardings)]
+
+    def step() -> None:
+        held[0], metrics = train(held[0], None, batch)
+        jax.block_until_ready(metrics)
+
+    return step
+
+
+def page() -> Any:
+    """configs/digits.py as a module."""
+    spec = importlib.util.spec_from_file_location("digits", Path(__file__).parents[1] / "configs" / "digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def digits(seconds: float) -> None:
     """The smallest page: what its data give and what its step takes."""
-    from bench_train import ours
-
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    given, each = speed(stream(Batches(Digits("train"), Decode(8, channels=1), 128, 0), 0, where), 128, seconds)
-    model = DiT(patch=2, width=96, depth=4, heads=4, channels=1, learn_sigma=False, scan=True, remat="full")
-    step, _ = ours(Diffusion(model, Label(10, 96), DDPM("squaredcos"), V(), (8, 8, 1)), 128)
-    step()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        step()
-        count += 128
-    taken = count / (time.perf_counter() - start)
-    print(f"digits: the data give {given:,.0f} images/s ({each:,.0f} for each second of processor time), the train step takes "
-          f"{taken:,.0f}: {given / taken:.1f} times")
+    data = stream(Batches(Digits("train"), Decode(8, channels=1), BATCH, 0), 0, where)
+    given, each = speed(lambda: jax.block_until_ready(next(data)), seconds)
+    taken, per = speed(train_step(), seconds)
+    print(f"digits: the data give {given:,.0f} images/s, the train step takes {taken:,.0f}: {given / taken:.1f} times; for each "
+          f"second of processor time {each:,.0f} and {per:,.0f}: {each / per:.1f} times")
 
 
 def latents(seconds: float) -> None:
@@ -74,7 +91,8 @@ def latents(seconds: float) -> None:
         about = {"names": None, "shape": [32, 32, 4], "mean": [0.0] * 4, "std": [1.0] * 4, "train": RECORDS}
         Path(folder, ABOUT).write_text(json.dumps(about))
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        found, each = speed(stream(Batches(Latents(folder), Draw(folder), 256, 0), 0, where), 256, seconds)
+        data = stream(Batches(Latents(folder), Draw(folder), BATCH, 0), 0, where)
+        found, each = speed(lambda: jax.block_until_ready(next(data)), seconds)
     print(f"latents of 256 px from array_record: {found:,.0f} images/s, {each:,.0f} for each second of processor time")
 
 

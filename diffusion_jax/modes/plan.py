@@ -108,7 +108,7 @@ def train(work: Work, place: Topology, layouts: list[Layout], guess: bool, folde
     if not asked:
         raise ConfigError(f"batch {work.config['batch']} divides over no layout of {place.chips} chips: change it")
     room = ROOM * place.chip.memory
-    ranked = sorted(asked, key=lambda e: (e.memory > room, e.seconds if e.memory <= room else e.memory, e.layout.tensor))
+    ranked = sorted(asked, key=lambda e: (e.memory > room, e.seconds if e.memory <= room else e.memory, e.traffic))
     print(f"{'data x fsdp x tensor':38s} {'GiB a chip':>10s} {'fits':>5s} {'work ms':>8s} {'links ms':>9s}   (estimates)")
     for e in ranked[:12]:
         print(f"{e.layout!s:38s} {e.memory / GIB:10.1f} {'yes' if e.memory <= room else 'no':>5s} {e.compute * 1e3:8.0f} "

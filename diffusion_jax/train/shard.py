@@ -63,7 +63,8 @@ def _over_slices(sizes: Sequence[int], slices: int, devices: Sequence[Any]) -> M
     if sizes[0] % slices:
         raise ConfigError(f"data={sizes[0]} does not divide among {slices} slices: fsdp and tensor must fit into one of them")
     inner = (sizes[0] // slices, *sizes[1:])
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices), AXES, axis_types=(AxisType.Auto,) * 3)
+    found = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(found, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

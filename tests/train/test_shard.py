@@ -1,4 +1,6 @@
 """Meshes, and rules over the paths of a whole train state."""
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -96,3 +98,32 @@ def test_replicate_puts_a_copy_on_every_device():
     got = shard.replicate({"a": np.arange(3.0, dtype=np.float32), "b": jax.numpy.ones(2)}, mesh)
     assert got["a"].sharding.is_fully_replicated and len(got["b"].addressable_shards) == 8
     np.testing.assert_array_equal(got["a"], [0, 1, 2])
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device of a TPU slice, as far as meshes look at it."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "stub"
+    core_on_chip: int = 0
+
+
+def slices(count, each):
+    return [Device(i, i // each, i // each, (i % each, 0, 0)) for i in range(count * each)]
+
+
+def test_only_data_crosses_slices():
+    mesh = shard.make_mesh(data=4, fsdp=2, devices=slices(2, 4))
+    found = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert (found == found[:, :1, :1]).all() and sorted(found[:, 0, 0]) == [0, 0, 1, 1]
+
+
+def test_fsdp_that_does_not_fit_into_a_slice_is_refused():
+    with pytest.raises(ConfigError, match="does not divide among 2 slices"):
+        shard.make_mesh(data=1, fsdp=8, devices=slices(2, 4))

@@ -1,0 +1,48 @@
+"""What a second start finds, and traces for TensorBoard. Slow: real processes."""
+import os
+import subprocess
+import sys
+
+import pytest
+from pages import ROOT
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.train.log import Trace
+
+PAGE = ("--config", str(ROOT / "configs" / "digits.py:tiny"), "--config.evaluate.num=0", "--config.sample.every=1000")
+
+
+def start(workdir, *arguments):
+    clean = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    done = subprocess.run([sys.executable, "-m", "diffusion_jax.main", *PAGE, "--workdir", str(workdir), *arguments], cwd=ROOT,
+                          env=clean, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def programs(folder):
+    return {path.name for path in folder.iterdir() if not path.name.endswith("-atime")} if folder.exists() else set()
+
+
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing(tmp_path):
+    start(tmp_path / "first", "--config.steps=3")
+    kept = programs(tmp_path / ".compiled")
+    assert kept
+    start(tmp_path / "second", "--config.steps=3")
+    assert programs(tmp_path / ".compiled") == kept
+    assert (tmp_path / "first" / "metrics.jsonl").read_bytes() == (tmp_path / "second" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_steps_are_traced_and_nothing_is_kept_where_it_is_not_wanted(tmp_path):
+    said = start(tmp_path / "run", "--config.steps=5", "--profile_steps=3:4", "--compiled=")
+    assert "trace of steps 3 to 4" in said
+    assert list((tmp_path / "run" / "tensorboard").rglob("*.xplane.pb"))
+    assert not (tmp_path / ".compiled").exists()
+
+
+@pytest.mark.parametrize("steps", ["10", "5:3", "1:3", "a:b", ""])
+def test_other_steps_are_refused(tmp_path, steps):
+    with pytest.raises(ConfigError, match="first:last"):
+        Trace(tmp_path, steps)
