@@ -5,7 +5,12 @@
     python -m diffusion_jax.main --workdir runs/emoji_ldm --mode sample --prompt "red heart" --guidance 3
 
 The argument is the folder of latents; the autoencoder lies in it and becomes part of the run. The text tower is CLIP's, learns
-with the network, and reads the tokens of configs/emoji_clip.py, which judges what comes out (--metric clip).
+with the network, and reads the tokens of configs/emoji_clip.py, which judges what comes out:
+
+    python -m diffusion_jax.main --workdir runs/emoji_ldm --mode evaluate --metric clip --features runs/emoji_clip --num 200
+
+Hardware: 2 CPU cores, an hour. Expect from the checkpoint of step 800 that of 200 held-out captions 0.47, 0.59 and 0.56 are the
+first of ten in the eyes of that CLIP (chance is 0.1) at guidance 1, 3 and 6 with 15 steps, and CLIP scores of 47.0, 53.3 and 51.9.
 """
 from ml_collections import ConfigDict
 

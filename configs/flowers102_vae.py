@@ -11,8 +11,10 @@ it for a VQ:
 The perceptual distance has drawn weights here, and is logged as untrained_features. With LPIPS's own (pretrained/perceptual.py),
 imported by `--mode import_weights --system perceptual`, give that folder as config.first_stage. The discriminator learns for 200
 steps before the autoencoder hears of it, and its weight rises over 200 more: reconstructions do not fall when it starts.
-Hardware: 2 CPU cores, an hour beside other work. Expect PSNR 17.7 dB after 600 steps (disc_start 300, ramp and lead 100), as
-before the start: this page is for trying out; the widths of models/vae.py's presets and 100 times the steps are for use.
+Hardware: 2 CPU cores, an hour beside other work. Expect of the KL after 600 steps (disc_start 300, ramp and lead 100) 20.5 dB of
+PSNR on 354 held-out pictures (--mode likelihood); per batch 17.7 dB at the discriminator's start and at the end. The VQ after 300
+steps has 17.1 dB, and 41 of its 512 codes are in use at a perplexity of 11 that still rises. This page is for trying out; the
+widths of models/vae.py's presets and 100 times the steps are for use.
 """
 from ml_collections import ConfigDict
 
