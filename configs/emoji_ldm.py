@@ -10,7 +10,7 @@ with the network, and reads the tokens of configs/emoji_clip.py, which judges wh
     python -m diffusion_jax.main --workdir runs/emoji_ldm --mode evaluate --metric clip --features runs/emoji_clip --num 200
 
 Hardware: 2 CPU cores, an hour. Expect from the checkpoint of step 800 that of 200 held-out captions 0.47, 0.59 and 0.56 are the
-first of ten in the eyes of that CLIP (chance is 0.1) at guidance 1, 3 and 6 with 15 steps, and CLIP scores of 47.0, 53.3 and 51.9.
+first of ten in the eyes of that CLIP (chance is 0.1) at guidance 1, 3 and 6 with 15 steps, and CLIP scores of 47, 53 and 52.
 """
 from ml_collections import ConfigDict
 

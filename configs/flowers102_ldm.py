@@ -6,8 +6,8 @@
 The argument is the folder of latents; the autoencoder lies in it and becomes part of the run, so that runs/flowers_ldm alone
 samples images. The latents have deviation 1 in each channel. Without an argument the folder is runs/flowers_latents.
 Hardware: 2 CPU cores for trying out, an accelerator for flowers. It has not been run to its end: this page promises no number.
-A smaller network (--config.model.width=128 --config.model.depth=4 --config.model.heads=4 --config.task.cond.width=128, batch 32, lr
-1e-3) shows after 850 steps petals in the colours of their classes against green, and no whole flowers yet.
+A smaller network (--config.model.width=128 --config.model.depth=4 --config.model.heads=4 --config.task.cond.width=128, batch 32,
+lr 1e-3) shows after 850 steps petals in the colours of their classes against green, and no whole flowers yet.
 """
 from ml_collections import ConfigDict
 
