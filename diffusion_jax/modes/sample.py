@@ -14,7 +14,7 @@ from diffusion_jax.modes import config as page
 from diffusion_jax.modes import first_stage, prompts, text, unclip
 from diffusion_jax.pipelines.cascade import Stage, generate_cascade
 from diffusion_jax.pipelines.diffusion import Guide, Weak, conditions
-from diffusion_jax.pipelines.latent import decoded
+from diffusion_jax.pipelines.latent import Space, decoded
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.tasks.diffusion import Diffusion
@@ -133,7 +133,7 @@ def weak_of(options: dict[str, Any]) -> Weak | None:
 def small_images(path: str, task: Diffusion) -> dict[str, np.ndarray]:
     """The raw conditions in a file: low_res in [-1, 1] and, if there are any, labels."""
     images, labels = image.read_batch(path)
-    small = image.to_unit(np.stack([image.to_channels(picture, task.shape[-1]) for picture in images]))
+    small = image.to_unit(np.stack([image.to_channels(picture, Space(task).shape[-1]) for picture in images]))
     return {"low_res": small} | ({} if labels is None else {"label": labels.astype(np.int32)})
 
 

@@ -83,7 +83,7 @@ def from_file(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tup
         raise ConfigError("Stable Diffusion 2 predicts eps or v, its file does not say which: --official with parameterization")
     process = table(state_dict, official)
     extra = options["in_channels"] - options["out_channels"]
-    return page(model, cond, process, prediction, side, autoencoder, scale, extra), params
+    return page(model, cond, process, prediction, side, autoencoder, scale, extra), _joined(params, extra)
 
 
 def conditioner(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tuple[Spec | None, Params | None]:
@@ -154,7 +154,12 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], Params]:
         made["sample"]["times"] = "trailing"
     if schedule.get("clip_sample", False):
         made["sample"]["clip"] = schedule.get("clip_sample_range", 1.0)
-    return made, params
+    return made, _joined(params, told["in_channels"] - told["out_channels"])
+
+
+def _joined(params: Params, extra: int) -> Params:
+    """The parameters with those of the conditioner where `page` puts it beside a stacked picture."""
+    return params | {"cond": {"parts_0": params["cond"]}} if extra and params.get("cond") else params
 
 
 def process_of(schedule: Mapping[str, Any]) -> Spec:

@@ -18,12 +18,13 @@ from diffusion_jax.train.checkpoint import load
 STEPS, SCALE = 10, 5.0
 
 
-def parts(prediction, levels=2):
+def parts(prediction, channels=4):
     """The parts of a random pipeline."""
     torch, diffusers, transformers = (pytest.importorskip(name) for name in ("torch", "diffusers", "transformers"))
     torch.manual_seed(0)
     unet = diffusers.UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32, attention_head_dim=4,
+        sample_size=8, in_channels=channels, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32,
+        attention_head_dim=4,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         use_linear_projection=prediction == "v_prediction",
     )
@@ -105,6 +106,32 @@ def test_an_imported_folder_is_used_from_the_command_line(tmp_path):
     story = {"image": start, "edits": [{"rect": [[0, 0, 8, 16]], "prompt": "a dog", "negative": "a cat", "steps": "2"}]}
     first, second = edit.replayed(run, story, "ema", None)
     assert (first[8:] == second[8:]).all() and (first[:8] != second[:8]).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels, condition", [(9, "inpaint"), (7, "low_res")])
+def test_networks_with_a_picture_behind_the_latents(channels, condition, tmp_path):
+    """Inpainting networks see the mask and what is known, upsamplers the small picture."""
+    *_, unet, vae, text, scheduler = parts("epsilon", channels)
+    for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text), ("scheduler", scheduler)):
+        part.save_pretrained(tmp_path / "sd" / name)
+    run, picture = str(tmp_path / "run"), str(tmp_path / "x.png")
+    import_weights.run(None, run, {"system": "sd", "source": str(tmp_path / "sd")})
+    rng = np.random.default_rng(0)
+    if condition == "inpaint":
+        save_png(tmp_path / "x.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
+        ways = {"prompt": "a dog", "steps": "2", "guidance": 1.0}
+        ends = [edit.replayed(run, {"image": picture, "edits": [{"rect": [rect], **ways}]}, "ema", None)
+                for rect in ([0, 0, 8, 16], [0, 0, 8, 8])]
+        assert (ends[0][0][8:] == ends[0][1][8:]).all() and (ends[0][1][:8, :8] != ends[1][1][:8, :8]).any()
+        return
+    made = []
+    for _ in range(2):
+        np.savez(tmp_path / "small.npz", arr_0=rng.integers(0, 256, (1, 8, 8, 3), np.uint8))
+        mode_sample.run(None, run, {"prompt": ["a dog"], "low_res": str(tmp_path / "small.npz"), "num": 1, "steps": "2",
+                                    "out": str(tmp_path / "made.npz")})
+        made.append(np.load(tmp_path / "made.npz")["arr_0"])
+    assert made[0].shape == (1, 16, 16, 3) and (made[0] != made[1]).any()
 
 
 def test_a_folder_without_weights_says_so(tmp_path):
