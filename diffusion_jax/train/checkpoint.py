@@ -14,11 +14,12 @@ times a changed word is never 0 mod 2^32.
 """
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Checkpoints:
           examples: examples seen so far, for the record.
 
         Raises:
-          ConfigError: there is a checkpoint of this step already.
+          ConfigError: there is a checkpoint of this step already, or this one or the one before could not be written.
         """
         import orbax.checkpoint as ocp
 
@@ -93,8 +94,9 @@ class Checkpoints:
             raise ConfigError(f"{self.folder} holds a checkpoint of step {step} already: choose another folder")
         digests = {name: int(value) for name, value in _digests(_parts(state)).items()}
         meta = {"step": step, "examples": examples, "versions": _versions(), "digests": digests}
-        self._manager.save(step, force=True, args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config), meta=ocp.args.JsonSave(meta)))
+        with self._writing():
+            self._manager.save(step, force=True, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config), meta=ocp.args.JsonSave(meta)))
 
     def restore_latest(self, abstract: TrainState) -> TrainState | None:
         """The newest checkpoint that reads, None when there is none at all.
@@ -123,18 +125,31 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk; `ConfigError` where it could not be written."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, then lets go of the folder."""
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """What orbax raises, perhaps of an earlier save in the background, as one line that says what is left."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            good = _steps(self.folder)
+            left = f"the last good one is of step {good[-1]}" if good else "there is no other"
+            raise ConfigError(f"a checkpoint could not be written to {self.folder} ({_first_line(error)}); {left}: make room or "
+                              "choose another disk, and run the same command to go on") from error
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState | None, str]:
         """(state, '') or (None, reason), the same on all processes."""
