@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -223,18 +224,22 @@ def _saved(task: Task, params: Params, frozen: Params, batch: Raw) -> float:
 
 
 def _with_first_stage(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Params]:
-    """The config with its first stage's task, and the shapes of its weights; without, where its folder is not there."""
-    folder = config.get("first_stage")
-    if not folder:
+    """The config with its first stage's task, and the shapes of its weights; without, where its folder is not there.
+
+    Raises:
+      ConfigError: a first stage that is no autoencoder.
+    """
+    if "first_stage" not in config:
         return config, None
-    try:
-        steps = available(folder)
-    except ConfigError:
-        steps = []
-    if not steps:
+    named = config["first_stage"]
+    folder, changes = (named, {}) if isinstance(named, str) else (named["folder"], {**named})
+    if not Path(folder).is_dir() or not available(folder):
         return {key: value for key, value in config.items() if key != "first_stage"}, None
     stored = config_of(folder)
+    stored["task"] |= {key: value for key, value in changes.items() if key != "folder"}
     first = task_of(stored)
+    if not hasattr(first, "shape"):
+        raise ConfigError(f"plans know autoencoders as first stages, not the {type(first).__name__} in {folder}")
     images = {"image": jax.ShapeDtypeStruct((1, *first.shape), jnp.float32)}
     params = jax.eval_shape(first.init, jax.eval_shape(lambda: jax.random.key(0)), images)
     spec = stored["task"] | ({"model": stored["model"]} if "model" in stored else {})
