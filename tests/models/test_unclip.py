@@ -1,4 +1,5 @@
 """unCLIP's prior and the decoder's conditioner: what they see and what they refuse. Their numbers are pinned by goldens."""
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,8 @@ from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.prior import Prior, preset
-from diffusion_jax.models.unclip import ImageText
+from diffusion_jax.models.prior_ar import ARPrior, pick
+from diffusion_jax.models.unclip import ImageText, Relay, Text
 from diffusion_jax.pipelines.unclip import slerp
 
 KEY = jax.random.key(0)
@@ -67,3 +69,66 @@ def test_what_the_prior_cannot_take_is_refused():
     cond = {"vec": jnp.zeros((1, 768)), "seq": jnp.zeros((1, 77, 768))}
     params = jax.eval_shape(big.init, KEY, jnp.zeros((1, 768)), jnp.zeros(1), cond)
     assert 1.01e9 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 1.03e9
+
+
+TEXTS = {"clip_text": DRAW[1], "text_states": SEQ, "text_mask": MASK, "clip_empty": DRAW[2], "empty_states": SEQ + 1,
+         "empty_mask": ~MASK | (np.arange(5) < 1)}
+OWN, EMPTY = tuple(TEXTS)[:3], tuple(TEXTS)[3:]
+
+
+def test_a_dropped_text_is_the_empty_text_for_prior_and_decoder():
+    text = Text(features=6)
+    prepared = text.prepare(TEXTS, KEY)
+    given, null = text.apply({}, prepared), text.apply({}, text.null(prepared))
+    for seen, names in ((given, OWN), (null, EMPTY)):
+        for key, name in zip(("vec", "seq", "seq_mask"), names, strict=True):
+            np.testing.assert_array_equal(seen[key], TEXTS[name])
+    cond = ImageText(features=6, out=8, width=4, tokens=3)
+    raw = cond.prepare({**TEXTS, "clip_image": DRAW[0]}, KEY)
+    params = quick(cond.init)(KEY, raw)
+    run = quick(cond.apply)
+    swapped = {**raw, **{own: raw[empty] for own, empty in zip(OWN, EMPTY, strict=True)}}
+    other = run(params, {**swapped, "with_image": 0 * raw["with_image"]})
+    np.testing.assert_array_equal(run(params, cond.null(raw))["seq"], other["seq"])
+    assert np.abs(run(params, raw)["vec"] - run(params, cond.null(raw))["vec"]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_the_autoregressive_prior_sees_no_later_code_and_samples_what_it_says():
+    model = ARPrior(length=4, context=5, width=8, depth=2, heads=2, codes=7, dots=3)
+    raw = {**TEXTS, "clip_dot": np.array([0, 2])}
+    codes = np.array([[1, 2, 3, 4], [6, 0, 5, 1]])
+    params = quick(model.init)(KEY, raw, codes)["params"]
+    run = quick(lambda raw, codes: model.apply({"params": params}, raw, codes))
+    logits = run(raw, codes)
+    assert logits.shape == (2, 4, 7)
+    np.testing.assert_allclose(run(raw, codes[:, ::-1])[:, 0], logits[:, 0], atol=1e-6)
+    assert np.abs(run({**raw, "clip_dot": raw["clip_dot"][::-1]}, codes) - logits).max() > 1e-4
+    found, cache, mask = quick(lambda: model.apply({"params": params}, raw, 4, method="prefill"))()
+    step = quick(lambda code, place, cache: model.apply({"params": params}, code, place, cache, mask, method="step"))
+    for place in range(3):
+        np.testing.assert_allclose(found, logits[:, place], atol=1e-5)
+        found, cache = step(codes[:, place], jnp.int32(place), cache)
+    keys = jax.random.split(KEY, 2)
+    greedy = quick(lambda: pick(model, params, raw, 3, keys, guided=False, temperature=1e-6))()
+    best = []
+    for place in range(3):
+        known = jnp.stack([*best, jnp.zeros(2, int)], axis=1)
+        best.append(jnp.argmax(run(raw, jnp.pad(known, ((0, 0), (0, 4 - known.shape[1]))))[:, place], axis=-1))
+    np.testing.assert_array_equal(greedy, jnp.stack(best, axis=1))
+
+
+def test_a_relay_hands_over_at_its_noise_label():
+    class Scale(nn.Module):
+        start: float
+
+        mults = (1,)
+
+        @nn.compact
+        def __call__(self, x, noise, cond):
+            return x * self.param("a", nn.initializers.constant(self.start), ())
+
+    relay, x = Relay(Scale(2.0), Scale(3.0)), np.ones((2, 4, 4, 1), np.float32)
+    params = relay.init(KEY, x, jnp.zeros(2), {})
+    for noise, want in (((5.0, 5.0), (2, 2)), ((0.0, 0.0), (3, 3)), ((5.0, 0.0), (2, 3))):
+        assert relay.apply(params, x, jnp.array(noise), {})[:, 0, 0, 0].tolist() == list(want)

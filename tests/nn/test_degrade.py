@@ -44,6 +44,7 @@ def test_jpeg_of_high_quality_changes_little_and_of_low_quality_more(monkeypatch
     assert off[95.0] < 0.05 < off[10.0]
 
 
+@pytest.mark.slow
 def test_bsr_draws_anew_for_every_key_and_stays_in_range():
     one, two = (np.asarray(degrade.bsr(DRAW, jax.random.key(i))) for i in (1, 2))
     assert np.abs(one).max() <= 1 and np.abs(one - two).max() > 0.05 and np.isfinite(one).all()

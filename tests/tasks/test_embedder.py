@@ -75,6 +75,7 @@ def test_what_is_seen_of_a_batch(fitted):
     assert np.ptp(np.linalg.norm(plain, axis=1)) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_autoregressive_task_trains_a_prior_on_it(fitted):
     embedder, params = fitted
     task = Autoregressive(ARPrior(4, context=5, width=8, depth=1, heads=2), embedder, drop=0.5)
