@@ -77,7 +77,7 @@ def test_two_processes_killed_at_random_moments_change_nothing(nursery, both, tm
 
 
 def alike(one: Path, other: Path) -> bool:
-    """Whether two runs of two processes have the same log, weights, and digests of all their state, which no one process holds."""
+    """Whether two runs of two processes have the same log, weights and digests of all their state, which neither holds alone."""
     logs = [(run / "metrics.jsonl").read_bytes() for run in (one, other)]
     meta = [json.loads((run / "checkpoints" / str(STEPS) / "meta" / "metadata").read_text()) for run in (one, other)]
     weights = [load(run, "params")[2] for run in (one, other)]
