@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -66,7 +67,8 @@ def test_two_processes_killed_at_random_moments_change_nothing(nursery, both, tm
     for writing in (False, True):
         processes, since = pair(nursery, run), time.time()
         goal, patience = last_step(run) + rng.randint(2, 8), time.time() + 200
-        while time.time() < patience and not (being_written(run, since) if writing else last_step(run) >= goal):
+        ready = partial(being_written, run, since) if writing else lambda goal=goal: last_step(run) >= goal
+        while time.time() < patience and not (complete(run) and ready()):
             time.sleep(0.002)
         for process in processes:
             os.kill(process, signal.SIGKILL)
@@ -83,6 +85,12 @@ def alike(one: Path, other: Path) -> bool:
     weights = [load(run, "params")[2] for run in (one, other)]
     same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), *weights)
     return logs[0] == logs[1] and meta[0]["digests"] == meta[1]["digests"] and all(jax.tree.leaves(same))
+
+
+def complete(workdir: Path) -> bool:
+    """Whether there is a checkpoint to go on from."""
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def being_written(workdir: Path, since: float) -> bool:
