@@ -4,10 +4,10 @@
     python -m diffusion_jax.main --config configs/dalle_12b.py:<folder of captioned images> --workdir runs/dalle_12b
     python -m diffusion_jax.main --config configs/dalle_12b.py --mode plan --workdir runs/plan_dalle --topology v5p:8x8x8
 
-Batch 1,024, AdamW with b2 0.96 and weight decay 0.045, clipping at 4, the rate 4.5e-4 after 5,000 steps of warm-up; parameters,
-moments and averages split over fsdp, gathered layer by layer (`gather='use'` with mode plan's layout), bfloat16 in place of the
-paper's scaled float16. The merges of the paper's captions were not published: these are CLIP's first 15,871. PowerSGD of the
-paper's kind is --config.optim.powersgd=896, over data, beside fsdp.
+Batch 1,024, AdamW with b2 0.96 and weight decay 0.045, clipping at 4, the rate 4.5e-4 after 5,000 steps of warm-up, then along a
+cosine where the paper halved it by hand; parameters, moments and averages split over fsdp; bfloat16 in place of the paper's
+scaled float16. The merges of the paper's captions were not published: these are CLIP's first 15,871. PowerSGD is
+--config.optim.powersgd=<rank>, over data, beside fsdp.
 
 Hardware: a TPU pod slice of hundreds of chips, weeks; the page promises no number and has never been trained.
 """
