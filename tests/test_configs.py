@@ -14,7 +14,7 @@ from diffusion_jax.train.checkpoint import available
 from diffusion_jax.train.state import plain, task_of
 
 PAGES = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
-QUICK = ("digits",)
+QUICK, LARGE = ("digits",), ("dalle_12b",)
 TOKEN_TASKS = (":Autoregressive", ":DiscreteVAE")
 each = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
@@ -41,12 +41,13 @@ def test_the_docstring_holds_the_command_the_hardware_and_the_number(path):
     assert any(word in text for word in ("Expect", "FID", "promises no number"))
 
 
-VARIANTS = {"digits_edm2": "ABCDEFG", "imagenet_edm2": ["img512-xxl"]}
+VARIANTS = {"digits_dvae": ["laplace"], "digits_edm2": "ABCDEFG", "imagenet_edm2": ["img512-xxl"]}
 VARIANTS |= {path.stem: ["../data"] for path in PAGES if "shared/data" in path.read_text()}
 
 
 @pytest.mark.parametrize(
-    ("path", "arg"), [(path, arg) for path in PAGES for arg in ("", *VARIANTS.get(path.stem, ()))],
+    ("path", "arg"), [pytest.param(path, arg, marks=pytest.mark.slow if path.stem in LARGE else ())
+                      for path in PAGES for arg in ("", *VARIANTS.get(path.stem, ()))],
     ids=lambda value: getattr(value, "stem", value),
 )
 def test_the_full_page_builds_everything_and_reads_nothing(path, arg):
