@@ -10,8 +10,7 @@ reads emoji64.npz and captions.json in the folder that is the page's argument, a
 (--config.first_stage). The parts are those of configs/digits_unclip.py; `,upsample` makes 64x64 of blurred 32x32, `,upsample,bsr`
 of worse ones. `,short` after any of them is a quarter of the width, for a CPU.
 
-Hardware: one accelerator with 16 GB; `,short`: 2 CPU cores, an hour for all. This page has not been run to its end: it promises
-no number yet.
+Hardware: one accelerator with 16 GB; `,short`: 2 CPU cores, an hour for all. This page has not been run: it promises no number.
 """
 from ml_collections import ConfigDict
 

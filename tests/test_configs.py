@@ -9,7 +9,8 @@ import pytest
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.modes import config as page
-from diffusion_jax.modes import encode, evaluate, likelihood, sample, train
+from diffusion_jax.modes import embedder, encode, evaluate, likelihood, sample, train
+from diffusion_jax.tasks.embedder import Embedder
 from diffusion_jax.train.checkpoint import available
 from diffusion_jax.train.state import plain, task_of
 
@@ -42,6 +43,7 @@ def test_the_docstring_holds_the_command_the_hardware_and_the_number(path):
 
 
 VARIANTS = {"digits_dvae": ["laplace"], "digits_edm2": "ABCDEFG", "imagenet_edm2": ["img512-xxl"]}
+VARIANTS |= {"digits_unclip": ["prior", "ar", "upsample", "upsample,bsr"]}
 VARIANTS |= {path.stem: ["../data"] for path in PAGES if "shared/data" in path.read_text()}
 
 
@@ -53,22 +55,33 @@ VARIANTS |= {path.stem: ["../data"] for path in PAGES if "shared/data" in path.r
 def test_the_full_page_builds_everything_and_reads_nothing(path, arg):
     config = plain(load_page(path).get_config(arg))
     page.check(config)
+    if str(config.get("first_stage", "")).endswith("_clip"):                    # a part of unCLIP
+        clip = load_page(path.with_name(f"{Path(config['first_stage']).name}.py")).get_config(arg.partition(",")[0])
+        try:
+            config["task"]["first_stage"] = embedder.spec_of(plain(clip), 8)
+        except ConfigError as error:
+            pytest.skip(str(error))
     task = task_of(config)
+    embeds = getattr(task, "embeds", False)
     if "sample" in config:
         page.recipe_of(config, {}).check(task)
-    batch = {"image": np.zeros((2, *task.shape), np.float32), "label": np.zeros(2, np.int32)}
+    shape = task.first_stage.shape if embeds else task.shape
+    batch = {"image": np.zeros((2, *shape), np.float32), "label": np.zeros(2, np.int32)}
     tokenizer = build(config["data"]["decode"]).tokenizer
     if tokenizer is not None:
         try:
             batch["tokens"] = np.zeros((2, len(tokenizer(""))), np.int32)
         except ConfigError as error:
             pytest.skip(str(error))                                         # a file that is not part of the package
-    if "first_stage" in config and config["task"]["name"].endswith(TOKEN_TASKS):
+    if "first_stage" in config and config["task"]["name"].endswith(TOKEN_TASKS) and not embeds:
         batch["codes"] = np.zeros((2, task.model.grid**2), np.int32)
     params = jax.eval_shape(task.init, jax.random.key(0), batch)
     optimizer, emas = build(config["optim"]), [build(spec) for spec in config["ema"].values()]
     jax.eval_shape(optimizer.init, params)
-    loss, _ = jax.eval_shape(lambda params: task.loss(params, None, batch, jax.random.key(0), True), params)
+    frozen = None
+    if isinstance(getattr(task, "first_stage", None), Embedder):
+        frozen = {"first_stage": jax.eval_shape(task.first_stage.init, jax.random.key(0), batch)}
+    loss, _ = jax.eval_shape(lambda params, frozen: task.loss(params, frozen, batch, jax.random.key(0), True), params, frozen)
     assert loss.shape == () and emas
     for part in ("train", "test", "decode"):
         build(config["data"][part])                                         # their options exist; nothing is read
