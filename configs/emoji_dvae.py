@@ -7,8 +7,8 @@ reads emoji64.npz and captions.json in the folder that is the page's argument. T
 of pixels spread over the width of their gray value because so many are exactly white, and a beta that rises from 0, to 2 where
 the paper has 6.6 for four times as many pixel values in a token (see digits_dvae.py).
 
-Hardware: 2 CPU cores, half an hour beside much other work. The whole page has not been run and promises no number; of 128 codes
-a batch had perplexity 26.6 at step 200 and 12 at step 320, where the run was stopped.
+Hardware: 2 CPU cores, half an hour beside much other work. The whole page has not been run and promises no number; stopped at
+step 339 it drew shapes in shades of one colour: perplexity 12.6 of 128 codes on 100 held-out emoji, mean squared error 0.155.
 """
 from ml_collections import ConfigDict
 
