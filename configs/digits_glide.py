@@ -63,9 +63,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sharding = ((".*", "replicate"),)
     config.checkpoint = dict(every=500, keep=2)
     config.log_every = 50
-    config.sample = dict(num=100, every=500, sampler="ddim", steps=27, times="respace", clip=1.0, guidance=3.0)
+    steps = "fast27" if arg == "upsample" else 27
+    config.sample = dict(num=100, every=500, sampler="ddim", steps=steps, times="respace", clip=1.0, guidance=3.0)
     if arg == "upsample":
-        config.sample.update(steps="fast27", temperature=0.997, guidance=1.0)
+        config.sample.update(temperature=0.997, guidance=1.0)
     config.evaluate = dict(num=0, guidance=1.0)
     if arg == "tiny":
         config = tiny(config, model=dict(width=16, mults=(1,), attend=(1,)), cond={})

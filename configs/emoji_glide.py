@@ -68,9 +68,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sharding = ((".*", "replicate"),)
     config.checkpoint = dict(every=100, keep=2)
     config.log_every = 50
-    config.sample = dict(num=36, every=400, sampler="ddim", steps=27, times="respace", clip=1.0, guidance=3.0)
+    steps = "fast27" if part == "upsample" else 27
+    config.sample = dict(num=36, every=400, sampler="ddim", steps=steps, times="respace", clip=1.0, guidance=3.0)
     if part == "upsample":
-        config.sample.update(steps="fast27", temperature=0.997, guidance=1.0, augment=0.05)
+        config.sample.update(temperature=0.997, guidance=1.0, augment=0.05)
     config.evaluate = dict(num=0, guidance=1.0)
     merges = {"most": MERGES}
     if arg == "tiny":

@@ -15,7 +15,6 @@ times a changed word is never 0 mod 2^32.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.metadata
 import json
 import os
@@ -35,6 +34,9 @@ from diffusion_jax.types import Array, Params, Task, TrainState
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "diffusion_jax")
 DIFFERENCES = 3                                            # how many differing keys an error names
 ABSENT = object()
+DIGEST_BYTES = 2**28
+SAVE_CONCURRENT_GB = 1
+"""How much is on its way to the disk at a time: what saving takes beside the arrays themselves."""
 
 
 class Checkpoints:
@@ -65,7 +67,9 @@ class Checkpoints:
         self._config = plain(config)
         _same_config(self.folder, self._config, frozenset(may_change))
         stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
-        self._manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
+        handlers = {"state": ocp.StandardCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB),
+                    "config": ocp.JsonCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(stay), cleanup_tmp_directories=True))
 
     @property
@@ -244,13 +248,32 @@ def _parts(state: TrainState) -> dict[str, Any]:
     return parts | {f"ema/{name}": tree for name, tree in state.ema.items()}
 
 
-@jax.jit
 def _digests(parts: Mapping[str, Any]) -> dict[str, Array]:
     """(1) of each part, the sums of its arrays chained by an odd factor so that their order counts."""
-    def chain(total: Array, leaf: Array) -> Array:
-        return total * jnp.uint32(1000003) + _digest(leaf)
+    found = {}
+    for name, tree in parts.items():
+        found[name] = np.uint32(0)
+        for group in _groups(jax.tree.leaves(tree)):
+            found[name] = _chained(found[name], group)
+    return found
 
-    return {name: functools.reduce(chain, jax.tree.leaves(tree), jnp.uint32(0)) for name, tree in parts.items()}
+
+def _groups(leaves: list[Array]) -> Iterator[list[Array]]:
+    """Arrays that are digested together, which takes about as much room again: at most `DIGEST_BYTES`, or one."""
+    group: list[Array] = []
+    for leaf in leaves:
+        if group and sum(x.nbytes for x in group) + leaf.nbytes > DIGEST_BYTES:
+            yield group
+            group = []
+        group.append(leaf)
+    yield group
+
+
+@jax.jit
+def _chained(total: Array, leaves: list[Array]) -> Array:
+    for leaf in leaves:
+        total = total * jnp.uint32(1000003) + _digest(leaf)
+    return total
 
 
 def _digest(x: Array) -> Array:
