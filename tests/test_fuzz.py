@@ -125,12 +125,13 @@ def test_any_bytes_are_no_image(data):
 
 
 @settings(quickly, max_examples=20)
-@given(st.integers(20_000, 2**31 - 1), st.integers(20_000, 2**31 - 1))
+@given(st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1))
 def test_a_header_that_promises_much_is_refused_before_it_is_unpacked(width, height):
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
-    with pytest.raises(ConfigError):
-        image.read(data, "x.png")
+    if width * height > 100:
+        with pytest.raises(ConfigError):
+            image.read(data, "x.png")

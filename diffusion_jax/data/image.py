@@ -13,7 +13,9 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,10 @@ from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.data.source import Record
 
 Resampling = Image.Resampling
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Of a PNG's colour types."""
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""The passes of an interlaced PNG: x, y and the strides of their first pixels."""
 
 
 def to_unit(image: Any) -> Any:
@@ -73,6 +79,8 @@ def read(data: bytes | str | Path, name: str | None = None) -> np.ndarray:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and math.prod(picture.size) > limit:
                 raise ConfigError(f"{name}: {picture.width}x{picture.height} pixels are more than {limit}; shrink or remove it")
+            if picture.format == "PNG" and not _has_all_rows(data if isinstance(data, bytes) else Path(data).read_bytes()):
+                raise ConfigError(f"{name}: this PNG ends before its last row; mend or remove it")
             ImageOps.exif_transpose(picture, in_place=True)
             return _eight_bit(picture, name)
     except ConfigError:
@@ -112,6 +120,24 @@ def read_batch(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     if len({picture.shape for picture in pictures}) != 1:
         raise ConfigError(f"{path} needs images of one size, it has {len({picture.shape for picture in pictures})}")
     return np.stack(pictures), None
+
+
+def _has_all_rows(png: bytes) -> bool:
+    """Whether the compressed data of a PNG are those of all rows: where they end early, Pillow makes the rest black."""
+    place, packed, found, wanted = 8, zlib.decompressobj(), 0, 0
+    while place + 8 <= len(png):
+        size, kind = struct.unpack_from(">I4s", png, place)
+        body = png[place + 8 : place + 8 + size]
+        if kind == b"IHDR":
+            width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", body)
+            bits = depth * PNG_CHANNELS[colour]
+            passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
+            sides = ((-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes)
+            wanted = sum(h * (1 + (w * bits + 7) // 8) for w, h in sides if w > 0 and h > 0)
+        elif kind == b"IDAT" and found < wanted:
+            found += len(packed.decompress(packed.unconsumed_tail + body, wanted - found))
+        place += 12 + size
+    return found >= wanted
 
 
 def _eight_bit(picture: Image.Image, name: str) -> np.ndarray:
