@@ -80,7 +80,7 @@ def read(data: bytes | str | Path, name: str | None = None) -> np.ndarray:
             if limit is not None and math.prod(picture.size) > limit:
                 raise ConfigError(f"{name}: {picture.width}x{picture.height} pixels are more than {limit}; shrink or remove it")
             if picture.format == "PNG" and not _has_all_rows(data if isinstance(data, bytes) else Path(data).read_bytes()):
-                raise ConfigError(f"{name}: this PNG ends before its last row; mend or remove it")
+                raise ConfigError(f"{name}: cannot read this image (it ends before its last row); mend or remove it")
             ImageOps.exif_transpose(picture, in_place=True)
             return _eight_bit(picture, name)
     except ConfigError:
