@@ -5,8 +5,7 @@
 
 reads emoji64.npz and captions.json in the folder that is the page's argument (Noto Emoji, Apache 2.0). For another folder of
 captioned images, say --config.data.train.name=diffusion_jax.data.folder:Folder and its path. The tokenizer has the first 3,582
-merges of CLIP's: pip install open_clip_torch. What guides configs/emoji_glide.py (2112.10741) sees noised images of 16x16 and
-what that page trains on:
+merges of CLIP's: pip install open_clip_torch. What guides configs/emoji_glide.py (2112.10741) sees noised images of 16x16:
 
     python -m diffusion_jax.main --config configs/emoji_clip.py:../shared/data/emoji,noised --workdir runs/emoji_clip_noised
 
@@ -18,13 +17,13 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.modes.config import tiny
 
-CONTEXT, MERGES, GROUP = 24, 3582, "Food & Drink"
+CONTEXT, MERGES = 24, 3582
 
 
-def source(folder: str, split: str, key: str = "split") -> dict:
+def source(folder: str, split: str) -> dict:
     """The emoji of a split."""
     arrays = "diffusion_jax.data.arrays:Arrays"
-    return dict(name=arrays, path=f"{folder}/emoji64.npz", meta=("captions.json",), split=split, split_key=key)
+    return dict(name=arrays, path=f"{folder}/emoji64.npz", meta=("captions.json",), split=split)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -50,13 +49,11 @@ def get_config(arg: str = "") -> ConfigDict:
         train=source(folder, "train"), test=source(folder, "val"),
         decode=dict(name="diffusion_jax.data.image:Decode", size=size, crop="random" if not noised else "center"),
     )
-    if noised:
-        config.data.update(train=source(folder, GROUP, "group"), test=source(folder, GROUP, "group"))
     config.batch = 128
     config.accumulate = 1
-    config.steps = 1200
+    config.steps = 600 if noised else 1200
     config.optim = dict(
-        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=100, steps=1200,
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=100, steps=config.steps,
         weight_decay=0.2, clip=1.0, no_decay=("bias", "scale", "logit_scale", "cls", "position"),
     )
     config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99))

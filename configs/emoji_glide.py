@@ -20,54 +20,52 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.modes.config import tiny
 
-CONTEXT, MERGES, WIDTH, GROUP = 16, 3582, 32, "Food & Drink"
+CONTEXT, MERGES, WIDTH = 24, 3582, 48
 
 
-def source(folder: str) -> dict:
-    """The emoji of the group."""
-    arrays = "diffusion_jax.data.arrays:Arrays"
-    return dict(name=arrays, path=f"{folder}/emoji64.npz", meta=("captions.json",), split=GROUP, split_key="group")
+def source(folder: str, split: str) -> dict:
+    """The emoji of a split."""
+    return dict(name="diffusion_jax.data.arrays:Arrays", path=f"{folder}/emoji64.npz", meta=("captions.json",), split=split)
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji and perhaps `,inpaint` or `,upsample`."""
     folder, _, part = arg.partition(",")
     glide, cond = "diffusion_jax.models.glide", "diffusion_jax.models.cond"
-    text = dict(name=f"{glide}:Text", vocab=512 + MERGES + 2, context=CONTEXT, width=64, layers=2, heads=4, out=4 * WIDTH)
+    text = dict(name=f"{glide}:Text", vocab=512 + MERGES + 2, context=CONTEXT, width=96, layers=2, heads=4, out=4 * WIDTH)
     low_res = dict(name=f"{cond}:LowRes", factor=2, augment=0.2, width=4 * WIDTH)
     extra = dict(inpaint=[dict(name=f"{glide}:Inpaint")], upsample=[low_res]).get(part, [])
     size = 32 if part == "upsample" else 16
     config = ConfigDict()
     config.seed = 0
     config.model = dict(
-        name="diffusion_jax.models.unet:UNet", width=WIDTH, mults=(0.5, 1, 2) if size == 32 else (1, 2), depth=1,
-        attend=(4,) if size == 32 else (2,), heads=2, groups=8, channels=3, learn_sigma=True,
+        name="diffusion_jax.models.unet:UNet", width=WIDTH, mults=(0.5, 1, 2) if size == 32 else (1, 2, 2), depth=1,
+        attend=(4,) if size == 32 else (2, 4), heads=4, groups=8, channels=3, learn_sigma=False,
     )
     config.task = dict(
         name="diffusion_jax.tasks.diffusion:Diffusion",
         cond=dict(name=f"{cond}:Joint", parts=[text, *extra]),
         process=dict(name="diffusion_jax.diffusion.process:DDPM", schedule="linear" if part == "upsample" else "squaredcos"),
-        scale=dict(name="diffusion_jax.diffusion.scales:Eps"),
+        scale=dict(name="diffusion_jax.diffusion.scales:V"),
         shape=(size, size, 3),
-        variance="learned_range",
-        objective="hybrid",
         drop=dict(tokens=0.2),
     )
     config.data = dict(
-        train=source(folder), test=source(folder), decode=dict(name="diffusion_jax.data.image:Decode", size=size),
+        train=source(folder, "train"), test=source(folder, "val"), decode=dict(name="diffusion_jax.data.image:Decode", size=size),
     )
-    config.batch = 32
+    config.batch = 64
     config.accumulate = 1
-    config.steps = 400 if part else 1200
+    config.steps = dict(inpaint=400, upsample=600).get(part, 1000)
     if part == "inpaint":
         config.init = "runs/emoji_glide"
     config.optim = dict(
-        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="constant", warmup=50, clip=1.0,
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=50,
+        steps=config.steps, clip=1.0,
     )
     config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99))
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.sharding = ((".*", "replicate"),)
-    config.checkpoint = dict(every=100, keep=2)
+    config.checkpoint = dict(every=250, keep=2)
     config.log_every = 50
     steps = "fast27" if part == "upsample" else 27
     config.sample = dict(num=36, every=400, sampler="ddim", steps=steps, times="respace", clip=1.0, guidance=3.0)

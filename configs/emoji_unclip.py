@@ -8,15 +8,15 @@
 
 reads emoji64.npz and captions.json in the folder that is the page's argument, and the CLIP in runs/emoji_clip
 (--config.first_stage). The parts are those of configs/digits_unclip.py; `,upsample` makes 64x64 of blurred 32x32, `,upsample,bsr`
-of worse ones. `,short` after any of them is a quarter of the width, for a CPU.
+of worse ones.
 
-Hardware: one accelerator with 16 GB; `,short`: 2 CPU cores, an hour for all. This page has not been run: it promises no number.
+Hardware: 2 CPU cores, an hour for all. This page has not been run: it promises no number.
 """
 from ml_collections import ConfigDict
 
 from diffusion_jax.modes.config import tiny
 
-CONTEXT, MERGES, FEATURES = 24, 3582, 128
+CONTEXT, MERGES, FEATURES, WIDTH = 24, 3582, 128, 48
 MODELS = "diffusion_jax.models"
 
 
@@ -25,42 +25,35 @@ def source(folder: str, split: str) -> dict:
     return dict(name="diffusion_jax.data.arrays:Arrays", path=f"{folder}/emoji64.npz", meta=("captions.json",), split=split)
 
 
-def part(name: str, short: bool) -> dict:
+def part(name: str) -> dict:
     """model and task of a part: '' the decoder, 'prior', 'ar' or 'upsample'."""
-    width = 32 if short else 128
     diffusion = dict(
         name="diffusion_jax.tasks.diffusion:Diffusion", shape=(32, 32, 3),
         process=dict(name="diffusion_jax.diffusion.process:DDPM", schedule="squaredcos"),
-        scale=dict(name="diffusion_jax.diffusion.scales:Eps"),
+        scale=dict(name="diffusion_jax.diffusion.scales:V"),
     )
-    dtype = "float32" if short else "bfloat16"
-    unet = dict(name=f"{MODELS}.unet:UNet", width=width, depth=1 if short else 2, groups=8, channels=3, dtype=dtype)
+    unet = dict(name=f"{MODELS}.unet:UNet", width=WIDTH, depth=1, heads=4, groups=8, channels=3, learn_sigma=False)
     if name == "ar":
-        size = dict(width=96, depth=3, heads=4) if short else dict(width=384, depth=8, heads=6)
-        net = dict(name=f"{MODELS}.prior_ar:ARPrior", length=FEATURES, context=CONTEXT, dropout=0.1, **size)
+        net = dict(name=f"{MODELS}.prior_ar:ARPrior", length=FEATURES, context=CONTEXT, width=96, depth=3, heads=4, dropout=0.1)
         return dict(model=net, task=dict(name="diffusion_jax.tasks.autoregressive:Autoregressive", drop=0.1))
     if name == "prior":
-        size = dict(width=128, layers=3, heads=4) if short else dict(width=384, layers=8, heads=6)
-        net = dict(name=f"{MODELS}.prior:Prior", features=FEATURES, context=CONTEXT, **size)
+        net = dict(name=f"{MODELS}.prior:Prior", features=FEATURES, context=CONTEXT, width=128, layers=3, heads=4)
         cond = dict(name=f"{MODELS}.unclip:Text", features=FEATURES)
         x0 = dict(scale=dict(name="diffusion_jax.diffusion.scales:X0"), shape=(FEATURES,), drop=dict(with_text=0.1))
         return dict(model=net, task=diffusion | x0 | dict(cond=cond))
     if name.startswith("upsample"):
         cond = dict(name=f"{MODELS}.cond:LowRes", factor=2, degrade="bsr" if name.endswith("bsr") else "blur")
-        net = unet | dict(mults=(1, 2, 2), attend=(), mid_attention=False, learn_sigma=False)
+        net = unet | dict(mults=(0.5, 1, 1), attend=(), mid_attention=False)
         return dict(model=net, task=diffusion | dict(cond=cond, shape=(64, 64, 3)))
-    cond = dict(name=f"{MODELS}.unclip:ImageText", features=FEATURES, out=4 * width, width=2 * width)
-    ways = dict(variance="learned_range", objective="hybrid", drop=dict(with_image=0.1, with_text=0.5))
-    net = unet | dict(mults=(1, 2, 3), attend=(4,) if short else (2, 4), head_channels=32, dropout=0.1, learn_sigma=True)
-    return dict(model=net, task=diffusion | ways | dict(cond=cond))
+    cond = dict(name=f"{MODELS}.unclip:ImageText", features=FEATURES, out=4 * WIDTH, width=2 * WIDTH)
+    net = unet | dict(mults=(0.5, 1, 2), attend=(4,))
+    return dict(model=net, task=diffusion | dict(cond=cond, drop=dict(with_image=0.1, with_text=0.5)))
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji, perhaps a part, perhaps `,short`."""
+    """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji and perhaps a part."""
     folder, _, name = arg.partition(",")
-    short = name.endswith("short")
-    name = name.removesuffix("short").removesuffix(",")
-    config = ConfigDict(part(name, short))
+    config = ConfigDict(part(name))
     config.seed = 0
     large = name.startswith("upsample")
     config.data = dict(
@@ -69,23 +62,21 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     if not large:
         config.first_stage = "runs/emoji_clip"
-    config.batch = 64 if short else 256
+    config.batch = 16 if large else 64
     config.accumulate = 1
-    config.steps = (600 if large else 1500) if short else 30_000
+    config.steps = 1500 if name == "prior" else 800
     config.optim = dict(
-        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3 if short else 2e-4, schedule="cosine",
-        warmup=100 if short else 500, steps=config.steps, clip=1.0, weight_decay=6e-2 if name in ("prior", "ar") else 0.0,
+        name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=100, steps=config.steps,
+        clip=1.0, weight_decay=6e-2 if name in ("prior", "ar") else 0.0,
     )
-    config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99 if short else 0.999))
+    config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99))
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.sharding = ((".*", "replicate"),)
-    config.checkpoint = dict(every=250 if short else 2500, keep=2)
+    config.checkpoint = dict(every=200, keep=2)
     config.log_every = 50
     config.evaluate = dict(num=0)
     if name != "ar":
-        config.sample = dict(
-            num=64, every=500 if short else 5000, sampler="ddim", steps=27, times="respace", clip=1.0, guidance=2.0,
-        )
+        config.sample = dict(num=36, every=400, sampler="ddim", steps=27, times="respace", clip=1.0, guidance=2.0)
         config.evaluate.guidance = 1.0
     if name == "prior":
         config.sample.update(sampler="ancestral", steps=64, clip=5.0, guidance=1.0)
@@ -93,7 +84,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.sample.update(guidance=1.0, num=16)
     merges = {"most": MERGES}
     if arg == "tiny":
-        net = dict(width=16, mults=(1,), depth=1, attend=(1,), head_channels=8, channels=1, dtype="float32")
+        net = dict(width=16, mults=(1,), attend=(1,), channels=1)
         config = tiny(config, model=net, cond=dict(out=64, width=16))
         merges = {"merges": ""}
     config.data.decode.tokenizer = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=CONTEXT, **merges)

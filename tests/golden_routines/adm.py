@@ -27,7 +27,6 @@ from golden_routines.adm_diffusion import (  # noqa: F401
 )
 from golden_routines.dit_diffusion import loss_kind, sampled
 from golden_routines.replay import nchw, nhwc, record
-from quickly import quick
 
 from diffusion_jax.build import build
 from diffusion_jax.diffusion import guidance
@@ -67,7 +66,7 @@ def forward(case: Case) -> Found:
     """The output, and that of every stage by its official number."""
     model, cond, params = load_adm(case, case.config)
 
-    @quick
+    @jax.jit
     def run(params: Params, inputs: dict[str, Array]) -> Found:
         args = nhwc(inputs["x"]), inputs["timesteps"], embed(cond, params, inputs)
         out, stages = model.apply({"params": params["model"]}, *args, capture_intermediates=True)
@@ -97,7 +96,7 @@ def classifier(case: Case) -> Found:
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)[:, 0]
         return chosen.sum(), (logits, chosen)
 
-    grad, (logits, chosen) = jax.device_get(quick(jax.grad(log_prob, has_aux=True))(nhwc(case.inputs["x"])))
+    grad, (logits, chosen) = jax.device_get(jax.jit(jax.grad(log_prob, has_aux=True))(nhwc(case.inputs["x"])))
     scaled = nchw(case.inputs["classifier_scale"] * grad)
     return {"logits": logits, "log_prob_y": chosen, "grad": scaled, "cross_entropy": -chosen}
 
@@ -128,7 +127,7 @@ def blocks(case: Case) -> Found:
     out = {}
     for name in case.want:
         module, x = name.split("/")
-        y = np.asarray(quick(apply, static_argnums=0)(module, nhwc(case.inputs[x])))
+        y = np.asarray(jax.jit(apply, static_argnums=0)(module, nhwc(case.inputs[x])))
         out[name] = nchw(y) if y.ndim == 4 else y
     return out
 
@@ -170,7 +169,7 @@ def train_grads(case: Case) -> Found:
         terms = task.terms(params, batch, inputs["t"], nhwc(inputs["noise"]))
         return jnp.mean(terms["loss"] * inputs["weights"]), terms
 
-    grads, terms = jax.device_get(quick(jax.grad(loss, has_aux=True))(params))
+    grads, terms = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(params))
     shapes = {key: value.shape for key, value in case.weights.items()}
     grads = {f"grad/{key}": g for key, g in pretrained.revert(grads, shapes, model, new_order(case.config["unet"])).items()}
     return {"vb": task.bound_weight * terms.get("bound", 0), "mse": terms["mse"], "loss": terms["loss"]} | grads

@@ -12,7 +12,6 @@ import numpy as np
 from golden_case import Case
 from golden_routines.dit_diffusion import KEY, Spaced, loss_terms, mse_and_bound, sampled, tables
 from golden_routines.replay import nchw, nhwc, record, replay
-from quickly import quick
 
 from diffusion_jax.diffusion import guidance, process, samplers, scales, times
 from diffusion_jax.diffusion import losses as objectives
@@ -132,7 +131,7 @@ def p_mean_variance(case: Case) -> Found:
     """`moments` for every mean and variance type, in float64: the official tables are."""
     c, i = case.config, case.inputs["t"]
 
-    @quick
+    @jax.jit
     def run(x: Array, out: Array) -> dict[str, Array]:
         found = {(mean, variance): moments(c, mean, variance, x, out, i) for mean in MEANS for variance in VARIANCES}
         return {f"{'+'.join(types)}/{name}": nchw(value) for types, own in found.items() for name, value in own.items()}
@@ -147,7 +146,7 @@ def losses(case: Case) -> Found:
     """The terms of every loss type, mean type and variance type."""
     c, i = case.config, case.inputs["t"]
 
-    @quick
+    @jax.jit
     def run(inputs: dict[str, Array]) -> dict[str, Array]:
         x0, found = inputs["x_start"], {}
         for mean in MEANS:
@@ -167,7 +166,7 @@ def losses(case: Case) -> Found:
 
 def likelihood(case: Case) -> Found:
     """The likelihood and the divergence of every element; the distribution function is the likelihood of black, an open bin."""
-    @quick
+    @jax.jit
     def run(x: Array, means: Array, log_scales: Array, m2: Array, lv2: Array) -> dict[str, Array]:
         zero = jnp.zeros_like(x)
         return dict(
@@ -229,7 +228,7 @@ def inversion_analytic(case: Case) -> Found:
     (d, denoise), up, down = analytic(case), [], []
     grid = np.append(d.t, np.int32(d.process.steps))
     invert = samplers.ddim(d.process)
-    inverse = quick(lambda x: samplers.sample(denoise(up), invert, x, grid, {}, KEY, keep=True))(nhwc(case.inputs["x_0"]))
+    inverse = jax.jit(lambda x: samplers.sample(denoise(up), invert, x, grid, {}, KEY, keep=True))(nhwc(case.inputs["x_0"]))
     inverse = np.asarray(inverse)
     path = sampled(d, {"sampler": "ddim", "eta": 0.0}, denoise(down), nchw(inverse[-1]), case.inputs["noise"], {})
     found = {"inv": inverse, "inv_pred_xstart": [x0 for x0, _ in up], "x": path, "pred_xstart": [x0 for x0, _ in down]}
@@ -241,7 +240,7 @@ def bpd(case: Case) -> Found:
     c, d = case.config, spaced(case.config["create_gaussian_diffusion"])
     denoise = clipped(c)(scales.denoiser(closed_form(case), d.process, d.scale, d.variance == "learned_range"))
     grid, noise = np.append(d.t[::-1], np.int32(-1)), replay(nhwc(case.inputs["noise"]))
-    bits = quick(lambda x0: bits_per_dim(denoise, d.process, x0, grid, {}, KEY, d.variance, noise))(nhwc(case.inputs["x_0"]))
+    bits = jax.jit(lambda x0: bits_per_dim(denoise, d.process, x0, grid, {}, KEY, d.variance, noise))(nhwc(case.inputs["x_0"]))
     return dict(total_bpd=bits.total, prior_bpd=bits.prior, vb=bits.terms, xstart_mse=bits.x0_mse, mse=bits.eps_mse)
 
 
@@ -250,7 +249,7 @@ def loss_aware_sampler(case: Case) -> Found:
     c, inputs, found = case.config, case.inputs, {}
     p, sampler = process.DDPM("squaredcos", c["num_timesteps"]), times.SecondMoment(c["history_per_term"], c["uniform_prob"])
     with jax.enable_x64(True):
-        memory, done, learn, chances = sampler.memory(p), 0, quick(sampler.learn), quick(sampler.probabilities)
+        memory, done, learn, chances = sampler.memory(p), 0, jax.jit(sampler.learn), jax.jit(sampler.probabilities)
         for j, end in enumerate(inputs["checkpoints"]):
             memory = learn(memory, inputs["ts"][done:end], inputs["f64_losses"][done:end])
             warm, done = bool(np.all(np.asarray(memory["counts"]) >= sampler.history)), end

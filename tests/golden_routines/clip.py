@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from golden_case import Case
 from golden_routines.replay import nchw, nhwc
-from quickly import quick
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.clip_bpe import ClipBPE, find_merges
@@ -55,7 +54,7 @@ def model(case: Case) -> Found:
         return contrastive(per_image)[0], found
 
     args = params, nhwc(case.inputs["image"]), case.inputs["text"], jnp.zeros((len(case.inputs["text"]),) * 2)
-    (value, found), (grads, dlogits) = quick(jax.value_and_grad(loss, argnums=(0, 3), has_aux=True))(*args)
+    (value, found), (grads, dlogits) = jax.jit(jax.value_and_grad(loss, argnums=(0, 3), has_aux=True))(*args)
     shapes = {key: w.shape for key, w in case.weights.items()}
     official = pretrained.revert(grads, shapes, clip)
     found |= {name: official[name.removeprefix("grad/")] for name in case.want if name.startswith("grad/")}
@@ -66,7 +65,7 @@ def hf_text(case: Case) -> Found:
     """The text tower in transformers' form."""
     tower = build(pretrained.towers(case.weights, case.config["kwargs"])["text"])
     params = pretrained.convert(case.weights, tower)
-    state = quick(tower.apply)({"params": params}, case.inputs["input_ids"], case.inputs.get("attention_mask"))
+    state = jax.jit(tower.apply)({"params": params}, case.inputs["input_ids"], case.inputs.get("attention_mask"))
     skipped = state.states[-2]
     return dict(
         last_hidden_state=state.tokens, penultimate=skipped, embeddings=state.states[0], pooler_output=state.pooled,
@@ -77,7 +76,7 @@ def hf_text(case: Case) -> Found:
 def hf_vision(case: Case) -> Found:
     """The image tower in transformers' form."""
     tower = build(pretrained.towers(case.weights, case.config["kwargs"])["image"])
-    state = quick(tower.apply)({"params": pretrained.convert(case.weights, tower)}, nhwc(case.inputs["pixel_values"]))
+    state = jax.jit(tower.apply)({"params": pretrained.convert(case.weights, tower)}, nhwc(case.inputs["pixel_values"]))
     return dict(image_embeds=state.features, last_hidden_state=state.tokens, pooler_output=state.pooled)
 
 

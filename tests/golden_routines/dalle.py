@@ -11,7 +11,6 @@ import numpy as np
 from golden_case import Case
 from golden_routines.dalle_tokens import ar_mindalle, ar_rudalle, attention_masks, token_sampling  # noqa: F401
 from golden_routines.replay import nchw, nhwc
-from quickly import quick
 
 from diffusion_jax.models import dvae as model
 from diffusion_jax.pretrained import dvae as pretrained
@@ -35,7 +34,7 @@ def dvae(case: Case) -> Found:
     params = pretrained.convert(encoder, decoder, net)
     unit = nhwc(case.inputs["image"])
 
-    @quick
+    @jax.jit
     def run(params: Params) -> tuple[Array, ...]:
         logits = net.apply({"params": params}, 2 * unit - 1, method="encode")
         hard = jax.nn.one_hot(jnp.argmax(logits, -1), net.codes)
@@ -64,7 +63,7 @@ def dvae_training(case: Case) -> Found:
     gumbel = -jnp.log(nhwc(jnp.asarray(case.inputs["exponential"])))
     tau = case.config["run"].get("temp") or o["temperature"]
 
-    @quick
+    @jax.jit
     def run(params: Params) -> tuple:
         def loss(params: Params) -> tuple[Array, Array]:
             logits = task.logits(params, x)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden_case import Case
-from quickly import quick
 
 from diffusion_jax.models.dalle import DALLE
 from diffusion_jax.nn import tokens
@@ -43,7 +42,7 @@ def ar_rudalle(case: Case) -> Found:
     task = Autoregressive(net, image_weight=o["loss_img_weight"], first_as_text=net.start is None)
     text, codes = np.split(np.asarray(case.inputs["input_ids"], np.int32), [net.text_length], axis=1)
 
-    @quick
+    @jax.jit
     def run(params: Params) -> tuple[Array, dict[str, Array]]:
         h = net.apply({"params": params["model"]}, text, codes, method="hidden")
         return net.apply({"params": params["model"]}, h, method="logits"), task.terms(params, text, codes)
@@ -60,7 +59,7 @@ def ar_mindalle(case: Case) -> Found:
     params = {"model": pretrained.convert(case.weights, net)}
     text, codes = (jnp.asarray(case.inputs[name], jnp.int32) for name in ("texts", "images"))
 
-    @quick
+    @jax.jit
     def run(params: Params) -> tuple[Array, ...]:
         both = net.apply({"params": params["model"]}, text, codes)
         return *both, draw(net, Draw(top_k=1), params, text, codes[:, :0], jnp.arange(len(text)), jax.random.key(0))

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 from golden_case import Case
 from golden_routines.replay import nchw, nhwc, record, replay, watched
-from quickly import quick
 
 from diffusion_jax.diffusion import guidance, process, samplers, scales, times
 from diffusion_jax.diffusion import losses as objectives
@@ -58,7 +57,7 @@ def tables(d: Spaced) -> dict[str, np.ndarray]:
     return {name: np.asarray(value)[: len(d.t)] for name, value in found.items()}
 
 
-@partial(quick, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def _tables(p: process.DDPM, t: Array, s: Array, above: Array) -> dict[str, Array]:
     q, alpha, sigma = process.posterior(p, t, s), p.alpha(t), p.sigma(t)
     return dict(
@@ -110,7 +109,7 @@ def sampled(d: Spaced, c: dict[str, Any], denoise: Denoiser, x: Array, draws: np
     noise, grid = replay(nhwc(draws)), np.append(d.t[::-1], np.int32(-1))
     ddim, ddpm = samplers.ddim(d.process, c["eta"], noise), samplers.ancestral(d.process, d.variance, noise)
     sampler = ddim if c["sampler"] == "ddim" else ddpm
-    path = quick(lambda x, cond: samplers.sample(denoise, sampler, x, grid, cond, KEY, keep=True))(nhwc(x), cond)
+    path = jax.jit(lambda x, cond: samplers.sample(denoise, sampler, x, grid, cond, KEY, keep=True))(nhwc(x), cond)
     jax.effects_barrier()
     return np.asarray(path)
 

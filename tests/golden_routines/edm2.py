@@ -10,7 +10,6 @@ import numpy as np
 from golden_case import Case
 from golden_routines.edm2_training import ema, lr_schedule, phema_math, phema_reconstruct  # noqa: F401
 from golden_routines.replay import nchw, nhwc, replay, watched
-from quickly import quick
 
 from diffusion_jax.data import image
 from diffusion_jax.data.latents import Whitening
@@ -56,7 +55,7 @@ def forward(case: Case) -> Found:
     raw = raw_of(c, case.inputs.get("class_labels"))
     scale = task.scale(PROCESS, jnp.asarray(sigma))
 
-    @quick
+    @jax.jit
     def run(params: Params, x: Array) -> tuple[Array, Array, Params, Array, Array]:
         vec = task.embed(params, raw)
         scaled = scale.in_[:, None, None, None] * x
@@ -105,15 +104,15 @@ def primitives(case: Case) -> Found:
             def loss(params: Params, value: Array, gain: Array, layer: mp.MPLayer = layer) -> Array:
                 return jnp.mean(0.5 * layer.apply({"params": params}, value, gain) ** 2)
 
-            dw, dx, dgain = quick(jax.grad(loss, (0, 1, 2)))(params, jnp.asarray(value), jnp.asarray(inputs["gain"]))
+            dw, dx, dgain = jax.jit(jax.grad(loss, (0, 1, 2)))(params, jnp.asarray(value), jnp.asarray(inputs["gain"]))
             found |= {
-                f"{name}_{mode}/y": out(quick(layer.apply)({"params": params}, value, inputs["gain"])),
+                f"{name}_{mode}/y": out(jax.jit(layer.apply)({"params": params}, value, inputs["gain"])),
                 f"{name}_{mode}/weight_after": layout.official(params["weight"], weight.shape),
                 f"{name}_{mode}/dweight": layout.official(dw["weight"], weight.shape),
                 f"{name}_{mode}/dx": out(dx), f"{name}_{mode}/dgain": dgain,
             }
             if mode == "eval":
-                found[f"{name}_eval/y_gain1"] = out(quick(layer.apply)({"params": params}, value))
+                found[f"{name}_eval/y_gain1"] = out(jax.jit(layer.apply)({"params": params}, value))
     return found
 
 
@@ -133,7 +132,7 @@ def blocks(case: Case) -> Found:
         weights = {f"unet.enc_0_block0.{key}": w for key, w in own.items()}
         params = rules.convert(weights, pretrained.RULES, {"model": {"enc_0_block0": init}})["model"]["enc_0_block0"]
         for label, value in (("", x), ("_small", x * np.float32(3e-4))):
-            found[name + label] = nchw(quick(block.apply)({"params": params}, value, case.inputs["emb"]))
+            found[name + label] = nchw(jax.jit(block.apply)({"params": params}, value, case.inputs["emb"]))
     return found
 
 
@@ -147,7 +146,7 @@ def losses(case: Case) -> Found:
     sigma = PROCESS.time(jnp.exp(o["P_mean"] + o["P_std"] * inputs["rnd_normal"][:, 0, 0, 0]))
     batch = {"image": x0} | raw_of(c, inputs.get("labels"))
 
-    @quick
+    @jax.jit
     def run(params: Params) -> tuple:
         def mean(params: Params) -> Array:
             return jnp.mean(task.terms(params, batch, sigma, eps)["loss"]) * x0[0].size
@@ -186,7 +185,7 @@ def train_steps(case: Case) -> Found:
         b1=c["adam"]["betas"][0], b2=c["adam"]["betas"][1], eps=c["adam"]["eps"],
     )
 
-    @quick
+    @jax.jit
     def step(params: Params, averages: list, state: Any, number: Array, batch: dict, sigma: Array, eps: Array):
         def mean(params: Params) -> Array:
             return jnp.mean(task.terms(params, batch, sigma, eps)["loss"]) * eps[0].size
@@ -230,7 +229,7 @@ def trajectory(case: Case) -> Found:
     inside = [churn.get("s_min", 0) <= t <= churn.get("s_max", np.inf) for t in grid[:-1]]       # the official code draws there
     noise = [next(stored) if drawn else np.zeros_like(nhwc(inputs["noise"])) for drawn in inside if churn.get("s_churn")]
     sampler = samplers.edm(PROCESS, **churn, noise=replay(noise))
-    x = quick(lambda x: samplers.sample(denoise, sampler, x, grid, cond, KEY))(nhwc(inputs["noise"]) * jnp.asarray(grid[0]))
+    x = jax.jit(lambda x: samplers.sample(denoise, sampler, x, grid, cond, KEY))(nhwc(inputs["noise"]) * jnp.asarray(grid[0]))
     jax.effects_barrier()
     xs, sigmas, found = (np.stack([call[i] for call in calls]) for i in range(3))
     out = dict(x=nchw(x), calls_x=nchw(xs), calls_sigma=sigmas, calls_D=nchw(found), t_steps=grid)

@@ -12,7 +12,6 @@ from golden_routines.adm_diffusion import noted, spaced
 from golden_routines.clip import merges, rows_of
 from golden_routines.dit_diffusion import KEY, Spaced, guided, sampled, tables
 from golden_routines.replay import nchw, nhwc
-from quickly import quick
 
 from diffusion_jax.build import build
 from diffusion_jax.data.glide_bpe import GlideBPE
@@ -63,7 +62,7 @@ def unet(case: Case) -> Found:
     """The output, and what the text transformer finds."""
     net = Net(case.config, case.weights)
 
-    @quick
+    @jax.jit
     def run(params: Params, inputs: dict[str, Array]) -> Found:
         cond = net.embed(params, inputs)
         found = dict(out=nchw(net.network(params)(nhwc(inputs["x"]), inputs["timesteps"], cond)))
@@ -97,7 +96,7 @@ def noised_clip(case: Case) -> Found:
     model, params = clip_of(c, under("image/", case.weights), under("text/", case.weights), c["logit_scale"])
     task, params = task_of(model, params, process.DDPM("squaredcos"))
 
-    @quick
+    @jax.jit
     def run(params: Params, inputs: dict[str, Array]) -> Found:
         own, x = {"params": params["model"]}, nhwc(inputs["images"])
         texts = features(model, params, inputs)
@@ -151,7 +150,7 @@ def pull(case: Case, d: Spaced) -> Guidance:
     weights = [under(f"clip_{tower}/", case.weights) for tower in ("image", "text")]
     model, params = clip_of(case.config["clip"], *weights, run["clip_logit_scale"])
     task, params = task_of(model, params, d.process)
-    texts = unit(quick(partial(features, model))(params, case.inputs))
+    texts = unit(jax.jit(partial(features, model))(params, case.inputs))
     return guidance.Gradient(lambda x, t, cond: task.log_prob(params, x, t, texts, d.process), run["clip_guidance"])
 
 
@@ -174,11 +173,11 @@ def trajectory(case: Case) -> Found:
         network = guided(network, run["cfg_scale"])
     plain = on_x0(case)(scales.denoiser(network, d.process, d.scale, True))
     denoise = pull(case, d)(plain)
-    cond = quick(net.embed)(net.params, case.inputs)
+    cond = jax.jit(net.embed)(net.params, case.inputs)
     c = {"sampler": "ddim" if run["sampler"] == "ddim" else "p", "eta": run.get("eta", 0.0)}
     path = sampled(d, c, noted(d, c, denoise, calls), case.inputs["x_T"], case.inputs["noise"], cond)
     x0, grad = (np.stack(column) for column in zip(*calls, strict=True))
-    found = quick(lambda x: first_moments(d, plain, x, cond))(nhwc(case.inputs["x_T"]))
+    found = jax.jit(lambda x: first_moments(d, plain, x, cond))(nhwc(case.inputs["x_T"]))
     found |= {"samples": path, "pred_xstart": x0, "cond_fn_grad_first": grad[0]}
     return {name: nchw(value) for name, value in found.items()} | {"timestep_map": d.t}
 
@@ -187,9 +186,9 @@ def ddim_inversion(case: Case) -> Found:
     """DDIM upwards, beyond the last step to pure noise, and down again."""
     d, net = spacing(case.config["run"]), Net(case.config["unet"], under("unet/", case.weights))
     denoise = on_x0(case)(scales.denoiser(net.network(net.params), d.process, d.scale, True))
-    cond, sampler = quick(net.embed)(net.params, case.inputs), samplers.ddim(d.process)
+    cond, sampler = jax.jit(net.embed)(net.params, case.inputs), samplers.ddim(d.process)
 
-    @quick
+    @jax.jit
     def both(x: Array) -> tuple[Array, Array]:
         up = np.append(d.t, np.int32(d.process.steps))
         path = samplers.sample(denoise, sampler, x, up, cond, KEY, keep=True)
@@ -207,7 +206,7 @@ def resize(case: Case) -> Found:
         "bicubic": bicubic, "bicubic_antialias": antialiased, "area": resample.area,
     }
 
-    @quick
+    @jax.jit
     def run(x: Array) -> Found:
         sizes = case.config["sizes"]
         return {f"{h}x{w}/{way}": nchw(function(x, h, w)) for h, w in sizes for way, function in ways.items()}

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from golden_case import Case
 from golden_routines.replay import nchw, nhwc
-from quickly import quick
 
 from diffusion_jax.build import build
 from diffusion_jax.models import gan
@@ -48,7 +47,7 @@ def diffusers_autoencoder_kl(case: Case) -> Found:
 
 def first_stage(case: Case, model: Autoencoder, params: Params) -> Found:
     """All that is asked of a KL autoencoder."""
-    @quick
+    @jax.jit
     def run(params: Params, inputs: dict[str, Array]) -> Found:
         p, seen = model.apply({"params": params}, inputs["image"], method="encode", capture_intermediates=True)
         drawn = p.sample(inputs["noise"])
@@ -69,7 +68,7 @@ def vqmodel(case: Case) -> Found:
     model = build(pretrained.config(c["ddconfig"], c["embed_dim"], c["n_embed"]) | {"legacy": True})
     params = pretrained.convert(case.weights, model)
 
-    @quick
+    @jax.jit
     def run(params: Params, image: Array, h: Array, code: Array) -> Found:
         prequant = apply(model, params, "encode", image).mean
         q = apply(model, params, "quantize", prequant)
@@ -110,7 +109,7 @@ def discriminator(case: Case) -> Found:
     model, params, stats = load_discriminator(case, case.config["kwargs"])
     batch, real, fake = case.config["run"]["batch"], nhwc(case.inputs["real"]), nhwc(case.inputs["fake"])
 
-    @quick
+    @jax.jit
     def run(params: Params, stats: gan.Stats, real: Array, fake: Array) -> Found:
         logits = [model.apply({"params": params}, x, stats)[0] for x in (real, fake)]
         trained, seen = model.apply({"params": params}, real)
@@ -147,7 +146,7 @@ def lpips(case: Case) -> Found:
     params = perceptual.lpips(case.weights, model)
     a, b = nhwc(case.inputs["a"]), nhwc(case.inputs["b"])
 
-    @quick
+    @jax.jit
     def run(a: Array, b: Array) -> Found:
         features = VGG(model.width).apply({"params": params["vgg"]}, a)
 
@@ -194,7 +193,7 @@ def autoencoder_loss(case: Case) -> Found:
 
     term, term_weight = extra()
 
-    @quick
+    @jax.jit
     def run(step: Array) -> tuple[Found, Found, Array, Array, Array]:
         def generator(kernel: Array) -> tuple[Array, Found]:
             loss, logs = losses.generator(

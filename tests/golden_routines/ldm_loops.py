@@ -11,7 +11,6 @@ from golden_routines import samplers as diffusers
 from golden_routines.ldm_diffusion import ddim_tables, ddim_times, of_options, tables
 from golden_routines.ldm_network import first_stage_of, load_unet
 from golden_routines.replay import nchw, nhwc, replay, watched
-from quickly import quick
 
 from diffusion_jax.build import build
 from diffusion_jax.diffusion import guidance, losses, multistep, samplers, scales
@@ -54,7 +53,7 @@ def latent_diffusion_loss(case: Case) -> Found:
         total = o.get("l_simple_weight", 1.0) * jnp.mean(simple / jnp.exp(logvar[t]) + logvar[t])
         return total + o.get("original_elbo_weight", 0.0) * vlb, (jnp.mean(simple), vlb)
 
-    (total, (simple, vlb)), (grads, by_logvar) = quick(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, logvar)
+    (total, (simple, vlb)), (grads, by_logvar) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, logvar)
     shapes = {key: w.shape for key, w in sd.part(case.weights, sd.UNET).items()}
     back = ldm_unet.revert(grads, shapes, model, cond, c["unet"].get("use_new_attention_order", False))
     found = {f"grad/{sd.UNET}{key}": value for key, value in back.items()} | {"grad/logvar": by_logvar}
@@ -101,7 +100,7 @@ def latent_diffusion_trajectory(case: Case) -> Found:
     if run.get("mask"):
         sampler = kept_region(case, p, sampler)
     denoise = watched(denoise, calls)
-    path = quick(lambda x: samplers.sample(denoise, sampler, x, times, cond, KEY, keep=True))(x)
+    path = jax.jit(lambda x: samplers.sample(denoise, sampler, x, times, cond, KEY, keep=True))(x)
     jax.effects_barrier()
     found |= {"trajectory": nchw(path), "samples": nchw(path[-1]), "image_out": nchw(first.decode(first_params, path[-1]))}
     return found | {"pred_x0": nchw(x0_of(p, times, x, path, calls, run))}
@@ -148,7 +147,7 @@ def diffusers_sampler(case: Case) -> Found:
     labels, eta = np.asarray(grid.labels, np.int64), run.get("eta", 0.0)
 
     def path(sampler: Any, pairs: np.ndarray) -> Array:
-        return quick(lambda x: samplers.sample(denoise, sampler, x, pairs, cond, KEY, keep=True))(x)
+        return jax.jit(lambda x: samplers.sample(denoise, sampler, x, pairs, cond, KEY, keep=True))(x)
 
     if kind == "DDIM":
         denoise = diffusers.on_x0(options)(denoise)

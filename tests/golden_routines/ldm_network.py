@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from golden_case import Case
 from golden_routines.replay import nchw, nhwc
-from quickly import quick
 
 from diffusion_jax.build import build
 from diffusion_jax.models.bert import TextEncoder
@@ -35,7 +34,7 @@ def unet(case: Case) -> Found:
     inputs = case.inputs
     seen = cond.apply({"params": params["cond"]}, {"label": jnp.asarray(inputs["y"])}) if "y" in inputs else {}
     seen |= {"seq": jnp.asarray(inputs["context"])} if "context" in inputs else {}
-    out = quick(model.apply)({"params": params["model"]}, nhwc(inputs["x"]), inputs["timesteps"], seen)
+    out = jax.jit(model.apply)({"params": params["model"]}, nhwc(inputs["x"]), inputs["timesteps"], seen)
     return {"out": nchw(out), "t_emb": waves(jnp.asarray(inputs["timesteps"]), model.width)}
 
 
@@ -44,7 +43,7 @@ def diffusers_unet(case: Case) -> Found:
     model, _, params = load_unet(case.weights, case.config["kwargs"])
     inputs = case.inputs
     args = nhwc(inputs["sample"]), inputs["timestep"], {"seq": inputs["encoder_hidden_states"]}
-    return {"out": nchw(quick(model.apply)({"params": params["model"]}, *args))}
+    return {"out": nchw(jax.jit(model.apply)({"params": params["model"]}, *args))}
 
 
 def bert_embedder(case: Case) -> Found:
@@ -52,7 +51,7 @@ def bert_embedder(case: Case) -> Found:
     c = case.config
     model = TextEncoder(c["num_tokens"], c["max_seq_len"], c["dim"], c["depth"])
     params = ldm_text.convert_bert(case.weights, model)
-    return {"embeddings": quick(model.apply)({"params": params}, case.inputs["tokens"])}
+    return {"embeddings": jax.jit(model.apply)({"params": params}, case.inputs["tokens"])}
 
 
 def structs(keys: dict[str, list[int]]) -> dict[str, jax.ShapeDtypeStruct]:

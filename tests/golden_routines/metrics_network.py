@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from golden_case import Case
 from golden_routines.replay import nchw, nhwc
-from quickly import quick
 
 from diffusion_jax.data import resize as resizers
 from diffusion_jax.models.inception import Features, Inception, Maps
@@ -18,7 +17,7 @@ from diffusion_jax.types import Array, Params
 Found = dict[str, Any]
 
 
-@quick
+@jax.jit
 def _see(params: Params, x: Array) -> tuple[Features, Maps]:
     out, seen = Inception().apply({"params": params}, x, capture_intermediates=lambda module, _: module.name == "trunk")
     return out, seen["intermediates"]["trunk"]["__call__"][0]
@@ -63,7 +62,7 @@ def resize(case: Case) -> Found:
     )
     conventions = dict(tf1=("tensorflow", 128, 128), clean=("clean_fid", 128, 128), pytorch=("pytorch_fid", 127.5, 127.5))
 
-    @quick
+    @jax.jit
     def run(images: dict[str, Array]) -> Found:
         found = {}
         for name, c in case.config.items():

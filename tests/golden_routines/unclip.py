@@ -11,7 +11,6 @@ from golden_routines.adm_diffusion import spaced
 from golden_routines.dit_diffusion import KEY, Spaced
 from golden_routines.glide import under
 from golden_routines.replay import nchw, nhwc, record, replay
-from quickly import quick
 
 from diffusion_jax.build import build
 from diffusion_jax.data.resize import antialiased
@@ -46,7 +45,7 @@ def walked(denoise: Denoiser, p: Process, variance: str, grid: np.ndarray, x: np
     """Every state of ancestral sampling with stored noise; the last step of a scheduler draws none, and asks for none."""
     noise: Noise = replay([*draws, 0 * x][: len(grid) - 1])
     sampler = samplers.ancestral(p, variance, noise)
-    path = quick(lambda x, cond: samplers.sample(denoise, sampler, x, grid, cond, KEY, keep=True))(x, cond)
+    path = jax.jit(lambda x, cond: samplers.sample(denoise, sampler, x, grid, cond, KEY, keep=True))(x, cond)
     jax.effects_barrier()
     return path
 
@@ -76,7 +75,7 @@ def karlo_prior(case: Case) -> Found:
     denoise = both(guide(scales.denoiser(network(params), d.process, d.scale, False)), half)
     path = walked(denoise, d.process, d.variance, down(d), i["noise"][0], i["noise"][1:], rows(cond, half))
     embedding = np.asarray(path)[-1][:half] * i["clip_std"] + i["clip_mean"]
-    return dict(forward=quick(network(params))(i["x"], i["t"], cond), trajectory=path, image_embed=embedding)
+    return dict(forward=jax.jit(network(params))(i["x"], i["t"], cond), trajectory=path, image_embed=embedding)
 
 
 def decoder_of(
@@ -100,8 +99,8 @@ def karlo_decoder(case: Case) -> Found:
     model, text, params = decoder_of(hparams, hparams, case.weights)
     raw = {"clip_image": np.concatenate([i["img_feat"]] * 2), "with_image": np.repeat([1.0, 0.0], half),
            "clip_text": i["txt_feat"], "text_states": i["txt_feat_seq"], "text_mask": i["mask"]}
-    cond = quick(text.apply)({"params": params["cond"]}, raw)
-    found = dict(forward=nchw(quick(bare(model, params))(nhwc(i["x"]), i["t"], cond)))
+    cond = jax.jit(text.apply)({"params": params["cond"]}, raw)
+    found = dict(forward=nchw(jax.jit(bare(model, params))(nhwc(i["x"]), i["t"], cond)))
     if c["run"].get("sample"):
         d = spaced(c["config"]["diffusion"] | {"timestep_respacing": c["run"]["respacing"]})
         guide = guidance.chain(guidance.Clip(), guidance.CFG(i["cf_scales"], rows(cond, -half)))
@@ -122,7 +121,7 @@ def karlo_super_resolution(case: Case) -> Found:
     draws = nhwc(i["noise"])
     path = two_stages(first, last, d.process, d.variance, down(d), draws[0], draws[1:], cond)
     return dict(
-        trajectory=nchw(path), forward_first=nchw(quick(first)(draws[0], i["t"], cond)),
+        trajectory=nchw(path), forward_first=nchw(jax.jit(first)(draws[0], i["t"], cond)),
         bicubic_up=nchw(antialiased(nhwc(i["small"]), *nhwc(i["low_res"]).shape[1:3])),
     )
 
@@ -152,7 +151,7 @@ def diffusers_prior(case: Case) -> Found:
     i = case.inputs
     network, params = prior_of(case.config["kwargs"], case.weights)
     cond = {"vec": i["proj_embedding"], "seq": i["encoder_hidden_states"], "seq_mask": i["attention_mask"]}
-    x0 = quick(network(params))(i["hidden_states"], i["timestep"], cond)
+    x0 = jax.jit(network(params))(i["hidden_states"], i["timestep"], cond)
     mean, std = statistics(case.weights)
     return dict(predicted_image_embedding=x0, post_processed=np.asarray(x0) * std + mean)
 
@@ -164,8 +163,8 @@ def diffusers_decoder(case: Case) -> Found:
     model, text, params = decoder_of(c["decoder"], c["text_proj"], weights)
     raw = {"clip_image": np.concatenate([i["image_embeddings"]] * 2), "with_image": np.repeat([0.0, 1.0], half),
            "clip_text": i["prompt_embeds"], "text_states": i["text_encoder_hidden_states"], "text_mask": i["text_mask"]}
-    cond = quick(text.apply)({"params": params["cond"]}, raw)
-    out = quick(bare(model, params))(nhwc(i["sample"]), i["timestep"], cond)
+    cond = jax.jit(text.apply)({"params": params["cond"]}, raw)
+    out = jax.jit(bare(model, params))(nhwc(i["sample"]), i["timestep"], cond)
     return dict(context=cond["seq"], additive_time_embedding=cond["vec"], out=nchw(out))
 
 
@@ -209,7 +208,7 @@ def diffusers_pipeline(case: Case) -> Found:
     tower = build(clip.towers(under("text_encoder/", case.weights), {"text_config": c["text_encoder"]})["text"])
     text = clip.convert(under("text_encoder/", case.weights), tower)
     ids = np.concatenate([i["input_ids"], np.repeat(i["uncond_ids"], batch, axis=0)])
-    state = quick(tower.apply)({"params": text}, ids)
+    state = jax.jit(tower.apply)({"params": text}, ids)
     ends = np.argmax(ids == c["text_encoder"]["eos_token_id"], axis=1)
     mask = np.arange(ids.shape[1])[None] <= ends[:, None]
     cond = {"vec": state.features, "seq": state.tokens, "seq_mask": mask}
@@ -229,7 +228,7 @@ def diffusers_pipeline(case: Case) -> Found:
                                       under("text_proj/", case.weights) | under("decoder/", case.weights))
     raw = {"clip_image": np.concatenate([embedding] * 2), "with_image": np.repeat([1.0, 0.0], batch), "clip_text": state.features,
            "text_states": state.tokens, "text_mask": mask}
-    seen = quick(texts.apply)({"params": params["cond"]}, raw)
+    seen = jax.jit(texts.apply)({"params": params["cond"]}, raw)
     denoise = guidance.chain(clip_, guidance.CFG(run["decoder_scale"], rows(seen, -batch)))(
         scales.denoiser(bare(model, params), p, scale, True))
     path = walked(denoise, p, variance, grid, nhwc(i["decoder_x_T"]), nhwc(i["decoder_noise"]), rows(seen, batch))

@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.clip import CLIP, TextTower, ViT, logits, preset, unit
@@ -17,11 +16,11 @@ TOKENS = np.array([[18, 3, 4, 19, 0], [18, 5, 19, 0, 0]], np.int32)
 
 @pytest.fixture(scope="module")
 def params():
-    return quick(TOWER.init)(KEY, TOKENS)
+    return jax.jit(TOWER.init)(KEY, TOKENS)
 
 
 def test_a_token_sees_earlier_ones_only_so_padding_changes_nothing(params):
-    apply = quick(TOWER.apply)
+    apply = jax.jit(TOWER.apply)
     state = apply(params, TOKENS)
     other = apply(params, TOKENS + np.array([[0, 0, 0, 0, 7], [0, 0, 0, 9, 2]], np.int32))
     np.testing.assert_allclose(state.features, other.features, rtol=1e-6, atol=1e-6)
@@ -30,18 +29,18 @@ def test_a_token_sees_earlier_ones_only_so_padding_changes_nothing(params):
 
 def test_where_a_text_is_read_and_which_layer_is_shown(params):
     changes = dict(end=4, skip=1)
-    other = quick(TOWER.clone(**changes).apply)(params, TOKENS[:1])
-    state = quick(TOWER.apply)(params, TOKENS[:1])
+    other = jax.jit(TOWER.clone(**changes).apply)(params, TOKENS[:1])
+    state = jax.jit(TOWER.apply)(params, TOKENS[:1])
     np.testing.assert_allclose(other.pooled[0], state.tokens[0, 2], rtol=1e-6)
     np.testing.assert_array_equal(other.states[-1], state.states[-1])
     assert not np.allclose(other.tokens, state.tokens)
-    last = quick(TOWER.clone(end="last", features=None).apply)({"params": {
+    last = jax.jit(TOWER.clone(end="last", features=None).apply)({"params": {
         name: value for name, value in params["params"].items() if name != "proj"}}, TOKENS[:1])
     np.testing.assert_allclose(last.features[0], state.tokens[0, -1], rtol=1e-6)
 
 
 def test_an_unknown_token_is_loud(params):
-    state = quick(TOWER.apply)(params, TOKENS.clip(max=18) + 8)
+    state = jax.jit(TOWER.apply)(params, TOKENS.clip(max=18) + 8)
     assert np.isnan(state.features).any()
 
 
@@ -78,9 +77,9 @@ def test_logits_are_cosines():
 def test_images_are_normalised_per_channel():
     model = CLIP(ViT(4, size=4, patch=4, width=8, layers=1, heads=1), TOWER.clone(features=4), mean=(0.5,), std=(0.5,))
     x = np.float32(np.random.RandomState(0).rand(1, 4, 4, 1) * 2 - 1)
-    variables = quick(model.init)(KEY, x, TOKENS)
+    variables = jax.jit(model.init)(KEY, x, TOKENS)
 
-    @quick
+    @jax.jit
     def both(variables):
         direct = model.apply(variables, x, method=lambda module, x: module.image(x)).features
         return direct, model.apply(variables, x, method="encode_image")
@@ -91,10 +90,10 @@ def test_images_are_normalised_per_channel():
 def test_a_mask_takes_tokens_away_and_bfloat16_is_close():
     module = Transformer(1, 2)
     x, mask = np.float32(np.random.RandomState(0).randn(1, 3, 8)), np.array([[True, True, False]])
-    variables = quick(module.init)(KEY, x)
-    apply = quick(module.apply)
+    variables = jax.jit(module.init)(KEY, x)
+    apply = jax.jit(module.apply)
     states = apply(variables, x, mask)
     other = apply(variables, x + np.array([0, 0, 1], np.float32)[None, :, None], mask)
     np.testing.assert_allclose(states[-1][:, :2], other[-1][:, :2], rtol=1e-5, atol=1e-6)
-    narrow = quick(module.clone(dtype="bfloat16").apply)(variables, x, mask)[-1]
+    narrow = jax.jit(module.clone(dtype="bfloat16").apply)(variables, x, mask)[-1]
     assert narrow.dtype == jnp.bfloat16 and np.allclose(narrow, states[-1], atol=0.1)

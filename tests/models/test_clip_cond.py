@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.clip_cond import Features
@@ -15,17 +14,17 @@ RAW = {"clip_image": 8 * Y / np.linalg.norm(Y, axis=1, keepdims=True)}
 
 
 def test_noise_turns_a_vector_by_a_known_angle_and_only_in_training():
-    found = quick(COND.prepare)(RAW, KEY)["clip_image"]
+    found = jax.jit(COND.prepare)(RAW, KEY)["clip_image"]
     np.testing.assert_allclose(jnp.linalg.norm(found, axis=1), 8, rtol=1e-5)
     assert np.abs(np.mean(np.sum(found * RAW["clip_image"], axis=1)) / 64 - 1 / np.hypot(1, 0.75)) < 0.02
     assert COND.prepare(RAW, KEY, level=0.0) is RAW and Features(64, 8, noise=0.0).prepare(RAW, KEY) is RAW
 
 
 def test_the_null_condition_is_no_direction():
-    params = quick(COND.init)(KEY, RAW)
+    params = jax.jit(COND.init)(KEY, RAW)
     null = COND.null(RAW)
     assert not null["clip_image"].any()
-    vec = quick(COND.apply)(params, null)["vec"]
+    vec = jax.jit(COND.apply)(params, null)["vec"]
     assert vec.shape == (50, 8) and (vec == vec[:1]).all()
 
 

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.dalle import DALLE, layer_kinds, preset
@@ -32,7 +31,7 @@ each = pytest.mark.parametrize("options", [pytest.param(form, id=name, marks=() 
 @each
 def test_logits_depend_on_earlier_tokens_only(options):
     model, params = network(**options)
-    run = quick(lambda image: model.apply({"params": params}, TEXT, image))
+    run = jax.jit(lambda image: model.apply({"params": params}, TEXT, image))
     changed = IMAGE.at[:, 7].set((IMAGE[:, 7] + 1) % 9)
     (text, image), (text2, image2) = run(IMAGE), run(changed)
     np.testing.assert_array_equal(text, text2)
@@ -45,10 +44,10 @@ def test_cached_logits_are_the_uncached_ones(options):
     """The proof line: within 1e-5, from the text alone and from a completed half."""
     model, params = network(**options)
     bound = {"params": params}
-    _, want = quick(lambda: model.apply(bound, TEXT, IMAGE))()
-    step = quick(lambda *a: model.apply(bound, *a, method="step"))
+    _, want = jax.jit(lambda: model.apply(bound, TEXT, IMAGE))()
+    step = jax.jit(lambda *a: model.apply(bound, *a, method="step"))
     for given in (0, 8):
-        logits, cache = quick(lambda n=given: model.apply(bound, TEXT, IMAGE[:, :n], method="prefill"))()
+        logits, cache = jax.jit(lambda n=given: model.apply(bound, TEXT, IMAGE[:, :n], method="prefill"))()
         found = [logits]
         for place in range(given, 15):
             logits, cache = step(IMAGE[:, place], jnp.int32(place), cache)
@@ -59,7 +58,7 @@ def test_cached_logits_are_the_uncached_ones(options):
 @pytest.mark.slow
 def test_blocks_give_what_masks_give():
     model, params = network(start=0)
-    dense, sparse = (quick(lambda m=m: m.apply({"params": params}, TEXT, IMAGE))() for m in
+    dense, sparse = (jax.jit(lambda m=m: m.apply({"params": params}, TEXT, IMAGE))() for m in
                      (dataclasses.replace(model, sparse=False), dataclasses.replace(model, sparse=True)))
     for a, b in zip(dense, sparse, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -68,7 +67,7 @@ def test_blocks_give_what_masks_give():
 @pytest.mark.slow
 def test_recomputing_layers_changes_nothing():
     model, params = network()
-    plain, saved = (quick(jax.grad(lambda p, m=m: jnp.sum(m.apply({"params": p}, TEXT, IMAGE)[1] ** 2)))(params) for m in
+    plain, saved = (jax.jit(jax.grad(lambda p, m=m: jnp.sum(m.apply({"params": p}, TEXT, IMAGE)[1] ** 2)))(params) for m in
                     (model, dataclasses.replace(model, remat=True)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, saved)
 
@@ -77,11 +76,11 @@ def test_recomputing_layers_changes_nothing():
 def test_greedy_draws_are_the_most_likely_tokens_and_guidance_moves_them():
     model, params = network(start=0, depth=2)
     given = IMAGE[:, :4]
-    codes = quick(lambda: draw(model, Draw(top_k=1), {"model": params}, TEXT, given, jnp.arange(2), KEY))()
+    codes = jax.jit(lambda: draw(model, Draw(top_k=1), {"model": params}, TEXT, given, jnp.arange(2), KEY))()
     np.testing.assert_array_equal(codes[:, :4], given)
-    _, logits = quick(lambda: model.apply({"params": params}, TEXT, codes))()
+    _, logits = jax.jit(lambda: model.apply({"params": params}, TEXT, codes))()
     np.testing.assert_array_equal(codes[:, 4:], jnp.argmax(logits, -1)[:, 4:])
-    guided = quick(lambda: draw(model, Draw(top_k=1, guidance=4.0), {"model": params}, TEXT, given, jnp.arange(2), KEY, 4.0))()
+    guided = jax.jit(lambda: draw(model, Draw(top_k=1, guidance=4.0), {"model": params}, TEXT, given, jnp.arange(2), KEY, 4.0))()
     assert (guided != codes).any()
 
 
@@ -124,7 +123,7 @@ def test_gradients_underflow_in_float16_and_not_in_bfloat16():
         def loss(params):
             return jnp.mean(jax.nn.log_softmax(model.apply({"params": params}, TEXT, IMAGE)[1])[..., 0]) * 1e-5
 
-        grads = quick(jax.grad(loss))(params)
+        grads = jax.jit(jax.grad(loss))(params)
         kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(grads["blocks_0"]) if path[-1].key == "kernel"]
         return np.mean(np.concatenate([np.asarray(leaf).reshape(-1) for leaf in kernels]) == 0)
 

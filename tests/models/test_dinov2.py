@@ -2,7 +2,6 @@
 import jax
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.dinov2 import DINOv2
@@ -73,7 +72,7 @@ def test_is_the_network_that_transformers_has():
     x = RNG.normal(size=(2, 28, 28, 3)).astype(np.float32)
     with torch.no_grad():
         want = peer(torch.tensor(x.transpose(0, 3, 1, 2))).pooler_output.numpy()
-    got = quick(SMALL.apply)({"params": dinov2.convert(state, SMALL, 28)}, x)
+    got = jax.jit(SMALL.apply)({"params": dinov2.convert(state, SMALL, 28)}, x)
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 

@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.cond import OneHot
@@ -45,7 +44,7 @@ def test_every_step_starts_at_zero_and_learns_in_every_parameter(letter):
     model = EDM2(**TINY, ladder=letter)
     x, noise, cond = inputs(model)
 
-    @quick
+    @jax.jit
     def run(key):
         params = model.init(key, x, noise, cond)["params"]
         moved = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(key, p.shape), params)         # away from zero gains
@@ -66,7 +65,7 @@ def test_magnitudes_stay_near_one_through_the_whole_network(name, attend, capsys
     """The root mean square of every block's output at initialisation, over draws of weights and inputs; narrow presets."""
     model = EDM2(**{**preset(name), "width": 32}, head_channels=32, attend=attend)
 
-    @quick
+    @jax.jit
     def squares(key):
         weights, draw = jax.random.split(key)
         x, noise, cond = inputs(model, side=32, key=draw)
@@ -88,9 +87,9 @@ def test_magnitudes_stay_near_one_through_the_whole_network(name, attend, capsys
 def test_half_precision_is_near_float32(dtype):
     wide = EDM2(**TINY)
     x, noise, cond = inputs(wide)
-    params = quick(wide.init)(KEY, x, noise, cond)["params"]
+    params = jax.jit(wide.init)(KEY, x, noise, cond)["params"]
     params["out_gain"] = jnp.ones(())
-    want, got = (quick(model.apply)({"params": params}, x, noise, cond) for model in (wide, EDM2(**TINY, dtype=dtype)))
+    want, got = (jax.jit(model.apply)({"params": params}, x, noise, cond) for model in (wide, EDM2(**TINY, dtype=dtype)))
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, atol=0.1)
 

@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.clip import ViT
@@ -18,11 +17,11 @@ TOKENS = np.array([[3, 4, 10, 10], [5, 10, 10, 10]], np.int32)
 
 @pytest.fixture(scope="module")
 def params():
-    return quick(TEXT.init)(KEY, {"tokens": TOKENS})
+    return jax.jit(TEXT.init)(KEY, {"tokens": TOKENS})
 
 
 def test_the_mask_follows_from_the_tokens(params):
-    apply = quick(TEXT.apply)
+    apply = jax.jit(TEXT.apply)
     found = apply(params, {"tokens": TOKENS})
     assert found["vec"].shape == (2, 6) and found["seq"].shape == (2, 4, 8)
     jax.tree.map(np.testing.assert_array_equal, found, apply(params, {"tokens": TOKENS, "tokens_mask": TOKENS != 10}))
@@ -35,13 +34,13 @@ def test_the_mask_follows_from_the_tokens(params):
 def test_without_padding_every_token_counts(params):
     plain = TEXT.clone(padding=False, norm=False)
     weights = {name: value for name, value in params["params"].items() if name not in ("padding", "norm")}
-    apply = quick(plain.apply)
+    apply = jax.jit(plain.apply)
     a, b = (apply({"params": weights}, {"tokens": TOKENS, "tokens_mask": mask}) for mask in (TOKENS < 9, TOKENS > 99))
     np.testing.assert_array_equal(a["seq"], b["seq"])
 
 
 def test_masks_erase_rectangles_and_some_images_whole():
-    masks = np.asarray(quick(random_masks, static_argnums=(1, 2))(KEY, (200, 16, 12, 3), 0.2))
+    masks = np.asarray(jax.jit(random_masks, static_argnums=(1, 2))(KEY, (200, 16, 12, 3), 0.2))
     assert masks.shape == (200, 16, 12, 1) and set(np.unique(masks)) == {0.0, 1.0}
     share = masks.mean((1, 2, 3))
     assert 0.1 < np.mean(share == 0) < 0.35 and 0.3 < share[share > 0].mean() < 0.9

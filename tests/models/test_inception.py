@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.inception import BLOCKS, CLASSES, STEM, Inception, Step, Unit, pool
@@ -57,7 +56,7 @@ def test_pools_see_the_pixels_of_the_image_only():
 def test_features_do_not_depend_on_the_other_images():
     draw = jax.tree.map(lambda leaf: np.float32(RNG.rand(*leaf.shape)), SHAPES)
     params = jax.tree.map(lambda w: (w - 0.5) * (12 / w[..., 0].size) ** 0.5 if w.ndim > 1 else w + 0.5, draw)
-    x, apply = np.float32(RNG.uniform(-1, 1, (3, 80, 96, 3))), quick(MODEL.apply)
+    x, apply = np.float32(RNG.uniform(-1, 1, (3, 80, 96, 3))), jax.jit(MODEL.apply)
     first, second = apply({"params": params}, x), apply({"params": params}, np.stack([x[2], x[2], x[0]]))
     for name, value in first._asdict().items():
         assert np.ptp(value) > 0, name

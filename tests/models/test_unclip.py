@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.prior import Prior, preset
@@ -21,8 +20,8 @@ MASK = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], bool)
 
 def test_the_prior_sees_text_embedding_noise_level_and_image_but_no_masked_token():
     cond = {"vec": DRAW[0], "seq": SEQ, "seq_mask": MASK}
-    params = quick(PRIOR.init)(KEY, DRAW[1], jnp.zeros(2), cond)
-    run = quick(PRIOR.apply)
+    params = jax.jit(PRIOR.init)(KEY, DRAW[1], jnp.zeros(2), cond)
+    run = jax.jit(PRIOR.apply)
     out = run(params, DRAW[1], jnp.zeros(2), cond)
     assert out.shape == (2, 6) and np.ptp(out) > 0
     blind = run(params, DRAW[1], jnp.zeros(2), cond | {"seq": SEQ + 9 * ~MASK[..., None]})
@@ -36,8 +35,8 @@ def test_the_prior_sees_text_embedding_noise_level_and_image_but_no_masked_token
 def test_the_decoders_condition_is_learned_where_there_is_no_image():
     cond = ImageText(features=6, out=8, width=4, tokens=3)
     raw = {"clip_image": DRAW[0], "clip_text": DRAW[1], "text_states": SEQ, "text_mask": MASK}
-    params = quick(cond.init)(KEY, raw)
-    given, null = (quick(cond.apply)(params, batch) for batch in (cond.prepare(raw, KEY), cond.null(raw)))
+    params = jax.jit(cond.init)(KEY, raw)
+    given, null = (jax.jit(cond.apply)(params, batch) for batch in (cond.prepare(raw, KEY), cond.null(raw)))
     assert given["vec"].shape == (2, 8) and given["seq"].shape == (2, 8, 4)
     assert given["seq_mask"].tolist()[0] == [True] * 6 + [False] * 2
     np.testing.assert_array_equal(null["seq"][0, :3], null["seq"][1, :3])                      # the same learned image for both
@@ -85,8 +84,8 @@ def test_a_dropped_text_is_the_empty_text_for_prior_and_decoder():
             np.testing.assert_array_equal(seen[key], TEXTS[name])
     cond = ImageText(features=6, out=8, width=4, tokens=3)
     raw = cond.prepare({**TEXTS, "clip_image": DRAW[0]}, KEY)
-    params = quick(cond.init)(KEY, raw)
-    run = quick(cond.apply)
+    params = jax.jit(cond.init)(KEY, raw)
+    run = jax.jit(cond.apply)
     swapped = {**raw, **{own: raw[empty] for own, empty in zip(OWN, EMPTY, strict=True)}}
     other = run(params, {**swapped, "with_image": 0 * raw["with_image"]})
     np.testing.assert_array_equal(run(params, cond.null(raw))["seq"], other["seq"])
@@ -98,19 +97,19 @@ def test_the_autoregressive_prior_sees_no_later_code_and_samples_what_it_says():
     model = ARPrior(length=4, context=5, width=8, depth=2, heads=2, codes=7, dots=3)
     raw = {**TEXTS, "clip_dot": np.array([0, 2])}
     codes = np.array([[1, 2, 3, 4], [6, 0, 5, 1]])
-    params = quick(model.init)(KEY, raw, codes)["params"]
-    run = quick(lambda raw, codes: model.apply({"params": params}, raw, codes))
+    params = jax.jit(model.init)(KEY, raw, codes)["params"]
+    run = jax.jit(lambda raw, codes: model.apply({"params": params}, raw, codes))
     logits = run(raw, codes)
     assert logits.shape == (2, 4, 7)
     np.testing.assert_allclose(run(raw, codes[:, ::-1])[:, 0], logits[:, 0], atol=1e-6)
     assert np.abs(run({**raw, "clip_dot": raw["clip_dot"][::-1]}, codes) - logits).max() > 1e-4
-    found, cache, mask = quick(lambda: model.apply({"params": params}, raw, 4, method="prefill"))()
-    step = quick(lambda code, place, cache: model.apply({"params": params}, code, place, cache, mask, method="step"))
+    found, cache, mask = jax.jit(lambda: model.apply({"params": params}, raw, 4, method="prefill"))()
+    step = jax.jit(lambda code, place, cache: model.apply({"params": params}, code, place, cache, mask, method="step"))
     for place in range(3):
         np.testing.assert_allclose(found, logits[:, place], atol=1e-5)
         found, cache = step(codes[:, place], jnp.int32(place), cache)
     keys = jax.random.split(KEY, 2)
-    greedy = quick(lambda: pick(model, params, raw, 3, keys, guided=False, temperature=1e-6))()
+    greedy = jax.jit(lambda: pick(model, params, raw, 3, keys, guided=False, temperature=1e-6))()
     best = []
     for place in range(3):
         known = jnp.stack([*best, jnp.zeros(2, int)], axis=1)

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.vae import KL, PRESETS, VQ, Posterior, preset
@@ -37,7 +36,7 @@ def test_shapes_of_presets(name):
 def test_bfloat16_is_close_and_its_parameters_are_float32():
     model = KL(**TINY)
     params = drawn(model)
-    wide, short = (quick(m.apply)({"params": params}, X) for m in (model, model.clone(dtype="bfloat16")))
+    wide, short = (jax.jit(m.apply)({"params": params}, X) for m in (model, model.clone(dtype="bfloat16")))
     assert short.dtype == jnp.float32
     assert float(jnp.std(short - wide)) < 0.03 * float(jnp.std(wide))
 
@@ -47,7 +46,7 @@ def test_gradients_pass_through_the_codebook():
     model = VQ(**TINY, codes=5)
     params = drawn(model)
 
-    @quick
+    @jax.jit
     def gradients(params):
         def loss(params):
             y, _, parts = model.apply({"params": params}, X, jax.random.key(0), method="train")
@@ -69,7 +68,7 @@ def test_tiles_decode_what_the_whole_does_away_from_the_borders():
     model = KL(**TINY | {"mid_attention": False})
     params = drawn(model)
     z = jax.random.normal(jax.random.key(3), (1, 24, 24, 2))
-    decode = quick(lambda z: model.apply({"params": params}, z, method="decode"))
+    decode = jax.jit(lambda z: model.apply({"params": params}, z, method="decode"))
     whole, parts = decode(z), tiled(decode, z, 16, 8)
     assert parts.shape == whole.shape and float(jnp.corrcoef(whole.ravel(), parts.ravel())[0, 1]) > 0.95
 

@@ -4,8 +4,8 @@ import sys
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from compiling import compiled_once
 from pages import Result, page
-from quickly import compiled_once
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.nn.sparse_attention import (
@@ -49,10 +48,10 @@ def test_a_mask_is_its_definition(pattern):
 ])
 def test_blocks_and_cache_give_the_masked_dense_product(pattern):
     q, k, v = arrays(pattern)
-    dense = quick(lambda: dense_attention(q, k, v, pattern))()
-    blocks = quick(lambda: sparse_attention(q, k, v, pattern))()
+    dense = jax.jit(lambda: dense_attention(q, k, v, pattern))()
+    blocks = jax.jit(lambda: sparse_attention(q, k, v, pattern))()
     np.testing.assert_allclose(blocks, dense, atol=2e-6)
-    step = quick(lambda i: cached_attention(jax.lax.dynamic_slice_in_dim(q, i, 1, 2), k, v, i, pattern))
+    step = jax.jit(lambda i: cached_attention(jax.lax.dynamic_slice_in_dim(q, i, 1, 2), k, v, i, pattern))
     for i in (0, 2, 3, 9, pattern.length - 1):
         np.testing.assert_allclose(step(jnp.int32(i))[:, :, 0], dense[:, :, i], atol=2e-6)
 
@@ -61,7 +60,7 @@ def test_blocks_and_cache_give_the_masked_dense_product(pattern):
 def test_gradients_of_blocks_are_those_of_the_dense_product():
     pattern = Pattern("row", 3, 4)
     q, k, v = arrays(pattern)
-    dense, sparse = (quick(jax.grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v, pattern) ** 2), (0, 1, 2)))(q, k, v)
+    dense, sparse = (jax.jit(jax.grad(lambda q, k, v, f=f: jnp.sum(f(q, k, v, pattern) ** 2), (0, 1, 2)))(q, k, v)
                      for f in (dense_attention, sparse_attention))
     for a, b in zip(dense, sparse, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-6)

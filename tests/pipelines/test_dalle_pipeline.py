@@ -4,7 +4,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.dalle import DALLE
@@ -23,7 +22,7 @@ TEXT = np.array([[1, 2, 0], [3, 0, 0], [4, 5, 6]], np.int32)
 @pytest.fixture(scope="module")
 def trained():
     batch = {"image": np.zeros((1, 8, 8, 1), np.float32), "tokens": TEXT[:1]}
-    return quick(TASK.init)(KEY, batch), {"first_stage": quick(FIRST.init)(KEY, batch)}
+    return jax.jit(TASK.init)(KEY, batch), {"first_stage": jax.jit(FIRST.init)(KEY, batch)}
 
 
 def images(trained, how=Draw(top_p=0.9), text=TEXT, batch=3, **options):

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.gan import Discriminator, started
@@ -26,7 +25,7 @@ def drawn():
 def test_each_player_has_its_own_gradient_from_its_start_on():
     params = drawn()
 
-    @quick
+    @jax.jit
     def run(params, step):
         memory = TASK.memory() | {"step": step}
 

@@ -3,7 +3,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion import process
@@ -29,7 +28,7 @@ BATCH = {"image": np.float32(RNG.rand(16, 4, 4, 1) * 2 - 1), "tokens": np.int32(
 
 @pytest.fixture(scope="module")
 def params():
-    return quick(TASK.init)(KEY, BATCH)
+    return jax.jit(TASK.init)(KEY, BATCH)
 
 
 def test_the_loss_is_both_cross_entropies():
@@ -44,7 +43,7 @@ def test_the_loss_is_both_cross_entropies():
 
 @pytest.mark.slow
 def test_the_loss_is_that_of_the_global_batch_on_any_number_of_devices(params):
-    loss = quick(jax.value_and_grad(lambda params, batch: TASK.loss(params, None, batch, KEY, True)[0]))
+    loss = jax.jit(jax.value_and_grad(lambda params, batch: TASK.loss(params, None, batch, KEY, True)[0]))
     found = []
     for mesh in (shard.make_mesh(devices=jax.devices()[:1]), shard.make_mesh(data=4, fsdp=2)):
         own, batch = jax.device_put(params, shard.replicated(mesh)), jax.device_put(BATCH, shard.batch_sharding(mesh))
@@ -62,10 +61,10 @@ def test_the_scale_is_clamped(params):
 
 @pytest.mark.parametrize("task", [TASK, pytest.param(NOISED, marks=pytest.mark.slow)], ids=["clean", "noised"])
 def test_it_pulls_towards_its_text(task):
-    own = quick(task.init)(KEY, BATCH)
+    own = jax.jit(task.init)(KEY, BATCH)
     p = process.DDPM("squaredcos", 10)
 
-    @quick
+    @jax.jit
     def run(own, x):
         texts = task.encode_text(own, BATCH["tokens"])
         value = lambda x: task.log_prob(own, x, jnp.int32(4), texts, p)  # noqa: E731
@@ -79,10 +78,10 @@ def test_it_pulls_towards_its_text(task):
 
 
 def test_a_noised_clip_trains_at_drawn_levels():
-    own = quick(NOISED.init)(KEY, BATCH)
-    first, second = (quick(NOISED.loss, static_argnums=4)(own, None, BATCH, key, True)[0] for key in jax.random.split(KEY))
+    own = jax.jit(NOISED.init)(KEY, BATCH)
+    first, second = (jax.jit(NOISED.loss, static_argnums=4)(own, None, BATCH, key, True)[0] for key in jax.random.split(KEY))
     assert np.isfinite(first) and first != second
-    clean = quick(NOISED.encode_image)(own, BATCH["image"])
+    clean = jax.jit(NOISED.encode_image)(own, BATCH["image"])
     np.testing.assert_allclose(jnp.linalg.norm(clean, axis=1), 1, rtol=1e-5)
 
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from quickly import quick
 
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.diffusion.losses import mean_flat
@@ -35,7 +34,7 @@ def batch():
 
 def start(task, **options):
     mesh = shard.make_mesh(devices=jax.devices()[:1])
-    state = quick(partial(create, task, ADAM, EMAS))(jax.random.key(0), batch())
+    state = jax.jit(partial(create, task, ADAM, EMAS))(jax.random.key(0), batch())
     shardings = shard.shardings(mesh, state)
     return make_step(task, ADAM, EMAS, mesh, shardings, **options), jax.device_put(state, shardings)
 
@@ -90,7 +89,7 @@ def test_float16_trains_with_a_scaled_loss():
 
 @pytest.mark.slow
 def test_the_uncertainty_weighs_the_loss_as_the_paper_says():
-    raw, params = batch(), quick(TASK.init)(jax.random.key(0), batch())
+    raw, params = batch(), jax.jit(TASK.init)(jax.random.key(0), batch())
     sigma, eps = jnp.linspace(0.1, 3.0, 16), jax.random.normal(jax.random.key(1), (16, 8, 8, 1))
     terms = jax.jit(TASK.terms)(params, raw, sigma, eps)
     x0 = raw["image"]

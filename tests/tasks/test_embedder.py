@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.clip import CLIP, TextTower, ViT
@@ -30,7 +29,7 @@ def fitted():
     """(the embedder with the statistics of `CLOUD`, its parameters)."""
     numbers, components = statistics(CLOUD, CLOUD + RNG.normal(size=CLOUD.shape))
     embedder = replace(EMBEDDER, components=components)
-    return embedder, quick(embedder.init)(jax.random.key(0), BATCH) | numbers
+    return embedder, jax.jit(embedder.init)(jax.random.key(0), BATCH) | numbers
 
 
 def test_components_explain_the_variance_most_first(fitted):
@@ -62,7 +61,7 @@ def test_dot_tokens_are_as_frequent_as_each_other():
 
 def test_what_is_seen_of_a_batch(fitted):
     embedder, params = fitted
-    raw = quick(embedder.seen)(params, BATCH)
+    raw = jax.jit(embedder.seen)(params, BATCH)
     np.testing.assert_allclose(np.linalg.norm(raw["clip_image"], axis=1), 6**0.5, rtol=1e-5)
     np.testing.assert_array_equal(raw["text_mask"].sum(1), [3, 2, 5])
     np.testing.assert_array_equal(raw["empty_mask"].sum(1), [2, 2, 2])
@@ -70,8 +69,8 @@ def test_what_is_seen_of_a_batch(fitted):
     blank = embedder.blank(BATCH)
     assert {name: (value.shape, value.dtype) for name, value in blank.items() if name in (*TEXT, *EMPTY, "clip_image")} == {
         name: (value.shape, value.dtype) for name, value in raw.items() if name in (*TEXT, *EMPTY, "clip_image")}
-    assert quick(embedder.embed)(params, np.zeros((1, 8, 8, 1), np.float32)).shape == (1, 6)      # another size
-    plain = quick(replace(embedder, unit=False).embed)(params, BATCH["image"])
+    assert jax.jit(embedder.embed)(params, np.zeros((1, 8, 8, 1), np.float32)).shape == (1, 6)      # another size
+    plain = jax.jit(replace(embedder, unit=False).embed)(params, BATCH["image"])
     assert np.ptp(np.linalg.norm(plain, axis=1)) > 1e-4
 
 
@@ -79,8 +78,8 @@ def test_what_is_seen_of_a_batch(fitted):
 def test_the_autoregressive_task_trains_a_prior_on_it(fitted):
     embedder, params = fitted
     task = Autoregressive(ARPrior(4, context=5, width=8, depth=1, heads=2), embedder, drop=0.5)
-    own = quick(task.init)(jax.random.key(0), BATCH)
-    loss, metrics = quick(task.loss, static_argnums=4)(own, {"first_stage": params}, BATCH, jax.random.key(1), True)
+    own = jax.jit(task.init)(jax.random.key(0), BATCH)
+    loss, metrics = jax.jit(task.loss, static_argnums=4)(own, {"first_stage": params}, BATCH, jax.random.key(1), True)
     assert task.needs == ("tokens",) and abs(float(metrics["image_bits"]) - 10) < 2 and jnp.isfinite(loss)
     with pytest.raises(ConfigError, match="set the prior's length to at least that"):
         replace(task, model=ARPrior(2, context=5, width=8, depth=1, heads=2))

@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from quickly import quick
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.dalle import DALLE
@@ -26,7 +25,7 @@ BATCH = {"image": jax.random.uniform(KEY, (4, 8, 8, 1), minval=-1), "tokens": jn
 
 @pytest.fixture(scope="module")
 def first():
-    return quick(FIRST.init)(KEY, BATCH)
+    return jax.jit(FIRST.init)(KEY, BATCH)
 
 
 def test_annealing_follows_half_a_cosine():
@@ -37,7 +36,7 @@ def test_annealing_follows_half_a_cosine():
 
 
 def test_a_discrete_vae_counts_its_batches_and_logs_its_codebook(first):
-    run = quick(lambda memory: FIRST.loss(first, {"memory": memory}, BATCH, KEY, True))
+    run = jax.jit(lambda memory: FIRST.loss(first, {"memory": memory}, BATCH, KEY, True))
     (loss, logged), (later, logged_later) = run(FIRST.memory()), run({"count": jnp.float32(10)})
     assert logged["memory"]["count"] == 1 and logged_later["memory"]["count"] == 11
     assert logged["temperature"] == 1 and logged_later["temperature"] == 0.5
@@ -81,14 +80,14 @@ def test_codes_survive_the_way_through_flat_tokens(first):
 
 @pytest.mark.slow
 def test_the_transformer_trains_on_its_first_stages_codes(first):
-    params = quick(TASK.init)(KEY, BATCH)
+    params = jax.jit(TASK.init)(KEY, BATCH)
     frozen, codes = {"first_stage": first}, FIRST.encode(first, BATCH["image"])
-    evaluate = quick(lambda batch: TASK.loss(params, frozen, batch, KEY, False))
+    evaluate = jax.jit(lambda batch: TASK.loss(params, frozen, batch, KEY, False))
     (loss, bits), (same, _) = evaluate(BATCH), evaluate({"tokens": BATCH["tokens"], "codes": codes})
     np.testing.assert_allclose(loss, same, rtol=1e-6)
     np.testing.assert_allclose(loss, (bits["text_bits"] + 7 * bits["image_bits"]) / 8 * np.log(2), rtol=1e-5)
-    terms = quick(lambda tokens: TASK.terms(params, tokens, codes))
-    trained, _ = quick(lambda: TASK.loss(params, frozen, BATCH, KEY, True))()
+    terms = jax.jit(lambda tokens: TASK.terms(params, tokens, codes))
+    trained, _ = jax.jit(lambda: TASK.loss(params, frozen, BATCH, KEY, True))()
     assert {round(float(trained), 5)} != {round(float(terms(BATCH["tokens"])["loss"].mean()), 5)}        # captions were dropped
     with pytest.raises(ConfigError, match="first stage"):
         TASK.loss(params, None, BATCH, KEY, False)
@@ -99,11 +98,11 @@ def test_a_vq_autoencoder_is_a_first_stage_too():
     vq = Autoencoder(VQ(channels=1, width=8, mults=(1, 2), depth=1, codes=8, mid_attention=False, groups=4), (8, 8, 1))
     task = dataclasses.replace(TASK, first_stage=vq)
     assert task.coder.codes == 8 and task.coder.grid == (4, 4)
-    params = quick(vq.init)(KEY, BATCH)
-    codes = quick(task.coder.encode)(params, BATCH["image"])
+    params = jax.jit(vq.init)(KEY, BATCH)
+    codes = jax.jit(task.coder.encode)(params, BATCH["image"])
     assert codes.shape == (4, 16) and codes.dtype == jnp.int32
-    want = quick(vq.decode)(params, vq.encode(params, BATCH["image"]))
-    np.testing.assert_allclose(quick(task.coder.decode)(params, codes), want, atol=1e-5)
+    want = jax.jit(vq.decode)(params, vq.encode(params, BATCH["image"]))
+    np.testing.assert_allclose(jax.jit(task.coder.decode)(params, codes), want, atol=1e-5)
     with pytest.raises(ConfigError, match="no codes"):
         dataclasses.replace(TASK, first_stage=dataclasses.replace(vq, model=KL()))
     with pytest.raises(ConfigError, match="makes no codes"):

@@ -1,6 +1,6 @@
 """The toy's step is compiled once for the whole folder, not once for each test."""
 import pytest
-from quickly import compiled_once
+from compiling import compiled_once
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from quickly import quick
 from train_toy import Net, Toy, batch_of, train
 
 from diffusion_jax.build import ConfigError, build
@@ -38,7 +37,7 @@ def test_it_sends_as_many_numbers_as_computed():
 def test_a_gradient_of_low_rank_passes_whole_and_the_rest_later():
     a, b = jax.random.normal(jax.random.key(0), (64, 3)), jax.random.normal(jax.random.key(1), (3, 48))
     method = powersgd(rank=4)
-    update = quick(method.update)
+    update = jax.jit(method.update)
     found, state = update({"w": a @ b}, method.init({"w": jnp.zeros((64, 48))}))
     np.testing.assert_allclose(found["w"], a @ b, atol=1e-4)
     g, state, total = gradients(0), method.init(PARAMS), jax.tree.map(jnp.zeros_like, PARAMS)
@@ -63,7 +62,7 @@ def test_devices_agree_on_the_mean_gradient():
         state = PowerState({"w": jnp.zeros((64, 48))}, method.init({"w": own[0]}).q)
         return method.update({"w": own[0]}, state)[0]["w"][None]
 
-    found = quick(update)(grads)
+    found = jax.jit(update)(grads)
     np.testing.assert_allclose(found, np.broadcast_to(grads.mean(0), found.shape), atol=1e-4)
 
 
@@ -133,7 +132,7 @@ def test_every_shard_keeps_its_own_error(sizes, accumulate):
     mesh, task, rank = make_mesh(*sizes, devices=jax.devices()[:4]), Toy(Net(width=32), noise=0.0), 2
     step, state = begun(mesh, Compressed(optax.sgd(0.1), rank), task, ((".*", "fsdp"),), accumulate=accumulate)
     params, power = jax.device_get((state.params, state.opt_state["powersgd"]))
-    grad = quick(jax.vmap(jax.grad(lambda p, batch: task.loss(p, None, batch, None, True)[0]), in_axes=(None, 0)))
+    grad = jax.jit(jax.vmap(jax.grad(lambda p, batch: task.loss(p, None, batch, None, True)[0]), in_axes=(None, 0)))
     for number in range(2):
         rows = jax.tree.map(lambda x: x.reshape(sizes[0], -1, *x.shape[1:]), batch_of(number, 32))
         leaves, tree = jax.tree.flatten(params)
