@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,31 +122,50 @@ class Draw:
 
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         """'image' float32 [h, w, c], 'label' int32 and 'tokens' where there are any; the mean where there is no generator."""
-        views, (scale, shift) = record["moments"], _whitening(self.path)
-        mean, std = views[0 if rng is None or not self.flip else rng.integers(len(views))].astype(np.float32)
-        if rng is not None:
-            noise = rng.standard_normal(mean.shape, np.float32)
-            noise *= std
-            mean += noise
-        mean -= shift
-        mean *= scale
-        example: Record = {"image": mean}
-        if "label" in record:
-            example["label"] = np.int32(record["label"])
-        if self.tokenizer is not None:
-            example["tokens"] = self.tokenizer(record["caption"])
-        return example
+        return {key: values[0] for key, values in self.batch(((record, rng),), 1).items()}
+
+    def batch(self, pairs: Iterable[tuple[Record, np.random.Generator | None]], size: int) -> Record:
+        """The same of `size` records, [size, ...] each: written in place, no array for each record to make and to stack.
+
+        Args:
+          pairs: records of `Latents`, and the generator of each, used before the next pair is asked for.
+          size: how many there are.
+        """
+        scale, shift = _whitening(self.path)
+        images, noise = np.empty((size, *scale.shape), np.float32), np.empty(scale.shape, np.float32)
+        labels, tokens = [], []
+        for image, (record, rng) in zip(images, pairs, strict=True):
+            views = record["moments"]
+            mean, std = views[0 if rng is None or not self.flip else rng.integers(len(views))]
+            image[:] = mean
+            if rng is not None:
+                rng.standard_normal(out=noise, dtype=np.float32)
+                noise *= std
+                image += noise
+            image -= shift
+            image *= scale
+            if "label" in record:
+                labels.append(record["label"])
+            if self.tokenizer is not None:
+                tokens.append(self.tokenizer(record["caption"]))
+        found: Record = {"image": images}
+        if labels:
+            found["label"] = np.array(labels, np.int32)
+        return found | ({"tokens": np.stack(tokens)} if tokens else {})
 
 
 @functools.lru_cache(maxsize=8)
 def _whitening(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(scale, shift) of a data set's channels."""
+    """(scale, shift) of a data set, [h, w, c] each: NumPy is slow where four channels are broadcast."""
     about = Latents(path).about
-    return 1 / np.float32(about["std"]), np.float32(about["mean"])
+    whole = [np.broadcast_to(x, about["shape"]).copy() for x in (1 / np.float32(about["std"]), np.float32(about["mean"]))]
+    return whole[0], whole[1]
 
 
 class Writer:
     """Writes one split of a data set of latents. A context manager.
+
+    Not compressed: that would make it 8 % smaller and double the time to read it.
 
     Args:
       folder: of the data set, made when missing.
@@ -155,7 +174,7 @@ class Writer:
 
     def __init__(self, folder: str | Path, split: str):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self._file = _array_record().ArrayRecordWriter(str(Path(folder) / f"{split}{SUFFIX}"), "group_size:1")
+        self._file = _array_record().ArrayRecordWriter(str(Path(folder) / f"{split}{SUFFIX}"), "group_size:1,uncompressed")
 
     def write(self, moments: np.ndarray, record: Mapping[str, Any]) -> None:
         """One image's moments [views, 2, h, w, c], and the label and caption of its record."""

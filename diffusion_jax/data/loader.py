@@ -105,7 +105,10 @@ class Batches:
         local = self.batch // self.process_count
         first = step * self.batch + self.process_index * local
         generator = _generators(self.seed) if self.decode.random else lambda position: None
-        examples = [self.decode(self._record(self._index(p)), generator(p)) for p in range(first, first + local)]
+        pairs = ((self._record(self._index(p)), generator(p)) for p in range(first, first + local))
+        if hasattr(self.decode, "batch"):
+            return self.decode.batch(pairs, local)
+        examples = [self.decode(record, rng) for record, rng in pairs]
         return {key: _stack([example[key] for example in examples]) for key in examples[0]}
 
     def _record(self, index: int) -> Record:
