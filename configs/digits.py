@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 1000
     config.optim = dict(
         name="diffusion_jax.train.optim:optimizer", method="adamw", lr=3e-3, schedule="cosine", warmup=100, steps=1000, clip=1.0,
+        powersgd=0,
     )
     config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.995))
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

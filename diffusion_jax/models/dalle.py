@@ -17,6 +17,7 @@ underflows and the other does not.
 """
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,7 @@ Cache = list[tuple[Array, Array]]
 
 LAYOUTS = ("dalle", "rudalle", "dense")
 SPARSE_GRID = {"row": 16, "column": 16, "conv": 32}    # from this side on blocks beat masks on a CPU: tests/bench_dalle.py
+CYCLE = 4                                              # layers after which the order of patterns repeats
 INIT = nn.initializers.normal(0.02)
 
 
@@ -112,6 +114,8 @@ class DALLE(nn.Module):
       joint: one head for both vocabularies, with a bias and a norm of its own; otherwise two without.
       act, attn_bias, mlp_bias, sandwich, dropout, dtype: see `Block`; embeddings are dropped at the same rate.
       remat: recompute each layer in the backward pass.
+      scan: in training, one traced group of `CYCLE` layers over their stacked weights in place of all layers, as far as the order
+        of patterns repeats: compile time does not grow with the depth, and the parameters are the same.
       sparse: whether row, column and conv layers compute their blocks only; None chooses what is faster.
 
     Parameters: text, text_position, image, row and column (or image_position), blocks_i, norm, head_norm and head (or head_text
@@ -140,6 +144,7 @@ class DALLE(nn.Module):
     dropout: float = 0.0
     dtype: str = "float32"
     remat: bool = False
+    scan: bool = False
     sparse: bool | None = None
 
     @property
@@ -203,10 +208,36 @@ class DALLE(nn.Module):
     def hidden(self, text: Array, image: Array) -> Array:
         """What the heads see of every token that is read: [B, length, D] float32."""
         x = self.embed(text, image)[:, : self.length]
-        for block, pattern in zip(self.blocks, self.patterns, strict=True):
-            pays = self.grid >= SPARSE_GRID.get(pattern.kind, self.grid + 1) if self.sparse is None else self.sparse
-            x, _ = block(x, partial(_attend, pattern=pattern, sparse=pays and pattern.kind != "full"))
+        number = self._repeats() if self.scan and not self.is_initializing() else 0
+        x = self._scanned(x, number) if number else x
+        for block, pattern in list(zip(self.blocks, self.patterns, strict=True))[number * CYCLE :]:
+            x, _ = block(x, self._attention(pattern))
         return self.norm(x.astype(jnp.float32))
+
+    def _attention(self, pattern: Pattern) -> Any:
+        pays = self.grid >= SPARSE_GRID.get(pattern.kind, self.grid + 1) if self.sparse is None else self.sparse
+        return partial(_attend, pattern=pattern, sparse=pays and pattern.kind != "full")
+
+    def _repeats(self) -> int:
+        """How many times the first `CYCLE` patterns stand one after the other."""
+        groups = [self.patterns[i : i + CYCLE] for i in range(0, self.depth, CYCLE)]
+        return sum(1 for _ in itertools.takewhile(lambda group: len(group) == CYCLE and group == groups[0], groups))
+
+    def _scanned(self, x: Array, number: int) -> Array:
+        """The first `number` groups of layers, x [B, T, D] -> [B, T, D]."""
+        layers = [block.variables["params"] for block in self.blocks[: number * CYCLE]]
+        stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers[i::CYCLE]) for i in range(CYCLE)]
+        block, drop = self.blocks[0].clone(parent=None, name="blocks"), self.has_rng("dropout")
+        keys = jax.random.split(self.make_rng("dropout"), (number, CYCLE)) if drop else None
+
+        def group(x: Array, parts: Any) -> tuple[Array, None]:
+            weights, keys = parts
+            for i, pattern in enumerate(self.patterns[:CYCLE]):
+                rngs = {"dropout": keys[i]} if drop else {}
+                x, _ = block.apply({"params": weights[i]}, x, self._attention(pattern), rngs=rngs)
+            return x, None
+
+        return jax.lax.scan(group, x, (stacked, keys))[0]
 
     def embed(self, text: Array, image: Array) -> Array:
         """(1): text [B, T], image [B, n] with n <= g^2 -> [B, lead + n, D]."""

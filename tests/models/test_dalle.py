@@ -107,8 +107,25 @@ def test_the_twelve_billion_preset_has_the_papers_size():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("depth", "layout"), [(9, "dalle"), (8, "dense"), (3, "dalle")])
+def test_scanned_layers_are_the_layers_one_by_one(depth, layout):
+    model, params = network(depth=depth, layout=layout)
+    found = [jax.jit(jax.value_and_grad(lambda p, m=m: jnp.sum(m.apply({"params": p}, TEXT, IMAGE)[1] ** 2)))(params) for m in
+             (model, dataclasses.replace(model, scan=True), dataclasses.replace(model, scan=True, remat=True))]
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose((b, c), (a, a), rtol=1e-4, atol=1e-4), *found)
+
+
+def test_scanned_layers_drop_and_are_traced_once():
+    model, params = network(depth=9, dropout=0.5, scan=True)
+    logits = [model.apply({"params": params}, TEXT, IMAGE, rngs=rngs)[1] for rngs in ({}, {"dropout": KEY})]
+    assert not np.allclose(*logits, atol=1e-3)
+    text = str(jax.make_jaxpr(lambda p: model.apply({"params": p}, TEXT, IMAGE)[1])(params))
+    assert text.count("= logistic") + text.count("= tanh") <= 5
+
+
+@pytest.mark.slow
 def test_the_twelve_billion_preset_compiles_without_its_weights():
-    model = preset("12B", dtype="bfloat16", remat=True)
+    model = preset("12B", dtype="bfloat16", remat=True, scan=True)
     text, image = (jax.ShapeDtypeStruct((1, n), jnp.int32) for n in (256, 1024))
     params = jax.eval_shape(model.init, KEY, text, image)
     loss = jax.jit(jax.grad(lambda p, t, i: jnp.mean(model.apply(p, t, i)[1].astype(jnp.float32))))
