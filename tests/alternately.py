@@ -6,6 +6,7 @@ may have changed in between.
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -17,12 +18,27 @@ Build = Callable[..., tuple[Callable[[], None], Any]]
 
 
 class Times(NamedTuple):
-    """Seconds of one call, the median over the rounds, the median of ours over theirs, and what each side told."""
+    """What was measured.
+
+    Attributes:
+      ours, theirs: seconds of one call, the median over the rounds.
+      ratio: the median of ours over theirs.
+      told: by each side.
+      ready: seconds of each side until its first call was done, with everything that it compiles.
+      memory: peak of each process in GB, after its warm-up.
+    """
 
     ours: float
     theirs: float
     ratio: float
     told: tuple[Any, Any]
+    ready: tuple[float, float]
+    memory: tuple[float, float]
+
+    def __str__(self) -> str:
+        """The end of a benchmark's line."""
+        return (f"ratio {self.ratio:.2f}; ready after {self.ready[0]:.0f} s and {self.ready[1]:.0f} s, peak memory "
+                f"{self.memory[0]:.1f} GB and {self.memory[1]:.1f} GB")
 
 
 def compare(build: Build, *arguments: Any, rounds: int, calls: int = 1) -> Times:
@@ -34,7 +50,7 @@ def compare(build: Build, *arguments: Any, rounds: int, calls: int = 1) -> Times
         processes.append(spawn.Process(target=_side, args=(build, ours, arguments, calls, there), daemon=True))
         processes[-1].start()
         turns.append(here)
-    told = tuple(turn.recv() for turn in turns)
+    told, ready, memory = zip(*(turn.recv() for turn in turns), strict=True)
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for turn, found in zip(turns, times, strict=True):
@@ -44,14 +60,16 @@ def compare(build: Build, *arguments: Any, rounds: int, calls: int = 1) -> Times
         turn.send(False)
         process.join()
     ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
-    return Times(statistics.median(times[0]), statistics.median(times[1]), ratio, told)
+    return Times(statistics.median(times[0]), statistics.median(times[1]), ratio, told, ready, memory)
 
 
 def _side(build: Build, ours: bool, arguments: tuple[Any, ...], calls: int, turn: Connection) -> None:
+    start = time.perf_counter()
     call, told = build(ours, *arguments)
-    for _ in range(2):                                                           # compilation and warm-up
-        call()
-    turn.send(told)
+    call()
+    ready = time.perf_counter() - start
+    call()
+    turn.send((told, ready, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
     while turn.recv():
         begin = time.perf_counter()
         for _ in range(calls):

@@ -55,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     found = compare(build, args.batch, args.size, rounds=args.rounds)
     ours, theirs = (args.batch / seconds for seconds in (found.ours, found.theirs))
-    print(f"Inception: {ours:.2f} images/s, pytorch-fid {theirs:.2f}, ratio {found.ratio:.2f}")
+    print(f"Inception: {ours:.2f} images/s, pytorch-fid {theirs:.2f}, {found}")
 
 
 if __name__ == "__main__":

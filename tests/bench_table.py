@@ -47,7 +47,8 @@ def main() -> None:
         start = time.time()
         done = subprocess.run([sys.executable, str(HERE / BENCHES[name][0]), *BENCHES[name][1:]], capture_output=True, text=True)
         failed |= bool(done.returncode)
-        lines = done.stdout.strip().splitlines() if not done.returncode else [f"failed: {done.stderr.strip().splitlines()[-1]}"]
+        said = (done.stderr if done.returncode else done.stdout).strip().splitlines() or ["nothing was printed"]
+        lines = [f"failed: {said[-1]}"] if done.returncode else said
         for line in lines:
             print(f"| `{' '.join(BENCHES[name])}` | {time.time() - start:.0f} | {line} |", flush=True)
     sys.exit(failed)
