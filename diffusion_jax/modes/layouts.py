@@ -3,7 +3,7 @@
 With n = data x fsdp x tensor chips, P the bytes of the weights, S of all that is stored (weights, moments, averages), A those
 that the backward pass keeps for a whole batch, F the operations of a step with what it recomputes:
 
-    memory  S / fsdp + gradients + gathered weights + A / n                           (1)
+    memory  S / fsdp + gradients + gathered weights + A / n + copies of weights       (1)
     time    max(F / n / peak, gathers and scatters) + sum over data of gradients      (2)
 
 Gathered at once (gather='step') weights and gradients are P each, layer by layer ('use') the largest layer and P / fsdp. (1)
@@ -61,6 +61,7 @@ class Work:
       model_flops: operations of a step that recomputes nothing, by layer.
       flops: operations of a step as it is.
       saved: bytes that its backward pass keeps for the whole batch.
+      copies: bytes that it keeps whatever the batch, beside the weights: weights stacked for a loop, split as they are.
     """
 
     config: Mapping[str, Any]
@@ -71,6 +72,7 @@ class Work:
     model_flops: Counter[str]
     flops: float
     saved: float
+    copies: float
 
     def of_batch(self, batch: int) -> Work:
         """The step of another batch."""
@@ -100,12 +102,13 @@ def work_of(config: Mapping[str, Any]) -> Work:
     emas = {name: build(spec) for name, spec in config["ema"].items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(functools.partial(create, task, build(config["optim"]), emas), key, batch)
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), batch)
+    one = _rows(batch, 1)
     bare = task_of({**config, "model": {k: v for k, v in config["model"].items() if k != "remat"}}) if "model" in config else task
     model = Counter({layer: n * config["batch"] for layer, n in flops.count(_step(bare), state.params, frozen, one).items()})
     real = sum(flops.count(_step(task), state.params, frozen, one).values()) * config["batch"]
-    saved = _saved(task, state.params, frozen, one) * config["batch"]
-    return Work(config, task, batch, frozen, state, model, real, saved)
+    alone, pair = (_saved(task, state.params, frozen, _rows(batch, n)) for n in (1, 2))
+    each = pair - alone
+    return Work(config, task, batch, frozen, state, model, real, each * config["batch"], max(alone - each, 0.0))
 
 
 def batch_of(config: Mapping[str, Any], task: Any) -> Raw:
@@ -171,6 +174,7 @@ def estimate(work: Work, layout: Layout, topology: Topology) -> Estimate:
         "gathered": whole if split else 0.0,
         "gradients": weights if layout.gather == "step" else stored["parameters"],
         "activations": work.saved / accumulate / topology.chips,
+        "copies": 2 * work.copies / layout.tensor / (layout.fsdp if layout.gather == "use" else 1),      # and their gradients
     }
     times = 2 * accumulate if layout.gather == "use" else 1
     seconds = functools.partial(_seconds, topology, layout)
@@ -200,6 +204,11 @@ def _seconds(topology: Topology, layout: Layout, kind: str, held: float, axis: s
     group = np.moveaxis(ids, shard.AXES.index(axis), 0).reshape(layout[shard.AXES.index(axis)], -1)[:, 0]
     places = [tuple(int(i) for i in np.unravel_index(chip, topology.shape)) for chip in group]
     return collective_seconds(topology, kind, held, places)
+
+
+def _rows(batch: Raw, number: int) -> Raw:
+    """Shapes of a batch of so many examples."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape[1:]), x.dtype), batch)
 
 
 def _step(task: Task) -> Any:

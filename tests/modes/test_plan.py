@@ -32,6 +32,11 @@ def test_the_work_of_a_step(work):
     assert double.flops == 2 * work.flops and double.batch["label"].shape == (32,)
 
 
+def test_what_is_kept_for_each_example_is_no_copy_of_the_weights(work):
+    assert 0 <= work.copies < 0.1 * layouts.size(work.state.params) < work.saved
+    assert work.of_batch(32).saved == 2 * work.saved and work.of_batch(32).copies == work.copies
+
+
 def test_every_layout_uses_all_chips_and_divides_the_batch(work):
     found = list(layouts.candidates(work, 16))
     assert all(math.prod(layout[:3]) == 16 for layout in found) and len(set(found)) == len(found)
