@@ -141,4 +141,4 @@ def test_karlos_own_files_become_a_run(tmp_path):
     known = first_stage.kept(str(run))["first_stage"]
     np.testing.assert_array_equal(known["mean"], mean[0])
     np.testing.assert_array_equal(known["std"], std[0])
-    np.testing.assert_array_equal(params["cond"]["null"], cases["unclip/karlo_decoder"].weights["cf_param"].reshape(-1))
+    np.testing.assert_array_equal(params["cond"]["null"], cases["unclip/karlo_decoder"].weights["model.cf_param"].reshape(-1))
