@@ -88,7 +88,7 @@ def latents(seconds: float) -> None:
         with Writer(folder, "train") as writer:
             for i in range(RECORDS):
                 writer.write(rng.normal(size=(2, 2, 32, 32, 4)), {"label": i % 1000})
-        about = {"names": None, "shape": [32, 32, 4], "mean": [0.0] * 4, "std": [1.0] * 4, "train": RECORDS}
+        about = {"names": None, "mean": [0.0] * 4, "std": [1.0] * 4, "train": RECORDS}
         Path(folder, ABOUT).write_text(json.dumps(about))
         where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         data = stream(Batches(Latents(folder), Draw(folder), BATCH, 0), 0, where)

@@ -8,6 +8,7 @@ m = 0 and s = 0.5 in EDM2; 0 and 1 in the data sets that mode `encode` writes, w
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -120,6 +121,12 @@ class Draw:
 
     random = True
 
+    @functools.cached_property
+    def _whitening(self) -> tuple[np.ndarray, np.ndarray]:
+        """(scale, shift) of the data set's channels."""
+        about = Latents(self.path).about
+        return 1 / np.float32(about["std"]), np.float32(about["mean"])
+
     def __call__(self, record: Record, rng: np.random.Generator | None = None) -> Record:
         """'image' float32 [h, w, c], 'label' int32 and 'tokens' where there are any; the mean where there is no generator."""
         return {key: values[0] for key, values in self.batch(((record, rng),), 1).items()}
@@ -131,10 +138,13 @@ class Draw:
           pairs: records of `Latents`, and the generator of each, used before the next pair is asked for.
           size: how many there are.
         """
-        scale, shift = _whitening(self.path)
-        images, noise = np.empty((size, *scale.shape), np.float32), np.empty(scale.shape, np.float32)
+        pairs = iter(pairs)
+        first = next(pairs)
+        shape = first[0]["moments"].shape[2:]
+        scale, shift = (np.broadcast_to(x, shape).copy() for x in self._whitening)      # NumPy broadcasts four channels slowly
+        images, noise = np.empty((size, *shape), np.float32), np.empty(shape, np.float32)
         labels, tokens = [], []
-        for image, (record, rng) in zip(images, pairs, strict=True):
+        for image, (record, rng) in zip(images, itertools.chain((first,), pairs), strict=True):
             views = record["moments"]
             mean, std = views[0 if rng is None or not self.flip else rng.integers(len(views))]
             image[:] = mean
@@ -152,14 +162,6 @@ class Draw:
         if labels:
             found["label"] = np.array(labels, np.int32)
         return found | ({"tokens": np.stack(tokens)} if tokens else {})
-
-
-@functools.lru_cache(maxsize=8)
-def _whitening(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(scale, shift) of a data set, [h, w, c] each: NumPy is slow where four channels are broadcast."""
-    about = Latents(path).about
-    whole = [np.broadcast_to(x, about["shape"]).copy() for x in (1 / np.float32(about["std"]), np.float32(about["mean"]))]
-    return whole[0], whole[1]
 
 
 class Writer:
