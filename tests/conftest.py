@@ -5,6 +5,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_force_host_platform_device_count=8"
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"      # these three halve compilation
     " --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"      # a busy machine makes devices wait for each other
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 

@@ -11,6 +11,7 @@ from diffusion_jax.build import build
 from diffusion_jax.data.image import to_unit
 from diffusion_jax.modes import train
 from diffusion_jax.train.checkpoint import config_of, load
+from diffusion_jax.train.state import plain
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +85,7 @@ def test_a_clip_keeps_the_best_candidates(folder, cli, tmp_path):
     assert ranked.code == 0, ranked.err
     pool, best = (np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("all", "best"))
     config, task, params = load(folder / "digits_clip")
-    tokens = np.stack([build(config["data"]["decode"]["tokenizer"])(text) for text in texts])
+    tokens = np.stack([build(plain(config)["data"]["decode"]["tokenizer"])(text) for text in texts])
     cosine = task.encode_image(params, to_unit(pool)) @ task.encode_text(params, tokens).T
     for i in range(2):
         order = np.argsort(-cosine[6 * i : 6 * i + 6, i])[:2]
