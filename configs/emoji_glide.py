@@ -10,7 +10,7 @@ fine-tunes runs/emoji_glide (--config.init) with random masks; `,upsample` makes
 The networks predict v, not eps with a learned variance as GLIDE's do: flat colours come many steps earlier. The tokenizer is that
 of configs/emoji_clip.py, whose `,noised` CLIP guides: --classifier runs/emoji_clip_noised.
 
-    python -m diffusion_jax.main --workdir runs/emoji_glide --mode evaluate --metric clip --features runs/emoji_clip \
+    python -m diffusion_jax.main --workdir runs/emoji_glide --mode evaluate --metric clip --features runs/emoji_clip \\
         --upsampler runs/emoji_up --guidance 3 --classifier runs/emoji_clip_noised --classifier_scale 2
 
 Hardware: 2 CPU cores, an hour. Expect that of 100 held-out captions 0.54, 0.65 and 0.72 are the first of ten in the eyes of that
