@@ -6,11 +6,12 @@ Hardware: 2 CPU cores, about 3 minutes. Expect, of 1,000 samples at guidance 1: 
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `configs/digits.py:tiny` runs in seconds."""
+    variant(arg, "", "tiny")
     config = ConfigDict()
     config.seed = 0
     config.model = dict(

@@ -9,11 +9,12 @@ accuracy[pixel SVC] 0.74 and 0.997.
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `configs/digits_adm.py:tiny` runs in seconds."""
+    variant(arg, "", "tiny")
     config = ConfigDict()
     config.seed = 0
     config.model = dict(

@@ -7,11 +7,12 @@ Hardware: 2 CPU cores, 2 and a half minutes beside other work. Expect, on the 29
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `configs/digits_classifier.py:tiny` runs in seconds."""
+    variant(arg, "", "tiny")
     config = ConfigDict()
     config.seed = 0
     config.model = dict(

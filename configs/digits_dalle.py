@@ -15,7 +15,7 @@ prompt names.
 from ml_collections import ConfigDict
 
 from diffusion_jax.data.digits import WORDS
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 STEPS = 1200
 TEXT = ("a", "handwritten", *WORDS)
@@ -24,6 +24,7 @@ LENGTH = 3
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `configs/digits_dalle.py:tiny` runs in seconds, after `digits_dvae.py:tiny`."""
+    variant(arg, "", "tiny")
     config = ConfigDict()
     config.seed = 0
     config.model = dict(

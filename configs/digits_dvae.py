@@ -18,13 +18,14 @@ Hardware: 2 CPU cores, 2 minutes (85 s of CPU time). Expect, on the 297 held-out
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 STEPS = 1000
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `configs/digits_dvae.py:tiny` runs in seconds."""
+    variant(arg, "", "tiny", "laplace")
     config = ConfigDict()
     config.seed = 0
     config.model = dict(

@@ -17,13 +17,14 @@ whole table is in README.
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 STEPS = 600
 
 
 def get_config(arg: str = "G") -> ConfigDict:
     """The page; `configs/digits_edm2.py:tiny` runs in seconds."""
+    variant(arg, "", "tiny", *"ABCDEFG")
     letter = "G" if arg in ("", "tiny") else arg
     normalised, forced = letter >= "D", letter >= "E"
     mean, std = (-1.2, 1.2) if letter == "A" else (-0.4, 1.0)

@@ -16,13 +16,14 @@ been run to their end: they promise no number yet.
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 STEPS, CONTEXT, WIDTH = 1500, 24, 32
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `configs/digits_glide.py:tiny` runs in seconds."""
+    variant(arg, "", "tiny", "inpaint", "upsample")
     glide, cond = "diffusion_jax.models.glide", "diffusion_jax.models.cond"
     text = dict(name=f"{glide}:Text", vocab=514, context=CONTEXT, width=64, layers=2, heads=4, out=4 * WIDTH)
     extra = dict(

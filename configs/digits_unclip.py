@@ -19,7 +19,7 @@ Hardware: 2 CPU cores, half an hour beside other work. Expect, already of a deco
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 CONTEXT, FEATURES, WIDTH, SIZE = 24, 64, 32, 8
 MODELS = "diffusion_jax.models"
@@ -53,6 +53,7 @@ def part(name: str) -> dict:
 def get_config(arg: str = "") -> ConfigDict:
     """The page of a part, see `part`; `configs/digits_unclip.py:tiny` and `:prior,tiny` run in seconds."""
     name = arg.removesuffix("tiny").removesuffix(",")
+    variant(name, "", "prior", "ar", "upsample", "upsample,bsr")
     config = ConfigDict(part(name))
     config.seed = 0
     size = config.task.shape[0] if name.startswith("upsample") else SIZE

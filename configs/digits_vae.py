@@ -9,13 +9,14 @@ Hardware: 2 CPU cores, minutes. Expect of the VQ after 400 steps of batch 32 (di
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 STEPS = 1000
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `:vq` for a codebook, `:tiny` runs in seconds."""
+    variant(arg, "", "tiny", "vq")
     config = ConfigDict()
     config.seed = 0
     kind = dict(name="diffusion_jax.models.vae:VQ", codes=64) if arg == "vq" else dict(name="diffusion_jax.models.vae:KL")

@@ -14,7 +14,7 @@ Hardware: 2 CPU cores, 20 minutes alone. Expect, on 354 held-out pairs, R@1 0.43
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 CONTEXT, MERGES = 24, 3582
 
@@ -28,6 +28,7 @@ def source(folder: str, split: str) -> dict:
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji."""
     folder, _, noised = arg.partition(",")
+    variant(noised, "", "noised")
     size = 16 if noised else 32
     config = ConfigDict()
     config.seed = 0

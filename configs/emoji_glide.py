@@ -19,7 +19,7 @@ docs/experiments.md has all scales. Inpainting (--op inpaint) changes nothing ou
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 CONTEXT, MERGES, WIDTH = 24, 3582, 48
 
@@ -32,6 +32,7 @@ def source(folder: str, split: str) -> dict:
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji and perhaps `,inpaint` or `,upsample`."""
     folder, _, part = arg.partition(",")
+    variant(part, "", "inpaint", "upsample")
     glide, cond = "diffusion_jax.models.glide", "diffusion_jax.models.cond"
     text = dict(name=f"{glide}:Text", vocab=512 + MERGES + 2, context=CONTEXT, width=96, layers=2, heads=4, out=4 * WIDTH)
     low_res = dict(name=f"{cond}:LowRes", factor=2, augment=0.2, width=4 * WIDTH)

@@ -16,7 +16,7 @@ caption, text, runs/emoji_prior_ar and runs/emoji_prior. `,upsample` has not bee
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 CONTEXT, MERGES, FEATURES, WIDTH = 24, 3582, 128, 48
 MODELS = "diffusion_jax.models"
@@ -55,6 +55,7 @@ def part(name: str) -> dict:
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji and perhaps a part."""
     folder, _, name = arg.partition(",")
+    variant(name, "", "prior", "ar", "upsample", "upsample,bsr")
     config = ConfigDict(part(name))
     config.seed = 0
     large = name.startswith("upsample")
@@ -66,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.first_stage = "runs/emoji_clip"
     config.batch = 64 if name in ("prior", "ar") else 16 if large else 32
     config.accumulate = 1
-    config.steps = dict(prior=1500, ar=800, upsample=300).get(name, 700)
+    config.steps = dict(prior=1500, ar=800).get(name, 700)
     config.optim = dict(
         name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=100, steps=config.steps,
         clip=1.0, weight_decay=6e-2 if name in ("prior", "ar") else 0.0,

@@ -35,7 +35,8 @@ def source(folder: str, split: str, local_split: str) -> dict:
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `:vq`, `:<folder>` and `:vq,<folder>` see above, `:tiny` runs in seconds."""
-    vq, folder = arg.split(",")[0] == "vq", arg.rpartition(",")[2].removeprefix("vq").removeprefix("tiny")
+    vq = arg == "vq" or arg.startswith("vq,")
+    folder = "" if arg == "tiny" else arg[len("vq,"):] if vq else arg
     config = ConfigDict()
     config.seed = 0
     kind = dict(name="diffusion_jax.models.vae:VQ", codes=512) if vq else dict(name="diffusion_jax.models.vae:KL")

@@ -10,11 +10,12 @@ has not been run and promises no number.
 from ml_collections import ConfigDict
 
 from diffusion_jax.models.unet import preset
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `:tiny` runs in seconds."""
+    variant(arg, "", "tiny")
     config = ConfigDict()
     config.seed = 0
     config.model = dict(

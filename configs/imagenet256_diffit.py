@@ -15,11 +15,12 @@ the way; a data set of latents (mode `encode`, and configs/flowers102_ldm.py for
 from ml_collections import ConfigDict
 
 from diffusion_jax.models.diffit import preset
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `:tiny` runs in seconds."""
+    variant(arg, "", "tiny")
     config = ConfigDict()
     config.seed = 0
     config.model = dict(

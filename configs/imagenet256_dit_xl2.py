@@ -11,11 +11,12 @@ configs/flowers102_ldm.py for the sections that read it) saves that work.
 from ml_collections import ConfigDict
 
 from diffusion_jax.models.dit import preset
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.modes.config import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The page; `:tiny` runs in seconds."""
+    variant(arg, "", "tiny")
     config = ConfigDict()
     config.seed = 0
     config.model = dict(

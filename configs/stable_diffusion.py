@@ -1,13 +1,13 @@
 """Stable Diffusion 1 at 512x512: text to image in the latents of its autoencoder (arXiv 2112.10752), trained from the start.
 
     python -m diffusion_jax.main --mode import_weights --system vae --source vae-ft-ema-560000.safetensors --workdir runs/sd_vae
+    python -m diffusion_jax.main --mode import_weights --system clip --source ViT-L-14.pt --workdir runs/clip_l14
     python -m diffusion_jax.main --config configs/stable_diffusion.py --workdir runs/sd
     python -m diffusion_jax.main --mode plan --config configs/stable_diffusion.py --workdir runs/plan --topology v5e:16x16
 
 The published weights are imported, not trained: --mode import_weights --system sd. AdamW at a constant 1e-4, batch 2,048, EMA
-0.9999, captions dropped at 0.1; the text tower is CLIP's ViT-L/14, frozen, and wants its weights (config.init of an imported
-folder). The data are a folder of images with captions. Hardware: a TPU pod; which layout fits, the last line says. This page has
-not been run and promises no number.
+0.9999, captions dropped at 0.1; the text tower is CLIP's ViT-L/14, frozen, from runs/clip_l14. The data are a folder of images
+with captions. Hardware: a TPU pod; which layout fits, the last line says. This page has not been run and promises no number.
 """
 from ml_collections import ConfigDict
 
@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
         decode=dict(name="diffusion_jax.data.image:Decode", size=512),
     )
     config.first_stage = "runs/sd_vae"
+    config.init = {"cond/tower": "runs/clip_l14:model/text"}
     config.batch = 2048
     config.accumulate = 1
     config.steps = 500_000
@@ -55,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.evaluate = dict(num=0, guidance=7.5)
     options = dict(context=77, pad_end=True)
     if arg == "tiny":
-        del config.first_stage
+        del config.first_stage, config.init
         size = dict(width=32, mults=(1,), depth=1, attend=(1,), heads=2, channels=1, dtype="float32")
         config = tiny(config, model=size, cond={})
         config.task.cond.tower.update(vocab=514, width=16, layers=1, heads=2, context=8, dtype="float32")

@@ -13,7 +13,9 @@ from diffusion_jax.build import ConfigError
 MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "edit", "encode", "likelihood",
          "plan")
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A page of configs/; train needs it, the others read the checkpoint's.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A page of configs/; train needs it, the others read the checkpoint's. --config.<key>=<value> changes it.",
+    lock_config=False, accept_new_attributes=True)     # pages leave out what is optional; modes/config.py refuses unknown keys
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: checkpoints, metrics, samples, report.", required=True)
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 DISTRIBUTED = flags.DEFINE_bool(
@@ -142,6 +144,7 @@ def refuse(error: Exception) -> None:
         error = error.args[0]
     said = str(error.args[0]) if isinstance(error, KeyError) else str(error)
     said = said.strip().splitlines()[-1] if "Traceback" in said else said        # or quotes all of it
+    said = said.removeprefix(f"{ConfigError.__module__}.{ConfigError.__name__}: ")
     where = "the config has no key " if isinstance(error, KeyError) else ""
     print(f"error: {where}{' '.join(said.split())}", file=sys.stderr)
     sys.exit(2)

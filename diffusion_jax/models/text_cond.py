@@ -27,7 +27,8 @@ class TowerText(nn.Module):
       empty: the tokens of the empty text, by their places: start, end, and what fills up (49406, 49407, 49407 in Stable Diffusion
         1, whose successor fills up with 0).
       context: tokens of a text.
-      frozen: whether training leaves the tower as it is; its parameters are then in the checkpoint all the same.
+      frozen: whether training leaves the tower as it is; its parameters are then in the checkpoint all the same. It gets no
+        gradient, and optimisers here decay no tower (train/optim.py).
 
     Parameters: tower.
     """

@@ -27,7 +27,7 @@ SECTIONS = {
     "accumulate": "micro-batches per step",
     "steps": "updates of the whole run",
     "first_stage": "folder of a frozen discrete VAE, or of another first stage, that the task trains on (modes/first_stage.py)",
-    "init": "folder of a run, or of imported weights, whose average the run starts from; only for fine-tuning",
+    "init": "folder of a run, or of imported weights, whose average the run starts from, or {'path of parameters': 'folder:path'}",
     "loss_scale": "factor of the loss while gradients are taken; only for float16 networks",
     "optim": "the optimiser",
     "ema": "averages of the parameters, by name",
@@ -85,8 +85,16 @@ def check(config: Mapping[str, Any]) -> None:
         value = (config[section] if section else config).get(key)
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"config.{name} is a number, at least 1: got {value!r}")
+    if not isinstance(scale := config.get("loss_scale", 1.0), (int, float)) or scale <= 0:
+        raise ConfigError(f"config.loss_scale is a number above 0: got {scale!r}")
     if "sample" in config:
         recipe_of(config, {})
+
+
+def variant(arg: str, *known: str) -> None:
+    """Raises ConfigError where a page has no such variant (`configs/page.py:variant`), naming the nearest."""
+    if arg not in known:
+        raise unknown("variant of this page", arg, [name for name in known if name])
 
 
 def fits(task: Task, batches: Batches, mesh: Mesh, accumulate: int) -> None:

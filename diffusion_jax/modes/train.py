@@ -67,9 +67,9 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         raw = conditions(task, num, given=page.derived_conditions(task, config["data"], num, frozen))
         if config["evaluate"]["num"]:
             evaluate.check(task, config["evaluate"]["num"], len(batches.source.names or ()))
-    initial = load(config["init"])[2] if "init" in config else None
     saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
     snapshots = Snapshots(workdir, config, emas, **config["snapshots"]) if "snapshots" in config else contextlib.nullcontext()
+    initial = initial_of(config.get("init") or {}) if saved.latest is None else None
     with saved as checkpoints, Writer(workdir) as writer, snapshots as kept:
         steps = loop.steps(
             task=task, optimizer=build(config["optim"]), emas=emas, batches=functools.partial(stream, batches),
@@ -90,6 +90,24 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
                 measure(task, state, which, config, workdir, step, writer)
     if config["evaluate"]["num"]:
         evaluate.run(config, workdir, {"which": which} | measuring(config))
+
+
+def initial_of(spec: str | Mapping[str, str]) -> dict[str, Params]:
+    """What `state.create` starts from: 'folder' for all parameters, or {'path': 'folder:path in it'} for those of some parts.
+
+    Raises:
+      ConfigError: what `load` refuses; no such path.
+    """
+    found = {}
+    for place, where in ({"": spec} if isinstance(spec, str) else spec).items():
+        folder, _, path = where.partition(":")
+        part = load(folder)[2]
+        for key in path.split("/") if path else ():
+            if not isinstance(part, Mapping) or key not in part:
+                raise ConfigError(f"config.init: {folder} has no parameters {path!r}")
+            part = part[key]
+        found[place] = part
+    return found
 
 
 def measuring(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ FINITE = ("loss", "grad_norm", "update_norm")
 
 def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, Profile], batches: Factory,
           checkpoints: Checkpoints, writer: Writer, total: int, mesh: Mesh, rules: shard.Rules = shard.REPLICATE,
-          frozen: Params = None, initial: Params = None, seed: int = 0, accumulate: int = 1,
+          frozen: Params = None, initial: Mapping[str, Params] | None = None, seed: int = 0, accumulate: int = 1,
           loss_scale: float = 1.0, log_every: int = 100, gather: str = "step",
           activations: partition.Rules = ()) -> Iterator[tuple[int, TrainState]]:
     """Trains from the newest checkpoint, or from the start, to step `total`; yields (step, state) after each step.
@@ -65,7 +65,7 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, e
       total: updates in the whole run.
       mesh, rules: see `shard`.
       frozen: parameters that are used but not trained, copied to every device.
-      initial: parameters that a new run starts from, None for drawn ones.
+      initial: what a new run starts from, see `state.create`.
       log_every: updates between logged metrics. These are one step's own, not averages, so that resuming cannot change them.
 
     Raises:
@@ -109,7 +109,7 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, e
 
 def _begin(task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, Profile], batches: Factory,
            checkpoints: Checkpoints, mesh: Mesh, rules: shard.Rules, seed: int,
-           initial: Params) -> tuple[TrainState, Iterator, int, Any]:
+           initial: Mapping[str, Params] | None) -> tuple[TrainState, Iterator, int, Any]:
     """(state, data from its step on, size of a batch, shardings of the state): restored, or made anew, on the mesh."""
     split = shard.batch_sharding(mesh)
     start = checkpoints.latest or 0

@@ -7,7 +7,7 @@
     inverse_sqrt    lr(t) = lr / sqrt(max(t / ref, 1))                                    (EDM2)                          (3)
 
 each times the linear warm-up min(t / warmup, 1), where t is the number of updates done before this one. Weight decay is decoupled
-and scaled by the learning rate (Loshchilov & Hutter 2019), and leaves biases and gains alone.
+and scaled by the learning rate (Loshchilov & Hutter 2019), and leaves biases, gains and text towers alone.
 
 References: Kingma & Ba 2015 (adam); Loshchilov & Hutter 2019 (adamw); Chen et al. 2023 (lion); Shazeer & Stern 2018 (adafactor);
 Karras et al. 2024 (EDM2).
@@ -88,7 +88,7 @@ def scale_by_rate(rate: Rate) -> optax.GradientTransformation:
 
 def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant", warmup: int = 0, steps: int | None = None,
               ref: int | None = None, clip: float | None = None, weight_decay: float = 0.0,
-              no_decay: tuple[str, ...] = ("bias", "scale"), b1: float | None = None, b2: float | None = None,
+              no_decay: tuple[str, ...] = ("bias", "scale", "tower"), b1: float | None = None, b2: float | None = None,
               eps: float | None = None, powersgd: int = 0) -> optax.GradientTransformation | Compressed:
     """The chain (1).
 
@@ -97,7 +97,8 @@ def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant
       lr, schedule, warmup, steps, ref: see `learning_rate`.
       clip: the largest global gradient norm that passes unscaled; None for no clipping.
       weight_decay: decoupled decay; 'adam' takes none.
-      no_decay: parameters are left undecayed when the last part of their path is one of these.
+      no_decay: parameters are left undecayed when a part of their path is one of these; a frozen text tower (models/text_cond.py)
+        gets no gradient, and would only decay.
       powersgd: rank in which gradients are averaged over the data axis (train/powersgd.py), before all else; 0 for plain means.
       b1, b2, eps: None for the method's own: 0.9, 0.999, 1e-8 for adam and adamw; 0.9, 0.99 for lion; eps 1e-30 for adafactor.
 
@@ -155,4 +156,4 @@ def _direction(method: str, b1: float = 0.0, b2: float = 0.0, eps: float = 0.0) 
 
 def _decayed(params: Params, no_decay: tuple[str, ...]) -> Params:
     """True for every parameter that decays."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in no_decay, params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: not any(part.key in no_decay for part in path), params)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.build import ConfigError, build
+from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.train.ema import Profile
 from diffusion_jax.train.powersgd import Compressed
 from diffusion_jax.types import Array, Key, Params, Raw, Task, TrainState
@@ -52,7 +52,7 @@ def task_of(config: Any) -> Task:
 
 
 def create(task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, Profile], key: Key, batch: Raw,
-           initial: Params | None = None) -> TrainState:
+           initial: Mapping[str, Params] | None = None) -> TrainState:
     """The state before the first update, (1). Pure and jittable.
 
     Args:
@@ -61,7 +61,8 @@ def create(task: Task, optimizer: optax.GradientTransformation | Compressed, ema
       emas: name -> profile; each average starts as an exact copy of the parameters.
       key: draws the parameters.
       batch: gives shapes only.
-      initial: the parameters to start from, in place of drawn ones.
+      initial: what to start from in place of drawn parameters: {'': all of them}, or those of some parts by their path,
+        {'cond/tower': ...}.
 
     Raises:
       ConfigError: initial parameters that are not this task's; an average is called 'params', which `checkpoint.load` keeps for
@@ -70,7 +71,10 @@ def create(task: Task, optimizer: optax.GradientTransformation | Compressed, ema
     """
     if "params" in emas:
         raise ConfigError("no average may be called 'params': that is the name of the parameters themselves")
-    params = task.project(task.init(key, batch) if initial is None else _fitting(task, key, batch, initial))
+    params = task.init(key, batch)
+    for place, part in (initial or {}).items():
+        params = _replaced(params, place, part)
+    params = task.project(params)
     for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not path or not all(isinstance(part, jax.tree_util.DictKey) for part in path):
             raise TypeError(f"a task's parameters are nested dicts of arrays, found {jax.tree_util.keystr(path) or 'an array'}")
@@ -79,24 +83,41 @@ def create(task: Task, optimizer: optax.GradientTransformation | Compressed, ema
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=opt_state, ema=ema, memory=memory)
 
 
-def _fitting(task: Task, key: Key, batch: Raw, initial: Params) -> Params:
-    """`initial`, if it has the tree and the shapes of the task's parameters, but for channels added to a network's input.
+def _replaced(params: Params, place: str, part: Params, whole: bool = True) -> Params:
+    """`params` with the subtree at the path `place` from `part`, which may hold more than that; all of them for ''.
 
-    Those of a kernel called stem start at zero, so that a network is fine-tuned to see more than it did (2112.10741, sec. 4.2).
+    Channels added to a network's input, those of a kernel called stem, start at zero, so that a network is fine-tuned to see more
+    than it did (2112.10741, sec. 4.2).
+
+    Raises:
+      ConfigError: there is no such path; something in `part` is missing, has another shape, or is not there where all is given.
     """
-    shapes = jax.eval_shape(task.init, key, batch)
-    if jax.tree.structure(initial) == jax.tree.structure(shapes):
-        initial = jax.tree_util.tree_map_with_path(_widened, initial, shapes)
-    found, wanted = ({jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
-                     for leaves in map(jax.tree.leaves_with_path, (initial, shapes)))
-    for path in sorted(found.keys() | wanted.keys()):
-        if found.get(path) != wanted.get(path):
-            raise ConfigError(f"the initial weights do not fit the model: {path} is {found.get(path, 'missing')}, "
-                              f"the config's is {wanted.get(path, 'not there')}")
-    return initial
+    if place:
+        head, _, rest = place.partition("/")
+        if not isinstance(params, Mapping) or head not in params:
+            raise unknown("part of the parameters in config.init", head, params if isinstance(params, Mapping) else ())
+        return {**params, head: _replaced(params[head], rest, part, False)}
+    given = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(part)}
+
+    def taken(path: tuple, leaf: Array) -> Array:
+        found = _widened(path, given[_name(path)], leaf) if _name(path) in given else None
+        if found is None or found.shape != leaf.shape:
+            raise ConfigError(f"the initial weights do not fit the model: {_name(path)} is "
+                              f"{'missing' if found is None else found.shape}, the config's is {leaf.shape}")
+        return found
+
+    replaced = jax.tree_util.tree_map_with_path(taken, params)
+    extra = given.keys() - {_name(path) for path, _ in jax.tree.leaves_with_path(params)}
+    if whole and extra:
+        raise ConfigError(f"the initial weights do not fit the model: it has no {min(extra)}")
+    return replaced
 
 
-def _widened(path: tuple, leaf: Array, want: jax.ShapeDtypeStruct) -> Array:
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _widened(path: tuple, leaf: Array, want: Array) -> Array:
     """`leaf`, with zeros for the input channels that a stem's kernel [h, w, C, F] lacks."""
     added = want.shape[2] - leaf.shape[2] if path[-2:] == STEM and leaf.ndim == want.ndim == 4 else 0
     return jnp.pad(leaf, ((0, 0), (0, 0), (0, added), (0, 0))) if added > 0 else leaf

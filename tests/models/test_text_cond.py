@@ -7,6 +7,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.models.bert import TextEncoder
 from diffusion_jax.models.cond import Joint
 from diffusion_jax.models.text_cond import LabelToken, Stack, TowerText
+from diffusion_jax.train.optim import optimizer
 
 TEXT = TowerText(TextEncoder(vocab=9, context=5, width=8, layers=1, heads=2, head_channels=4), empty=(7, 8, 0), context=5)
 RAW = {"tokens": jnp.array([[7, 1, 2, 8, 0], [7, 3, 8, 0, 0]]), "label": jnp.array([0, 2]), "inpaint": jnp.ones((2, 4, 4, 5))}
@@ -25,6 +26,13 @@ def test_a_frozen_tower_gets_no_gradient():
 
     frozen, free = (jax.jit(jax.grad(total), static_argnums=1)(params, cond) for cond in (TEXT, TEXT.clone(frozen=False)))
     assert not any(jnp.any(g) for g in jax.tree.leaves(frozen)) and any(jnp.any(g) for g in jax.tree.leaves(free))
+
+
+def test_a_frozen_tower_does_not_decay():
+    params = {"cond": {"tower": {"kernel": jnp.ones(3)}}, "model": {"kernel": jnp.ones(3)}}
+    adam = optimizer("adamw", 0.1, weight_decay=0.1)
+    updates, _ = adam.update(jax.tree.map(jnp.zeros_like, params), adam.init(params), params)
+    assert not jnp.any(updates["cond"]["tower"]["kernel"]) and jnp.allclose(updates["model"]["kernel"], -0.01)
 
 
 def test_they_join():

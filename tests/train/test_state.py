@@ -28,6 +28,22 @@ def test_create_jitted_is_a_fresh_state_with_copies():
     assert jax.tree.structure(state.opt_state) == jax.tree.structure(optimizer.init(want))
 
 
+def test_it_starts_from_all_or_from_some_of_given_parameters():
+    task, optimizer, key = Toy(Net()), optim.optimizer(), jax.random.key(3)
+    drawn, given = (task.init(jax.random.key(seed), {}) for seed in (3, 4))
+    whole = create(task, optimizer, EMAS, key, {}, {"": given})
+    part = create(task, optimizer, EMAS, key, {}, {"first": {**given["first"], "more": jnp.ones(1)}})
+    for path, leaf in jax.tree.leaves_with_path(given):
+        of = {name: dict(jax.tree.leaves_with_path(tree))[path] for name, tree in dict(whole=whole.params, part=part.params,
+                                                                                       drawn=drawn).items()}
+        np.testing.assert_array_equal(of["whole"], leaf)
+        np.testing.assert_array_equal(of["part"], leaf if path[0].key == "first" else of["drawn"])
+    for initial, message in (({"": {**given, "more": jnp.ones(1)}}, "no more"), ({"": {"first": given["first"]}}, "missing"),
+                             ({"frist": given["first"]}, "did you mean 'first'"), ({"first": {"kernel": jnp.ones(2)}}, "initial")):
+        with pytest.raises(ConfigError, match=message):
+            create(task, optimizer, EMAS, key, {}, initial)
+
+
 def test_an_average_may_not_be_called_params():
     with pytest.raises(ConfigError, match="'params'"):
         create(Toy(Net()), optim.optimizer(), {"params": ema.Constant(0.9)}, jax.random.key(0), {})
