@@ -14,6 +14,7 @@ if [ "$#" -eq 0 ]; then
     exit 2
 fi
 pids=()
+trap 'kill "${pids[@]}" 2> /dev/null || true' EXIT                  # Ctrl-C does not reach what runs in the background
 for ((i = 0; i < PROCESSES; i++)); do
     process=(env "JAX_COORDINATOR_ADDRESS=localhost:$PORT" "JAX_NUM_PROCESSES=$PROCESSES" "JAX_PROCESS_ID=$i" JAX_PLATFORMS=cpu
         "XLA_FLAGS=--xla_force_host_platform_device_count=$DEVICES" python3 -m diffusion_jax.main --distributed "$@")

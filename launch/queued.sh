@@ -5,16 +5,17 @@
 #   launch/queued.sh request
 #   launch/queued.sh state
 #   launch/queued.sh install
-#   launch/queued.sh train --config configs/imagenet256_dit_xl2.py --workdir gs://bucket/dit --config.mesh.fsdp=256
+#   launch/queued.sh train --config configs/imagenet256_dit_xl2.py --workdir /mnt/shared/dit --config.mesh.fsdp=256
 #   launch/queued.sh delete
 #
 # --dry-run before the first word prints every command. SPOT=1 asks for preemptible slices.
+# The working folder must be seen by all workers: mount a bucket (gcsfuse) or Filestore on each.
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
 need NAME ZONE TYPE PROJECT
 VERSION=${VERSION:-v2-alpha-tpuv5-lite}
 SLICES=${SLICES:-1}
-SOURCE=${SOURCE:-$(dirname "$0")/..}
+SOURCE=${SOURCE:-$(cd "$(dirname "$0")/.." && pwd)}
 queue=(gcloud compute tpus queued-resources)
 where=("--zone=$ZONE" "--project=$PROJECT")
 
@@ -32,6 +33,7 @@ on_all() { run "${queue[@]}" ssh "$NAME" "${where[@]}" --node=all --worker=all "
 train() { on_all "cd diffusion_jax && $(line python3 -m diffusion_jax.main --distributed "$@")"; }
 
 install() {
+    on_all "rm -rf diffusion_jax"
     run "${queue[@]}" scp --recurse "$SOURCE" "$NAME:diffusion_jax" "${where[@]}" --node=all --worker=all
     on_all "cd diffusion_jax && pip install --quiet '.[tpu]'"
 }

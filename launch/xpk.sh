@@ -2,10 +2,11 @@
 # GKE through XPK: one workload on a cluster that XPK made, restarted by it after a preemption.
 #
 #   export CLUSTER=pod NAME=dit TYPE=v5litepod-256 SLICES=1 PROJECT=my-project ZONE=us-east5-b IMAGE=gcr.io/my-project/diffusion_jax
-#   launch/xpk.sh train --config configs/imagenet256_dit_xl2.py --workdir gs://bucket/dit
+#   launch/xpk.sh train --config configs/imagenet256_dit_xl2.py --workdir /mnt/shared/dit
 #   launch/xpk.sh list
 #   launch/xpk.sh delete
 #
+# The working folder must be seen by all pods: a bucket (gcsfuse) or Filestore that the cluster mounts (xpk storage).
 # --dry-run before the first word prints every command. RESTARTS is how often a workload that failed is started again.
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
