@@ -54,7 +54,7 @@ OPTIONS = [
     flags.DEFINE_string("images", None, "Images to measure in place of samples: a folder or an .npz."),
     flags.DEFINE_string("reference", None, "What to measure against: a folder, an .npz of images, or statistics (.npz, .pkl)."),
     flags.DEFINE_float("blur", None, "Deviation in pixels of a Gaussian filter over both before they are measured."),
-    flags.DEFINE_string("rerank", None, "Folder of a classifier that chooses among --candidates."),
+    flags.DEFINE_string("rerank", None, "Folder of a classifier, or of a CLIP, that chooses among --candidates."),
     flags.DEFINE_integer("candidates", None, "Images to make for each that is kept.", lower_bound=1),
     flags.DEFINE_multi_string("prompt", None, "Text to make an image of; may be given again."),
     flags.DEFINE_string("negative", None, "Text of what is not wanted, in place of the empty text of guidance."),
@@ -68,7 +68,8 @@ OPTIONS = [
     flags.DEFINE_integer("prior_best", None, "Embeddings that it makes for each that is kept, 2 by default.", lower_bound=1),
     flags.DEFINE_string("complete", None, "Images whose upper halves are given to a token model: x.npz, an image or a folder."),
     flags.DEFINE_string("template", None, "Text of a class for zero_shot: 'a photo of a {}'."),
-    flags.DEFINE_string("op", None, "Of mode edit: invert, strength, switch, mix, guidance, phi, inpaint or replay."),
+    flags.DEFINE_string("op", None, "Of mode edit: invert, strength, switch, mix, guidance, phi, inpaint or replay; of unCLIP's "
+                        "decoder also variations, interpolate, text_diff or components."),
     flags.DEFINE_integer("to_label", None, "The other class of edits.", lower_bound=0),
     flags.DEFINE_multi_string("to_prompt", None, "The other text of edits; may be given again."),
     flags.DEFINE_multi_string("rect", None, "What to make anew: top,left,bottom,right in pixels; may be given again."),
@@ -78,7 +79,8 @@ OPTIONS = [
     flags.DEFINE_list("values", None, "Its values: 1,2,4."),
     flags.DEFINE_list("std", None, "Lengths of averages for posthoc_ema, relative to the run's: 0.05,0.10."),
     flags.DEFINE_string("system", None, "Whose weights to import: adm, clip, dalle, diffit, dit, dvae, edm2, glide, sd, vae ..."),
-    flags.DEFINE_string("source", None, "The file with the weights: .safetensors, .npz, .pt, .pth, .ckpt, or EDM2's .pkl."),
+    flags.DEFINE_string("source", None, "The file with the weights: .safetensors, .npz, .pt, .pth, .ckpt, or EDM2's .pkl; of sd "
+                        "and vae also a folder of diffusers, of karlo a folder."),
     flags.DEFINE_string("first_stage", None, "Folder of an imported autoencoder for the latents of dit, diffit and edm2."),
     flags.DEFINE_string("official", None, "JSON file with the official constructor's options, for unpublished networks."),
     flags.DEFINE_multi_string("topology", None, "Of mode plan: v5e:16x16, v5p-128, h100:64 ...; may be given again."),
@@ -97,8 +99,10 @@ def main(argv: list[str]) -> None:
     """Runs one mode; what the user can mend becomes one line on stderr and exit code 2."""
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}: flags begin with --")
-    if MODE.value == "train" and CONFIG.value is None:
-        raise ConfigError("mode train needs --config configs/<page>.py")
+    if MODE.value in ("train", "plan") and CONFIG.value is None:
+        raise ConfigError(f"mode {MODE.value} needs --config configs/<page>.py")
+    if "://" in WORKDIR.value:
+        raise ConfigError(f"--workdir {WORKDIR.value} is no folder: mount it with gcsfuse or Filestore and give the mount point")
     if DISTRIBUTED.value:
         join()
     beside = os.path.join(os.path.dirname(os.path.abspath(WORKDIR.value)), ".compiled")

@@ -30,9 +30,9 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       config: not needed: the weights say what they are.
       workdir: a new folder.
       options: system, one of `SYSTEMS`; source, the weights file (.safetensors, .npz, .pt, .pth, .ckpt or EDM2's .pkl) or, of
-        sd and vae, a folder of diffusers; official, a JSON file with the options of the official constructor, for networks that
-        were not published; first_stage, the folder of an imported autoencoder of Stable Diffusion, for the models of latents
-        among dit, diffit and edm2, which then make images.
+        sd and vae, a folder of diffusers, of karlo a folder; official, a JSON file with the options of the official constructor,
+        for networks that were not published; first_stage, the folder of an imported autoencoder of Stable Diffusion, for the
+        models of latents among dit, diffit and edm2, which then make images.
 
     Raises:
       ConfigError: what is missing, a folder that holds a run, a first stage that does not go with the system, or what its `load`

@@ -66,9 +66,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, says):
     ("arguments", "says"),
     [
         (("--workdir", "run"), "--config configs/"),
+        (("--workdir", "run", "--mode", "plan"), "mode plan needs --config configs/"),
+        (("--config", DIGITS, "--workdir", "gs://bucket/run"), "mount it with gcsfuse or Filestore and give the mount point"),
         (("--config", DIGITS), "--workdir"),
         (("--config", "no_such_page.py", "--workdir", "run"), "no_such_page.py"),
-        (("--config", DIGITS, "--workdir", "run", "--config.stpes=3"), "no key 'stpes'"),
+        (("--config", DIGITS, "--workdir", "run", "--config.stpes=3"), "did you mean 'steps'"),
         (("--config", DIGITS, "--workdir", "run", "--config.steps=many"), "many"),
         (("--config", DIGITS, "--workdir", "run", "--config.task.scale.name=os:system"), "symbols of this package only"),
         (("--config", DIGITS, "--workdir", "run", "--steps", "100"), "--steps is for sampling"),
