@@ -108,7 +108,8 @@ def dpm_solver(
         if sde:
             level = process.sigma(s) if form == "x0" else process.alpha(s) / process.alpha(t) * process.sigma(t)
             spread = level * jnp.sqrt(1 - q**2)
-            x = x + spread * noise(k_noise, x.shape, x.dtype)
+            noisy = x + spread * noise(k_noise, x.shape, x.dtype)
+            x = jnp.where(process.sigma(s) == 0, process.alpha(s) * x0, noisy)      # the eps form's noise does not vanish
         return x, _Multistep(m0, past.m1, h, past.h1, past.done + 1, past.steps)
 
     return Sampler(init, step)

@@ -97,8 +97,9 @@ class DDPM:
       steps: length of the table.
       start, end: first and last beta (or ends of the sigmoid) where the schedule has them; None: the published ones.
       zero_snr: rescale the table to zero terminal signal (2305.08891).
-      rounded: betas, their products and the posterior in float32, as diffusers' schedulers compute them; at the noisy end of the
-        squared cosine the weight of x_t changes by a quarter, which shows in the images of models that were published so.
+      rounded: betas, their products and the posterior of integer times in float32, as diffusers' schedulers compute them; at the
+        noisy end of the squared cosine the weight of x_t changes by a quarter, which shows in the images of models that were
+        published so.
 
     Raises:
       ConfigError: an unknown schedule, an end that it does not have, or so few steps that a beta reaches 1.
@@ -327,7 +328,7 @@ class Posterior(NamedTuple):
 
 def posterior(process: Process, t: Array, s: Array) -> Posterior:
     """(5) for the step t -> s, s < t. `large` = sigma_t^2 (1 - q^2) is DDPM's beta, the upper bound of the variance."""
-    if isinstance(process, DDPM) and process.rounded:
+    if isinstance(process, DDPM) and process.rounded and jnp.issubdtype(jnp.result_type(t, s), jnp.integer):
         return _rounded_posterior(process, t, s)
     q = ratio(process, t, s)
     keep = 1 - q**2

@@ -156,7 +156,12 @@ def ddim(process: Process, eta: float = 0.0, noise: Noise = jax.random.normal) -
       process: the process.
       eta: 0 ... 1, the share of fresh noise.
       noise: the source of noise, asked only if eta is not 0.
+
+    Raises:
+      ConfigError: eta outside of 0 ... 1.
     """
+    if not 0 <= eta <= 1:
+        raise ConfigError(f"eta is the share of fresh noise, 0 ... 1: got {eta}")
 
     def step(denoise, x, state, t, s, key):
         k_denoise, k_noise = jax.random.split(key)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.diffusion.process import DDPM
+from diffusion_jax.diffusion.process import DDPM, LARGEST_RATIO
 from diffusion_jax.types import Array, Key, Memory, Process
 
 
@@ -95,17 +95,24 @@ def respace(process: Process, steps: int | str) -> np.ndarray:
 
 
 def leading(process: Process, steps: int, offset: int = 0, last: int = -1) -> np.ndarray:
-    """(2); `offset` is 1 for Stable Diffusion. Never reaches T - 1. The last step ends at time `last`: -1 is clean, 0 almost."""
+    """(2); `offset` is 1 for Stable Diffusion. Never reaches T - 1. The last step ends at time `last`: -1 is clean, 0 almost.
+
+    Raises:
+      ConfigError: an offset that leaves 0 ... T - 1.
+    """
     total = _table(process, "leading")
     _at_most(steps, total)
-    return np.append((np.arange(steps, dtype=np.int32) * (total // steps) + offset)[::-1], np.int32(last))
+    found = np.arange(steps, dtype=np.int32) * (total // steps) + offset
+    if found[0] < 0 or found[-1] >= total:
+        raise ConfigError(f"leading times {found[0]} ... {found[-1]} leave 0 ... {total - 1}: change the offset or the steps")
+    return np.append(found[::-1], np.int32(last))
 
 
 def trailing(process: Process, steps: int) -> np.ndarray:
     """(3): starts at T - 1; the spacing for few steps and for zero terminal SNR."""
     total = _table(process, "trailing")
     _at_most(steps, total)
-    return _closed(process, np.round(np.arange(total, 0, -total / steps)).astype(np.int32) - 1)
+    return _closed(process, np.round(total - np.arange(steps) * (total / steps)).astype(np.int32) - 1)
 
 
 def linspace(process: Process, steps: int) -> np.ndarray:
@@ -121,12 +128,20 @@ def _at_most(steps: int, total: int) -> None:
 
 
 def _noise_ends(process: Process, sigma_min: float | None, sigma_max: float | None) -> tuple[float, float]:
-    """sigma / alpha at both ends of the training range, unless given. A DDPM process ends at its first and last table entry."""
+    """sigma / alpha at both ends of the training range, unless given. A DDPM process ends at its first and last table entry.
+
+    Raises:
+      ConfigError: ends that are not 0 < sigma_min < sigma_max.
+    """
     clean = 0 if isinstance(process, DDPM) else 1e-3 * process.t_max
     with jax.ensure_compile_time_eval():
         t = jnp.asarray([clean, process.t_max])
-        low, high = (float(v) for v in process.sigma(t) / jnp.maximum(process.alpha(t), 1e-6))
-    return sigma_min or getattr(process, "sigma_min", low), sigma_max or high
+        low, high = (float(v) for v in process.sigma(t) / jnp.maximum(process.alpha(t), 1 / LARGEST_RATIO))
+    low = getattr(process, "sigma_min", low) if sigma_min is None else sigma_min
+    high = high if sigma_max is None else sigma_max
+    if not 0 < low < high:
+        raise ConfigError(f"noise levels fall from sigma_max to sigma_min > 0: got sigma_min={low:g}, sigma_max={high:g}")
+    return low, high
 
 
 def _at_levels(process: Process, levels: np.ndarray) -> np.ndarray:
@@ -158,6 +173,11 @@ def uniform(process: Process, steps: int) -> np.ndarray:
 GRIDS = ("respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform")
 
 
+def _unit(key: Key, n: int) -> Array:
+    """u [n] uniform in (0, 1), the middles of the cells of a float32 draw: at u = 0 there is no noise to predict, only 0 / 0."""
+    return jax.random.uniform(key, (n,), jnp.float32) + 2.0**-24
+
+
 class Memoryless(abc.ABC):
     """Training times that depend on nothing but the key, all of the same weight."""
 
@@ -184,7 +204,7 @@ class Uniform(Memoryless):
 
     def __call__(self, process: Process, key: Key, n: int) -> Array:
         """t [n]."""
-        return process.at(jax.random.uniform(key, (n,)))
+        return process.at(_unit(key, n))
 
 
 @dataclass(frozen=True)
@@ -193,7 +213,7 @@ class Stratified(Memoryless):
 
     def __call__(self, process: Process, key: Key, n: int) -> Array:
         """t [n]."""
-        return process.at((jnp.arange(n) + jax.random.uniform(key, (n,))) / n)
+        return process.at((jnp.arange(n) + _unit(key, n)) / n)
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,12 @@ def test_posterior_is_bayes(p):
         np.testing.assert_allclose(q.large, noise, rtol=1e-9)
 
 
+def test_a_rounded_process_has_a_posterior_between_its_times():
+    t, s = jnp.float32(500.5), jnp.float32(480.25)
+    exact, rounded = (process.posterior(process.DDPM("squaredcos", rounded=value), t, s) for value in (False, True))
+    np.testing.assert_allclose(rounded, exact, rtol=1e-4)
+
+
 def test_noised_and_bcast():
     x0, eps, t = jnp.ones((2, 3, 3, 1)), jnp.full((2, 3, 3, 1), 2.0), jnp.array([10, 900])
     p = process.DDPM()

@@ -96,6 +96,16 @@ def test_stochastic_samplers_keep_the_distribution(name):
     np.testing.assert_allclose(x.std(), DATA.std, rtol=0.05)
 
 
+@pytest.mark.parametrize("form", ["x0", "eps"])
+@pytest.mark.parametrize("steps", [1, 20])
+def test_the_stochastic_solver_ends_on_x0(form, steps):
+    """Whatever came before: nothing of the noise is left at a clean time."""
+    p = PROCESSES["ddpm"]
+    sampler = multistep.dpm_solver(p, form=form, sde=True, noise=wave)
+    found = run(sampler, p, times.respace(p, steps), denoise=lambda x, t, cond, key: Prediction(jnp.full_like(x, 0.3)))
+    np.testing.assert_allclose(found, 0.3, rtol=1e-5)
+
+
 # Identities -----------------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +242,8 @@ REFUSED = [
     (lambda: samplers.edm(process.Flow()), "heun"),
     (lambda: samplers.euler(process.Flow(), s_churn=1.0), "euler"),
     (lambda: multistep.plms(ZERO), "dpmpp_2m"),
+    (lambda: samplers.ddim(process.DDPM(), 1.5), "0 ... 1: got 1.5"),
+    (lambda: samplers.euler_ancestral(process.DDPM(), -0.1), "0 ... 1: got -0.1"),
     (lambda: multistep.dpm_solver(ZERO, form="eps"), "form x0"),
     (lambda: multistep.dpm_solver(process.EDM(), form="x00"), "did you mean 'x0'"),
     (lambda: multistep.dpm_solver(process.EDM(), corrector="huen"), "did you mean 'heun'"),

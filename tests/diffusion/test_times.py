@@ -70,6 +70,20 @@ def test_counted_grids_descend(name, steps):
     assert (np.diff(grid) < 0).all()
 
 
+def test_trailing_takes_any_number_of_steps():
+    for steps in range(1, 1001):
+        grid = times.trailing(DDPM, steps)
+        assert len(grid) == steps + 1 and grid[0] == 999 and (np.diff(grid) < 0).all(), steps
+
+
+@pytest.mark.parametrize("name", ["karras", "log_snr"])
+@pytest.mark.parametrize("p", [process.DDPM(zero_snr=True), process.Flow()], ids=["zero_snr", "flow"])
+def test_level_grids_begin_where_a_table_of_infinite_noise_does(p, name):
+    grid = getattr(times, name)(p, 50)
+    assert (np.diff(grid) < 0).all()
+    np.testing.assert_allclose(p.sigma(grid[0]) / p.alpha(grid[0]), process.LARGEST_RATIO, rtol=0.01)
+
+
 @pytest.mark.parametrize("p", [DDPM, process.Cosine(), process.EDM()], ids=["ddpm", "cosine", "edm"])
 @pytest.mark.parametrize("name", ["karras", "log_snr"])
 def test_level_grids(name, p):
@@ -103,6 +117,10 @@ REFUSED = [
     (lambda: times.leading(process.Flow(), 10), "continuous"),
     (lambda: times.trailing(DDPM, 1001), "1 ... 1000"),
     (lambda: times.linspace(DDPM, 0), "1 ... 1000"),
+    (lambda: times.leading(DDPM, 1000, offset=1), "1 ... 1000 leave 0 ... 999"),
+    (lambda: times.leading(DDPM, 10, offset=-1), "-1 ... 899 leave"),
+    (lambda: times.karras(DDPM, 10, sigma_min=0), "sigma_min=0,"),
+    (lambda: times.log_snr(process.EDM(), 10, 1.0, 0.5), "fall from sigma_max"),
 ]
 
 
@@ -151,6 +169,15 @@ def test_draws(name):
 def test_stratified_draws_once_per_stratum():
     t = times.Stratified()(process.Flow(), KEY, 64)
     np.testing.assert_array_equal(np.floor(t * 64), np.arange(64))
+
+
+@pytest.mark.parametrize("p", [process.Flow(), process.Cosine()], ids=["flow", "cosine"])
+@pytest.mark.parametrize("draw", [times.Uniform(), times.Stratified()], ids=["uniform", "stratified"])
+def test_draws_have_noise_even_where_the_random_number_is_0(draw, p, monkeypatch):
+    for u in (0.0, 1 - 2.0**-23):                                                  # the least and the largest that there are
+        monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype=float, u=u: jnp.full(shape, u, dtype))
+        t = draw(p, KEY, 1)
+        assert 0 < t < 1 and p.sigma(t) > 0 and p.alpha(t) > 0
 
 
 def test_counted_draws_are_integers_of_the_table():
