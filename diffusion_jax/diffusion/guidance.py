@@ -18,12 +18,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.diffusion.process import bcast
 from diffusion_jax.diffusion.samplers import resolve
 from diffusion_jax.diffusion.scales import Scale, to_output, to_x0
@@ -287,10 +287,17 @@ def CADS(
       statistics: 'sample' or 'batch' (as the first public plug-in does).
       keys: which entries of the condition are perturbed.
       noise: the source of noise.
+
+    Raises:
+      ConfigError: unknown statistics; when called, a condition that has none of `keys`.
     """
+    if statistics not in get_args(Statistics):
+        raise unknown("statistics", statistics, get_args(Statistics))
 
     def guide(denoise: Denoiser) -> Denoiser:
         def guided(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
+            if not set(keys) & set(cond):
+                raise ConfigError(f"CADS perturbs {' or '.join(keys)} of a condition, this one is {list(cond)}: leave it out")
             gamma = annealing(unit(t), tau1, tau2)
             key, *own = jax.random.split(key, len(keys) + 1)
 

@@ -188,14 +188,14 @@ class Recipe:
         self, task: Diffusion, scale: Array, null: Cond | None, noise: Noise, classifier: Guidance | None = None,
         weak: Denoiser | None = None,
     ) -> Guidance:
-        """All guidance in its order: on x0, then a classifier's, then CADS, then classifier-free guidance where `null` is given,
-        or autoguidance where `weak` is.
+        """All guidance in its order: on x0 (clips what was thresholded), then a classifier's, then CADS, then classifier-free
+        guidance where `null` is given, or autoguidance where `weak` is.
 
         The ancestral sampler shifts its mean by the classifier's gradient; for the others it is folded into x0.
         """
         process = task.process
-        parts = [g.Threshold(self.threshold)] if self.threshold else []
-        parts += [g.Clip(self.clip)] if self.clip else []
+        parts = [g.Clip(self.clip)] if self.clip else []
+        parts += [g.Threshold(self.threshold)] if self.threshold else []
         if classifier is not None:
             parts += [classifier] if parse(self.sampler)[0] == "ancestral" else [g.Fold(process), classifier]
         if self.cads:
@@ -219,12 +219,25 @@ class Recipe:
         """
         if self.guidance != 1 and not task.cond.droppable and not weak:
             raise ConfigError("this model has no condition that could guide it: leave guidance at 1, or give a --weak model")
+        if self.cads and not _embeds(task):
+            raise ConfigError("CADS perturbs an embedded label or text, which this model does not see: leave cads out")
 
         def denoise(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
             task.scale(task.process, t)
             return Prediction(x, logvar=x if task.learned_variance else None)
 
         times, sampler = self.grid(task.process), self.make_sampler(task, jax.random.normal)
-        guided = self.make_guidance(task, jnp.float32(self.guidance), {}, jax.random.normal)(denoise)
+        cond = {"vec": jnp.zeros((1, 2))} if self.cads else {}
+        guided = self.make_guidance(task, jnp.float32(self.guidance), cond, jax.random.normal)(denoise)
         x = jax.ShapeDtypeStruct((1, *task.shape), jnp.float32)
-        jax.eval_shape(lambda x, key: sample(guided, sampler, x, times, {}, key), x, jax.random.key(0))
+        jax.eval_shape(lambda x, key: sample(guided, sampler, x, times, cond, key), x, jax.random.key(0))
+
+
+def _embeds(task: Diffusion) -> bool:
+    """Whether the network sees a vec or a seq, as far as labels and what is made of images tell; texts are always embedded."""
+    if not set(task.cond.keys) <= {"label", *task.cond.derived}:
+        return True
+    raw = {"image": jax.ShapeDtypeStruct((1, *task.shape), jnp.float32), "label": jax.ShapeDtypeStruct((1,), jnp.int32)}
+    key = jax.random.key(0)
+    cond, _ = jax.eval_shape(lambda raw: task.cond.init_with_output(key, task.cond.prepare(raw, key)), raw)
+    return not {"vec", "seq"}.isdisjoint(cond)

@@ -217,6 +217,13 @@ def test_cads_draws_afresh_and_leaves_the_null_clean():
     np.testing.assert_array_equal(shown["vec"], jnp.concatenate([COND["vec"], NULL["vec"]]))
 
 
+def test_cads_refuses_what_it_would_not_do():
+    with pytest.raises(ConfigError, match="did you mean 'sample'"):
+        CADS(P.unit, statistics="sampel")
+    with pytest.raises(ConfigError, match=r"vec or seq of a condition, this one is \['cat'\]"):
+        seen(CADS, cond={"cat": X})
+
+
 # Gradients ------------------------------------------------------------------------------------------------------------------
 
 DATA, TAU = Gaussian(), 0.4

@@ -9,9 +9,10 @@ from toy_task import CLASSES, SHAPE, make, parameters
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion import scales
 from diffusion_jax.diffusion.process import DDPM
-from diffusion_jax.models.cond import Nothing
+from diffusion_jax.models.cond import Joint, Label, LowRes, Nothing
 from diffusion_jax.pipelines.diffusion import conditions, generate
 from diffusion_jax.pipelines.recipe import GRIDS, SAMPLERS, Recipe, parse
+from diffusion_jax.types import Prediction
 
 PARAMS = parameters(0.1, -0.2, 0.3, 0.05)
 EVERYTHING = dict(guidance=3.0, phi=0.7, cads="s=0.2,psi=0.5", interval="0.2,6", clip=1.5, threshold=0.9, channels=1)
@@ -116,6 +117,11 @@ def test_respacings_go_through():
         (dict(sampler="dpm_solver,order=4"), {}, "orders 1, 2 and 3"),
         (dict(), dict(name="flow", scale=scales.Eps()), "predict v, x0 or velocity"),
         (dict(guidance=2.0), dict(cond=Nothing()), "no condition"),
+        (dict(cads="s=0.1"), dict(cond=Nothing()), "leave cads out"),
+        (dict(cads="s=0.1"), dict(cond=LowRes(2)), "leave cads out"),
+        (dict(cads="statistics=sampel"), {}, "did you mean 'sample'"),
+        (dict(sampler="ddim,eta=1.5"), {}, "0 ... 1: got 1.5"),
+        (dict(times="karras,sigma_min=0"), {}, "sigma_min=0,"),
     ],
     ids=str,
 )
@@ -125,6 +131,12 @@ def test_what_does_not_go_with_the_model_is_refused_before_anything_runs(recipe,
         Recipe(**recipe).check(task)
     with pytest.raises(ConfigError, match=says):
         generate(task, PARAMS, Recipe(**recipe), {}, 1, 0)
+
+
+@pytest.mark.parametrize("cond", [LowRes(2, augment=0.5, width=4), Joint((Label(CLASSES, 4), LowRes(2)))], ids=["level", "label"])
+def test_cads_is_taken_where_an_image_is_not_all_that_is_seen(cond):
+    with jax.disable_jit(False):
+        Recipe(cads="s=0.1", steps=2).check(make(cond=cond))
 
 
 PAIRS = [pair for pair in itertools.product(SAMPLERS, TABLE) if pair not in REFUSED]
@@ -184,6 +196,16 @@ def test_samplers_see_guidance_at_each_of_their_calls(sampler, name):
 )
 def test_guidance_that_is_none(options):
     np.testing.assert_allclose(images(Recipe(steps=3, **CFG | options)), images(Recipe(steps=3)), atol=1e-6)
+
+
+def test_dynamic_thresholding_sees_what_no_clip_has_cut():
+    """What is thresholded fits into the clip already; a clip first would leave nothing to threshold."""
+    x = np.linspace(-3, 3, 32, dtype=np.float32).reshape(1, *SHAPE)
+    both, threshold, clip = (
+        Recipe(**options).make_guidance(make(), 1.0, None, None)(lambda x, t, cond, key: Prediction(x))(x, 0, {}, None).x0
+        for options in (dict(clip=1.0, threshold=0.9), dict(threshold=0.9), dict(clip=1.0)))
+    np.testing.assert_array_equal(both, threshold)
+    assert np.abs(both - clip).max() > 0.5
 
 
 def test_channels_guides_the_first_only():
