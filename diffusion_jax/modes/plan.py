@@ -33,6 +33,7 @@ from diffusion_jax.cost import hlo
 from diffusion_jax.cost.chips import Topology, collective_seconds, topology
 from diffusion_jax.modes import config as page
 from diffusion_jax.modes.layouts import ROOM, Estimate, Layout, Work, candidates, estimate, on_chip, size, work_of
+from diffusion_jax.nn import partition
 from diffusion_jax.pipelines.diffusion import draw
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train import shard
@@ -171,8 +172,13 @@ def sampler(work: Work, place: Topology) -> dict[str, Any]:
     index = jax.ShapeDtypeStruct((config["batch"],), jnp.int32, sharding=rows)
     static = replace(recipe, guidance=1.0, classifier_scale=1.0)
     print(f"compiling the sampler, {config['batch']} images over {place.chips} chips ...", flush=True)
-    found = compiled(lambda: draw.lower(work.task, static, params, raw, index, _split(key, whole), (scale, scale),
-                                        recipe.guidance != 1), mesh, place)
+
+    def lower() -> Any:
+        draw.clear_cache()                   # what was traced for another topology names its chips
+        with partition.activations(mesh, ()):
+            return draw.lower(work.task, static, params, raw, index, _split(key, whole), (scale, scale), recipe.guidance != 1)
+
+    found = compiled(lower, mesh, place)
     report = {"layout": list(layout), "memory": {"parameters": size(params)}} | found
     say_compiled(report, place)
     if found["fits"]:

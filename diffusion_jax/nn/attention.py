@@ -2,7 +2,8 @@
 
     attention(q, k, v) = softmax(q k^T / sqrt(d) + bias) v                            (1)
 
-On long sequences a kernel of the platform's computes it (nn/kernels.py), elsewhere XLA does.
+On long sequences a kernel of the platform's computes it (nn/kernels.py), elsewhere XLA does, and where rules in force split the
+tokens (nn/partition.py): a kernel wants them whole.
 """
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.nn import kernels
-from diffusion_jax.nn.partition import constrain
+from diffusion_jax.nn.partition import constrain, splits
 from diffusion_jax.types import Array
 
 
@@ -30,7 +31,8 @@ def attention(q: Array, k: Array, v: Array, bias: Array | None = None) -> Array:
     """
     q, k, v = constrain(q, "attention/q"), constrain(k, "attention/k"), constrain(v, "attention/v")
     platform, mesh = kernels.current()
-    chosen = kernels.backend(platform, q, k, bias is not None, mesh)
+    parted = any(splits(x, f"attention/{name}", 2) for x, name in ((q, "q"), (k, "k"), (v, "v")))
+    chosen = "xla" if parted else kernels.backend(platform, q, k, bias is not None, mesh)
     if chosen != "xla":
         return constrain(kernels.cudnn(q, k, v) if chosen == "cudnn" else kernels.flash(q, k, v, mesh), "attention/q")
     return constrain(plain(q, k, v, bias), "attention/q")

@@ -20,10 +20,12 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.guidance import Gradient
 from diffusion_jax.diffusion.process import carried
 from diffusion_jax.diffusion.samplers import sample, start
+from diffusion_jax.nn import partition
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.tasks.diffusion import Diffusion
+from diffusion_jax.train import shard
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Noise, Params, Prediction, Process, Raw
 
 FLAGS = {"tokens": "prompt"}
@@ -182,8 +184,8 @@ def generate(
     static = replace(recipe, guidance=1.0, classifier_scale=1.0)
     scales = jnp.float32(recipe.guidance), jnp.float32(recipe.classifier_scale)
     devices = jax.local_devices()
-    mesh = jax.sharding.Mesh(np.array(devices if batch % len(devices) == 0 else devices[:1]), ("data",))
-    rows, everywhere = (jax.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in (("data",), ()))
+    mesh = shard.make_mesh(devices=devices if batch % len(devices) == 0 else devices[:1])
+    rows, everywhere = shard.batch_sharding(mesh), shard.replicated(mesh)
     params = jax.device_put(params, everywhere)
     helpers = [(helper.task, jax.device_put(helper.params, everywhere)) if helper else (None, None) for helper in (guide, weak)]
 
@@ -191,7 +193,8 @@ def generate(
         for first in range(0, num, batch) if starts is None else starts:
             index = np.minimum(np.arange(first, first + batch), num - 1)          # the last batch is filled up: one program
             part, where = jax.device_put(({name: value[index] for name, value in raw.items()}, index), rows)
-            images = draw(task, static, params, part, where, key, scales, recipe.guidance != 1, *helpers[0], *helpers[1])
+            with partition.activations(mesh, ()):                                     # kernels ask it how images are split
+                images = draw(task, static, params, part, where, key, scales, recipe.guidance != 1, *helpers[0], *helpers[1])
             yield np.asarray(images)[: num - first]
 
     return batches()

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.nn import kernels
+from diffusion_jax.build import ConfigError
+from diffusion_jax.nn import kernels, partition
 from diffusion_jax.nn.attention import attention, plain
 from diffusion_jax.nn.partition import activations
 from diffusion_jax.train import shard
@@ -76,3 +77,26 @@ def test_queries_split_over_a_mesh_change_nothing():
     got = jax.jit(split)(q, k, v)
     np.testing.assert_allclose(got, plain(q, k, v), atol=2e-6)
     assert tuple(got.sharding.spec) == (("data", "fsdp"), None, ("tensor",)) or "tensor" in str(got.sharding.spec)
+
+
+@pytest.mark.parametrize(("split", "want"), [("tensor", []), (None, ["flash"])])
+def test_tokens_that_a_rule_splits_are_left_to_xla(split, want, monkeypatch):
+    """A kernel would be given all tokens on each device."""
+    called = []
+    monkeypatch.setattr(kernels, "current", lambda: ("tpu", partition.mesh()))
+    monkeypatch.setattr(kernels, "flash", lambda q, k, v, mesh: called.append("flash") or q)
+    x = jax.ShapeDtypeStruct((2, 1, kernels.LONG, 8), jnp.float32)
+    with activations(shard.make_mesh(data=2, tensor=4), (("attention/q", (split, None)),)):
+        jax.eval_shape(lambda *x: attention(*x), x, x, x)                            # traced anew
+    assert called == want
+
+
+@pytest.mark.parametrize(("rules", "says"), [
+    ((("attention/q", ("tensr", None)),), "unknown mesh axis 'tensr': did you mean 'tensor'"),
+    ((("attention/q", (None,) * 5),), "5 entries for 4 dimensions"),
+    ((("atention/q", ("tensor", None)),), "'atention/q' decides nothing"),
+    ((("attention", ("tensor", None)), ("attention/k", (None, None))), "'attention/k' decides nothing"),
+])
+def test_rules_that_mean_nothing_are_refused(rules, says):
+    with pytest.raises(ConfigError, match=says), activations(shard.make_mesh(data=2, tensor=4), rules):
+        pass

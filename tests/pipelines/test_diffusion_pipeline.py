@@ -1,4 +1,5 @@
 """From a task to images: what an image depends on, what is compiled, how often the network is called, which labels are made."""
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ from toy_task import CLASSES, COUNT, SHAPE, make, parameters
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.cond import Nothing
+from diffusion_jax.nn import kernels, partition
+from diffusion_jax.nn.attention import attention
 from diffusion_jax.pipelines.diffusion import conditions, draw, generate
 from diffusion_jax.pipelines.recipe import Recipe
 
@@ -52,6 +55,30 @@ def test_batches_lie_on_all_devices_where_they_divide(monkeypatch):
     for num in (2 * devices, 2 * devices + 1, 1):
         list(generate(task, PARAMS, Recipe(steps=1), conditions(task, num), num, 0))
     assert seen == [(devices, devices), (1, 1), (1, 1)]
+
+
+class Long(nn.Module):
+    """Attention over all pixels."""
+
+    @nn.compact
+    def __call__(self, x, noise, cond):
+        q = x.reshape(len(x), 1, -1, x.shape[-1])
+        return attention(q, q, q).reshape(x.shape)
+
+
+def test_a_kernel_knows_the_devices_that_share_the_images(monkeypatch):
+    """Of TPUs' kernel, which XLA cannot split: it is lowered for the batch of each of eight devices."""
+    lowered = []
+
+    def lower(*args):
+        lowered.append(draw.trace(*args).lower(lowering_platforms=("tpu",)).as_text())
+        return np.zeros((8, 32, 32, 8), np.float32)
+
+    monkeypatch.setattr(kernels, "current", lambda: ("tpu", partition.mesh()))
+    monkeypatch.setattr("diffusion_jax.pipelines.diffusion.draw", lower)
+    task = make(model=Long(), cond=Nothing(), shape=(32, 32, 8))
+    list(generate(task, {"model": {}, "cond": {}}, Recipe(steps=1), {}, 8, 0))
+    assert "tpu_custom_call" in lowered[0] and "1x1x1024x128" in lowered[0]
 
 
 def test_guidance_scales_share_a_program():
