@@ -66,7 +66,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
       param_norm, and lr where the optimiser keeps its learning rate (lr/<part> where several do).
 
     Raises:
-      ConfigError: accumulate < 1, an unknown `gather`; when called, a batch that does not divide.
+      ConfigError: accumulate < 1, an unknown `gather`, what PowerSGD does not go with; when called, a batch that does not divide.
     """
     if gather not in GATHER:
         raise unknown("gather", gather, GATHER)
@@ -74,6 +74,8 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
         raise ConfigError(f"accumulate is a number of microbatches, at least 1: got {accumulate}")
     if isinstance(optimizer, Compressed) and (gather != "step" or activations):
         raise ConfigError("powersgd takes the gradient of each shard by itself: leave out gather='use' and rules of activations")
+    if isinstance(optimizer, Compressed) and mesh.shape[AXIS] > 1 and _counts(task):
+        raise ConfigError("powersgd averages what shards remember, counts too: leave out importance sampling, or set mesh.data=1")
 
     def step(state: TrainState, frozen: Params, batch: Raw) -> tuple[TrainState, dict[str, Array]]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), partition.activations(mesh, activations):
@@ -189,6 +191,11 @@ def _check_rows(x: Array, accumulate: int, mesh: Mesh) -> None:
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if x.shape[0] % (accumulate * devices):
         raise ConfigError(f"batch size {x.shape[0]} must be a multiple of accumulate x devices = {accumulate} x {devices}")
+
+
+def _counts(task: Task) -> bool:
+    """Whether a task's memory holds integers."""
+    return any(jnp.issubdtype(x.dtype, jnp.integer) for x in jax.tree.leaves(jax.eval_shape(task.memory)))
 
 
 def _rates(opt_state: Any) -> dict[str, Array]:

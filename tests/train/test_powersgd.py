@@ -158,6 +158,21 @@ def test_a_run_from_its_config_resumes_bit_for_bit(tmp_path):
     assert np.abs(whole.opt_state["powersgd"].error["inner"]["kernel"]).max(axis=(1, 2)).min() > 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Counting(Toy):
+    """Remembers counts, as importance sampling does."""
+
+    def memory(self):
+        return {"counts": jnp.zeros(3, jnp.int32)}
+
+
+def test_counts_are_not_averaged_over_shards():
+    make = functools.partial(make_step, Counting(Net()), Compressed(optax.sgd(0.1), 2), {})
+    with pytest.raises(ConfigError, match="leave out importance sampling"):
+        make(make_mesh(data=2, devices=jax.devices()[:2]), None)
+    make(make_mesh(data=1, devices=jax.devices()[:1]), None)
+
+
 def test_it_is_an_optimiser_of_a_page():
     method = build({"name": "diffusion_jax.train.optim:optimizer", "method": "adam", "powersgd": 4})
     state = jax.eval_shape(method.init, PARAMS)
