@@ -60,7 +60,10 @@ def examined(
         raise ConfigError(f"--features {folder} is no CLIP of images of {shape}: give the folder of one")
     pulls, many, prior = options.pop("classifier", None), options.pop("candidates", 1), unclip.options_of(options)
     num, seed, batch = options.pop("num", 100), options.pop("seed", 1), options.pop("batch", 250)
-    recipe, source = page.recipe_of(stored, options), build(stored["data"]["test"])
+    if pulls is None and "classifier_scale" in options:
+        raise ConfigError("--classifier_scale needs a --classifier")
+    data = page.data_of(stored, "the captions of metric clip are those of a run's own held-out images")
+    recipe, source = page.recipe_of(stored, options), build(data["test"])
     prompts = [source[i * len(source) // num]["caption"] for i in range(num)]
     given = _derived(task, stored, num * many) | text.conditions_of(workdir, task, prompts, num * many, pulls, prior=prior)
     guide = guide_of(pulls)

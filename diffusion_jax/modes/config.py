@@ -27,7 +27,7 @@ SECTIONS = {
     "accumulate": "micro-batches per step",
     "steps": "updates of the whole run",
     "first_stage": "folder of a frozen discrete VAE, or of another first stage, that the task trains on (modes/first_stage.py)",
-    "init": "folder of a run, or of imported weights, whose average the run starts from, or {'path of parameters': 'folder:path'}",
+    "init": "folder of a run or of imported weights, whose average the run starts from, or {'path of parameters': 'folder:path'}",
     "loss_scale": "factor of the loss while gradients are taken; only for float16 networks",
     "optim": "the optimiser",
     "ema": "averages of the parameters, by name",
@@ -120,6 +120,22 @@ def recipe_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config["sample"].items() if key not in ("num", "every")}
 
 
+def data_of(stored: Mapping[str, Any], instead: str) -> Mapping[str, Any]:
+    """The section `data` of a checkpoint's config.
+
+    Args:
+      stored: the config.
+      instead: what to do without data, for the error.
+
+    Raises:
+      ConfigError: there is none, or no more of it than how prompts are read, as with imported weights.
+    """
+    data = stored.get("data", {})
+    if "train" not in data:
+        raise ConfigError(f"this model came without data: {instead}")
+    return data
+
+
 def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:
     """A page at a size that trains in seconds on a CPU: its own task and options over four steps of the 8x8 digits.
 
@@ -171,7 +187,13 @@ def derived_conditions(task: Diffusion, data: Mapping[str, Any], num: int, froze
       data: the config's section.
       num: how many; the images come again where the data set has fewer.
       frozen: the run's frozen parts, of which a CLIP sees the images.
+
+    Raises:
+      ConfigError: there is such a condition and no data to make it of.
     """
+    if "test" not in data and (isinstance(task.first_stage, Embedder) or "tokens" in task.cond.keys or task.cond.derived):
+        raise ConfigError("this model came without data to make its conditions of: give them to --mode sample, with --out x.npz, "
+                          "and measure those --images")
     if isinstance(task.first_stage, Embedder):
         return embedder.seen(task.first_stage, frozen["first_stage"], data, num)
     texts = captions(data, num) if "tokens" in task.cond.keys else {}

@@ -17,6 +17,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.image import to_unit
 from diffusion_jax.metrics.retrieval import chance, recall
+from diffusion_jax.modes import config as page
 from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.types import Array, Params
 
@@ -26,14 +27,13 @@ TOP = 5
 
 
 def examined(
-    metric: str, data: Mapping[str, Any], task: Contrastive, params: Params, workdir: str, options: dict[str, Any]
+    metric: str, stored: Mapping[str, Any], task: Contrastive, params: Params, workdir: str, options: dict[str, Any]
 ) -> dict[str, Any]:
     """The figures of one metric.
 
     Args:
       metric: one of `METRICS`.
-      data: the config's section.
-      task, params: the CLIP.
+      stored, task, params: the CLIP.
       workdir: where pictures go.
       options: num, held-out pairs (all by default); batch; seed; template, for zero_shot.
 
@@ -44,6 +44,7 @@ def examined(
     template = options.pop("template", None)
     for name in options:
         raise ConfigError(f"--{name} is for samples: a CLIP makes none")
+    data = page.data_of(stored, f"metric {metric} is of a run's own held-out images")
     source, decode = build(data["test"]), build(data["decode"])
     count = len(source) if num is None else min(num, len(source))
     records = [decode(source[i * len(source) // count], np.random.default_rng(0)) for i in range(count)]

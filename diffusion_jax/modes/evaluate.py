@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.data import image
+from diffusion_jax.data.source import existing
 from diffusion_jax.diffusion.guidance import Clip
 from diffusion_jax.diffusion.process import DDPM, noised
 from diffusion_jax.diffusion.times import respace
@@ -106,15 +107,16 @@ def examined(workdir: str, options: Mapping[str, Any]) -> tuple[Report, html.Sho
 
 def of_model(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
     """The figures of one metric, the option metric or the first that the model has."""
+    known = metrics_of(model.task)
     if getattr(model.task, "embeds", False):
         raise ConfigError("a prior makes embeddings: measure the images of its decoder, with --metric clip and --prior")
-    known = ("accuracy",) if isinstance(model.task, NoisyClassifier) else ("pixels", "features", "bpd", "clip")
-    known = contrast.METRICS if isinstance(model.task, Contrastive) else known
+    if not known:
+        raise ConfigError(f"evaluate has no metric of a {type(model.task).__name__}: use --mode likelihood, or give --images")
     metric = options.pop("metric", "features" if "features" in options else known[0])
     if metric not in known:
         raise unknown(f"metric of a {type(model.task).__name__}", metric, known)
     if metric in contrast.METRICS:
-        found = contrast.examined(metric, model.stored["data"], model.task, model.params, model.workdir, options)
+        found = contrast.examined(metric, model.stored, model.task, model.params, model.workdir, options)
         return found, html.Shown()
     if metric == "clip":
         found, samples = clip_metric.examined(model.stored, model.task, model.params, model.workdir, options)
@@ -122,14 +124,53 @@ def of_model(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]
     return {"accuracy": of_classifier, "pixels": of_samples, "features": in_features, "bpd": of_bits}[metric](model, options)
 
 
+def metrics_of(task: Task) -> tuple[str, ...]:
+    """The metrics of a model, the default one first; none of an autoencoder, a transformer over tokens or a prior of unCLIP."""
+    if getattr(task, "embeds", False):
+        return ()
+    known = {NoisyClassifier: ("accuracy",), Contrastive: contrast.METRICS, Diffusion: ("pixels", "features", "bpd", "clip")}
+    return next((names for kind, names in known.items() if isinstance(task, kind)), ())
+
+
+def ready(task: Task, config: Mapping[str, Any], numbers: Sequence[int], classes: int) -> None:
+    """Goes through what a run is to measure of itself, without measuring.
+
+    Args:
+      task: what is trained.
+      config: the run's.
+      numbers: of the images that are measured at a time.
+      classes: of its data.
+
+    Raises:
+      ConfigError: what `of_model` would refuse once the run is trained, or a file or folder that is not there.
+    """
+    if not numbers:
+        return
+    if not metrics_of(task):
+        raise ConfigError(f"evaluate has no metric of a {type(task).__name__}: set evaluate.num, and evaluate.every, to 0")
+    said = {name: value for name, value in config["evaluate"].items() if value}
+    if "features" in said:
+        network_of({name: said[name] for name in ("features", "resize") if name in said})
+    if "reference" in said:
+        existing(said["reference"])
+    if not isinstance(task, Diffusion):
+        return
+    for num in numbers if task.num_classes or "features" not in said else ():
+        check(task, num, classes)
+    if "features" not in said:
+        pictured(config["data"])
+
+
 def of_samples(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
     """The metrics of metrics/pixels.py on samples, classes in turn."""
+    data = page.data_of(model.stored, "give --features and a --reference to measure against, and --num")
     if not model.task.num_classes and "classifier" not in options:
         check(model.task, 1, 0)
+    pictured(data)
     report, images, _ = sampled(model, options)
     batches = list(images.batches(range(0, len(images), options["batch"]), options["batch"]))
     samples, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("image", "label"))
-    train, test = (page.whole(*(build(model.stored["data"][part]) for part in (split, "decode"))) for split in ("train", "test"))
+    train, test = (page.whole(*(build(data[part]) for part in (split, "decode"))) for split in ("train", "test"))
     return report | measure(samples, labels, train, test), html.Shown(samples)
 
 
@@ -137,7 +178,7 @@ def in_features(model: Model, options: dict[str, Any]) -> tuple[Report, html.Sho
     """The metrics of metrics/figures.py on samples, classes in turn."""
     network, given = network_of(options), {name: options.pop(name, None) for name in ("reference", "blur")}
     report, images, said = sampled(model, options)
-    return compared(report, images, network, model.workdir, said, options["batch"], model.stored["data"], **given)
+    return compared(report, images, network, model.workdir, said, options["batch"], model.stored.get("data"), **given)
 
 
 def of_images(workdir: str, options: dict[str, Any]) -> tuple[Report, html.Shown]:
@@ -196,13 +237,18 @@ def sampled(model: Model, options: dict[str, Any]) -> tuple[Report, Images, Mapp
     said |= {name: find(options[name])[1] for name in ("classifier", "weak", "rerank") if options.get(name)}
     guide, weak = guide_of(options.pop("classifier", None)), weak_of(options)
     stored, task = model.stored, model.task
-    num, seed, batch = options.pop("num", stored["evaluate"]["num"]), options.pop("seed", 1), options.pop("batch", BATCH)
+    own, data = stored.get("evaluate", {}), stored.get("data", {})
+    num, seed, batch = options.pop("num", own.get("num")), options.pop("seed", 1), options.pop("batch", BATCH)
+    if not num:
+        raise ConfigError("this model's page does not say how many samples to measure: give --num")
+    if guide is None and "classifier_scale" in options:
+        raise ConfigError("--classifier_scale needs a --classifier")
     judge, candidates = options.pop("rerank", None), options.pop("candidates", None)
-    recipe = page.recipe_of(stored, {"guidance": stored["evaluate"]["guidance"]} | options)
+    recipe = page.recipe_of(stored, {name: own[name] for name in ("guidance",) if name in own} | options)
     if task.num_classes or guide:
-        check(task if guide is None else guide.task, num, len(build(stored["data"]["train"]).names or ()))
+        check(task if guide is None else guide.task, num, len(build(data["train"]).names or ()) if "train" in data else 0)
     frozen = first_stage.kept(model.workdir)
-    raw = conditions(task, num, given=page.derived_conditions(task, stored["data"], num, frozen), guide=guide)
+    raw = conditions(task, num, given=page.derived_conditions(task, data, num, frozen), guide=guide)
     samples = Samples(task, model.params, recipe, raw, num, seed, guide, weak, frozen)
     images = chosen(samples, judge, candidates)
     report = {"samples": num, "sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
@@ -221,6 +267,15 @@ def check(task: Diffusion | NoisyClassifier, num: int, classes: int) -> None:
         raise ConfigError(f"{num} samples do not cover the {classes} classes of the data: raise num")
 
 
+def pictured(data: Mapping[str, Any]) -> None:
+    """Raises ConfigError where `data`, a config's section, has no pictures with labels to compare samples with."""
+    record = build(data["decode"])(build(data["train"])[0], np.random.default_rng(0))
+    if record["image"].dtype != np.uint8:
+        raise ConfigError("metric pixels compares pictures, the data are latents: give --features and a --reference")
+    if "label" not in record:
+        raise ConfigError("metric pixels compares classes, the data has none: give --features")
+
+
 def measure(samples: np.ndarray, labels: np.ndarray, train: tuple, test: tuple) -> Report:
     """The metrics of metrics/pixels.py; train and test are (images, labels)."""
     return {
@@ -236,6 +291,9 @@ def of_bits(model: Model, options: dict[str, Any]) -> tuple[Report, html.Shown]:
     task = model.task
     if not isinstance(task.process, DDPM):
         raise ConfigError(f"bits/dim are those of a DDPM process's steps, this model has {task.process}")
+    if task.first_stage is not None or set(task.needs) - {"label"}:
+        what = "latents" if task.autoencoder else f"images under {', '.join(task.needs)}"
+        raise ConfigError(f"bits/dim are of pixels, alone or under a label: this model makes {what}")
     steps, key = options.pop("steps", task.process.steps), jax.random.key(options.pop("seed", 1))
     times = respace(task.process, steps)
 
@@ -275,11 +333,13 @@ def over_test(model: Model, options: dict[str, Any], function: Any, key: Key) ->
     num, batch = options.pop("num", None), options.pop("batch", BATCH)
     for name in options:
         raise ConfigError(f"--{name} is for samples: this metric makes none")
-    images, labels = page.whole(*(build(model.stored["data"][part]) for part in ("test", "decode")), num=num)
+    data = page.data_of(model.stored, "this metric is of a run's own held-out images")
+    images, labels = page.whole(*(build(data[part]) for part in ("test", "decode")), num=num)
     batch = min(batch, len(images))
     for first in range(0, len(images), batch):
         index = np.minimum(np.arange(first, first + batch), len(images) - 1)              # the last batch is filled up
-        raw = {"image": image.to_unit(images[index])} | ({} if labels is None else {"label": labels[index]})
+        x = images[index]
+        raw = {"image": image.to_unit(x) if x.dtype == np.uint8 else x} | ({} if labels is None else {"label": labels[index]})
         found = function(model.params, raw, jax.random.fold_in(key, first))
         yield tuple(np.asarray(value)[: len(images) - first] for value in found)
 

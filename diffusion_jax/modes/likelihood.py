@@ -19,6 +19,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data import image
 from diffusion_jax.models.vae import VQ
+from diffusion_jax.modes import config as page
 from diffusion_jax.modes import first_stage
 from diffusion_jax.pipelines.dalle import likelihood
 from diffusion_jax.tasks.autoencoder import Autoencoder
@@ -50,7 +51,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         raise ConfigError(f"--{name} is not for likelihood: give num, which, step or batch")
     if not isinstance(task, (Autoregressive, Autoencoder, DiscreteVAE)):
         raise ConfigError(f"{workdir} holds a {type(task).__name__}: likelihood is of a token transformer or an autoencoder")
-    batches = list(held_out(plain(stored)["data"], num, batch))
+    data = page.data_of(plain(stored), "likelihood is of a run's own held-out images")
+    batches = list(held_out(data, num, batch))
     if isinstance(task, Autoregressive):
         report = likelihood(task, params, first_stage.kept(workdir), iter(batches))
     else:

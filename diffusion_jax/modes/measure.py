@@ -225,7 +225,7 @@ def reference_of(path: str | None, data: Mapping[str, Any] | None, network: Netw
         return Reference(pictures.what, {name: found.moments(name) for name in DISTANCES if found.has(name)}, found, pictures)
 
     if path is None:
-        if data is None:
+        if "train" not in (data or {}):
             raise ConfigError("these images need a --reference: a folder, an .npz of images, or a file of statistics")
         return seen(data_of(data, "train"), {"data": data})
     where = existing(path)

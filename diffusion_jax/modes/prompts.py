@@ -17,7 +17,7 @@ from diffusion_jax.tasks.autoregressive import Autoregressive
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.train.checkpoint import load
-from diffusion_jax.train.state import plain
+from diffusion_jax.train.state import plain, task_of
 
 Judge = Callable[[str], Score]
 """A prompt -> the score of images for it."""
@@ -96,13 +96,16 @@ def judge_of(folder: str, stored: Mapping[str, Any]) -> Judge:
     A classifier's label is that of the first training image with the prompt for a caption.
 
     Raises:
-      ConfigError: what `load` refuses, another kind of model, or a prompt without a label.
+      ConfigError: what `load` refuses, another kind of model, one of images of another size, or a prompt without a label.
     """
     config, task, params = load(folder)
+    if not isinstance(task, (Contrastive, NoisyClassifier)):
+        raise ConfigError(f"--rerank {folder} holds a {type(task).__name__}: give the folder of a classifier or a CLIP")
+    shape = task_of(stored).shape
+    if getattr(task, "shape", shape) != shape:
+        raise ConfigError(f"--rerank {folder} judges images of {task.shape}, this model makes {shape}: choose another")
     if isinstance(task, Contrastive):
         return _clip_judge(plain(config), task, params)
-    if not isinstance(task, NoisyClassifier):
-        raise ConfigError(f"--rerank {folder} holds a {type(task).__name__}: give the folder of a classifier or a CLIP")
     source, clean = build(stored["data"]["train"]), task.process.at(jnp.zeros(()))
     labels: dict[str, int] = {}
     for i in range(len(source)):

@@ -65,8 +65,9 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         recipe.check(task)
         num = config["sample"]["num"]
         raw = conditions(task, num, given=page.derived_conditions(task, config["data"], num, frozen))
-        if config["evaluate"]["num"]:
-            evaluate.check(task, config["evaluate"]["num"], len(batches.source.names or ()))
+    said = config["evaluate"]
+    numbers = said["num"], said.get("samples", SAMPLES) if said.get("every") else 0
+    evaluate.ready(task, config, [number for number in numbers if number], len(batches.source.names or ()))
     saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
     snapshots = Snapshots(workdir, config, emas, **config["snapshots"]) if "snapshots" in config else contextlib.nullcontext()
     initial = initial_of(config.get("init") or {}) if saved.latest is None else None
@@ -113,6 +114,7 @@ def initial_of(spec: str | Mapping[str, str]) -> dict[str, Params]:
 def measuring(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of mode `evaluate` in a config: how to sample, how many, and in whose features."""
     recipe = page.recipe_options(config) if "sample" in config else {}
+    recipe.pop("classifier_scale", None)                               # no classifier guides what is measured here
     return recipe | {name: value for name, value in config["evaluate"].items() if value and name not in ("every", "samples")}
 
 

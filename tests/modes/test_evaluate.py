@@ -1,4 +1,5 @@
 """Modes `evaluate` and `reference` in a network's features: against what, restarted, on other devices, and what they refuse."""
+import dataclasses
 import json
 import pickle
 import shutil
@@ -9,10 +10,13 @@ import pytest
 from pages import ROOT, page
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.data import image
+from diffusion_jax.data import image, latents
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.metrics.extract import Network
-from diffusion_jax.modes import evaluate, measure, reference, sample, train
+from diffusion_jax.models.vae import KL
+from diffusion_jax.modes import evaluate, measure, prompts, reference, sample, train
+from diffusion_jax.tasks.autoencoder import Autoencoder
+from diffusion_jax.train.state import plain, task_of
 
 RNG = np.random.default_rng(0)
 WEIGHTS = RNG.normal(size=(64, 6)).astype(np.float32)
@@ -179,6 +183,56 @@ def test_a_run_measures_itself_while_it_trains(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "FID[stub]" in line] == [2, 4]
     assert (tmp_path / "checkpoints").exists() and not (ROOT / measure.FOLDER).exists()
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (dict(num=0, every=2, samples=5), "5 samples do not cover the 10 classes"),
+    (dict(num=20, features="stub", reference="missing.npz"), "missing.npz: no such file"),
+])
+def test_what_a_run_cannot_measure_is_said_before_it_starts(tmp_path, change, says):
+    config = page("digits", evaluate=dict(guidance=1.0) | change)
+    with pytest.raises(ConfigError, match=says):
+        train.run(config, str(tmp_path / "run"), {})
+    assert not (tmp_path / "run").exists()
+
+
+def model_of(name, **changes):
+    stored = plain(page(name))
+    task = dataclasses.replace(task_of(stored), **changes)
+    return evaluate.Model(stored, task, {}, "run", {})
+
+
+VAE = Autoencoder(model=KL(latent=1, width=8, mults=(1,), depth=1, groups=4), shape=(8, 8, 1))
+
+
+@pytest.mark.parametrize(("name", "changes", "options", "says"), [
+    ("digits_dvae", {}, {}, "no metric of a DiscreteVAE: use --mode likelihood"),
+    ("digits_glide", {}, {"metric": "bpd"}, "this model makes images under tokens"),
+    ("digits_adm", {"first_stage": VAE}, {"metric": "bpd"}, "this model makes latents"),
+    ("digits", {}, {"classifier_scale": 2.0}, "needs a --classifier"),
+])
+def test_models_that_a_metric_does_not_know(name, changes, options, says):
+    with pytest.raises(ConfigError, match=says):
+        evaluate.of_model(model_of(name, **changes), options)
+
+
+def test_a_judge_of_other_images_is_refused_before_any_are_made(monkeypatch):
+    judge = dataclasses.replace(model_of("digits_classifier").task, shape=(16, 16, 1))
+    monkeypatch.setattr(prompts, "load", lambda folder: ({}, judge, {}))
+    with pytest.raises(ConfigError, match="judges images of .16, 16, 1., this model makes .8, 8, 1."):
+        prompts.judge_of("judge", model_of("digits_dvae").stored)
+
+
+def test_latents_are_no_pictures_to_compare_with(tmp_path):
+    pytest.importorskip("array_record")
+    with latents.Writer(tmp_path, "train") as writer:
+        writer.write(np.zeros((1, 2, 8, 8, 1)), {"label": 0})
+    (tmp_path / latents.ABOUT).write_text(json.dumps({"names": None, "std": [1.0], "mean": [0.0]}))
+    model = model_of("digits")
+    model.stored["data"] = {"train": dict(name="diffusion_jax.data.latents:Latents", path=str(tmp_path)),
+                            "decode": dict(name="diffusion_jax.data.latents:Draw", path=str(tmp_path))}
+    with pytest.raises(ConfigError, match="the data are latents"):
+        evaluate.of_model(model, {"num": 20})
 
 
 @pytest.mark.slow

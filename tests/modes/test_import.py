@@ -11,7 +11,8 @@ from pages import page
 from safetensors.numpy import save_file
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.modes import train
+from diffusion_jax.metrics.extract import Network
+from diffusion_jax.modes import evaluate, likelihood, measure, train
 from diffusion_jax.train.checkpoint import Checkpoints, load
 from diffusion_jax.train.state import task_of
 from diffusion_jax.types import TrainState
@@ -59,6 +60,56 @@ def test_a_dit_is_imported_and_sampled_from_the_command_line(cli, tmp_path):
     assert done.code == 0, done.err
     with np.load(out) as found:
         assert found["arr_0"].shape == (2, *task.shape)
+    for options, says in (((), "give --features and a --reference"), (("--metric", "bpd"), "of a run's own held-out images"),
+                          (("--metric", "clip", "--features", run), "is no CLIP of images")):
+        done = cli("--workdir", run, "--mode", "evaluate", *options)
+        assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
+
+
+def without_data(name, workdir, **sections):
+    """A page's model as imports leave one: without data."""
+    config = page(name).to_dict()
+    config = {part: config[part] for part in ("model", "task") if part in config} | sections
+    return evaluate.Model(config, task_of(config), {}, str(workdir), {})
+
+
+def test_imported_weights_are_measured_against_given_images(tmp_path, monkeypatch):
+    """In the features of a stub, with samples of a stub: what is tested is what a page without data leaves out."""
+    def batches(samples, starts, size):
+        for first in starts:
+            label = samples.raw["label"][first : first + size]
+            yield {"image": np.full((len(label), 8, 8, 1), first, np.uint8), "label": label}
+
+    model = without_data("digits", tmp_path, sample=dict(sampler="ddim", steps=2))
+    np.savez(tmp_path / "real.npz", arr_0=np.random.default_rng(0).integers(0, 255, (20, 8, 8, 1), np.uint8))
+    see = Network("stub", lambda params, x: {"features": x.reshape(len(x), -1)[:, :6] / 255.0}, np.zeros(1))
+    monkeypatch.setattr(evaluate, "network_of", lambda options: options.pop("features") and see)
+    monkeypatch.setattr(measure.Samples, "batches", batches)
+    options = {"features": "stub", "reference": str(tmp_path / "real.npz"), "num": 12, "batch": 4}
+    report, _ = evaluate.of_model(model, dict(options))
+    assert report["samples"] == 12 and report["FID[stub]"] > 0 and report["reference"].endswith("real.npz")
+    for left_out, says in (("num", "give --num"), ("reference", "need a --reference")):
+        with pytest.raises(ConfigError, match=says):
+            evaluate.of_model(model, {name: value for name, value in options.items() if name != left_out})
+
+
+@pytest.mark.parametrize(("name", "options", "says"), [
+    ("digits", {"metric": "bpd"}, "this metric is of"), ("digits", {}, "give --features and a --reference"),
+    ("digits_clip", {}, "metric retrieval is of"), ("digits_classifier", {}, "this metric is of"),
+    ("digits_glide", {"features": "stub", "num": 2}, "to make its conditions of"),
+])
+def test_what_is_measured_on_own_data_needs_some(name, options, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "network_of", lambda options: options.pop("features"))
+    model = without_data(name, tmp_path, sample=dict(sampler="ddim", steps=2))
+    with pytest.raises(ConfigError, match=f"without data.*{says}"):
+        evaluate.of_model(model, dict(options))
+
+
+def test_likelihood_needs_data(tmp_path, monkeypatch):
+    model = without_data("digits_vae", tmp_path)
+    monkeypatch.setattr(likelihood, "load", lambda *_: (model.stored, model.task, {}))
+    with pytest.raises(ConfigError, match="without data: likelihood is of"):
+        likelihood.run(None, str(tmp_path), {})
 
 
 @pytest.mark.slow
