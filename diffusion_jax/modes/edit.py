@@ -39,6 +39,16 @@ from diffusion_jax.types import Raw
 SWEEPS = ("strength", "switch", "mix", "guidance", "phi")
 UNCLIP = ("variations", "interpolate", "text_diff", "components")
 OPS = ("invert", *SWEEPS, "inpaint", "replay", *UNCLIP)
+TAKES = {
+    "invert": ("images",), "strength": ("images", "values"), "switch": ("to_label", "to_prompt", "values"),
+    "mix": ("to_label", "to_prompt", "values"), "guidance": ("values",), "phi": ("values",),
+    "inpaint": ("images", "rect", "session", "strength"), "replay": ("session",), "variations": ("images", "values", "num"),
+    "interpolate": ("images", "values"), "text_diff": ("images", "values", "prompt", "to_prompt"),
+    "components": ("images", "values"),
+}
+"""Of the options that not every op looks at."""
+INVERTED = ("invert", "variations", "interpolate", "text_diff")
+"""They come back by DDIM from the noise that DDIM found."""
 SECONDS = 0.4
 """How long a frame is shown."""
 
@@ -54,12 +64,13 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         default), and the fields of `Recipe`.
 
     Raises:
-      ConfigError: an unknown op, what it needs and is not given, or what `load` and `conditions` refuse.
+      ConfigError: an unknown op, what it needs and is not given or does not look at, or what `load` and `conditions` refuse.
     """
     options = dict(options)
     op = options.pop("op", None)
     if op not in OPS:
         raise unknown("op of mode edit", str(op), OPS)
+    looked_at(op, options)
     if op in UNCLIP:
         from diffusion_jax.modes import unclip_edit  # which needs this file
 
@@ -70,8 +81,9 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         return written(out, images[:, None], f"{op}: {len(images)} pictures")
     given = {name: options.pop(name, None) for name in ("images", "values", "to_label", "to_prompt", "label", "prompt")}
     num, seed = options.pop("num", None), options.pop("seed", 0)
-    how_read = {name: options.pop(name) for name in ("negative", "truncate") if name in options}
-    stage = stage_of(workdir, options.pop("which", "ema"), options.pop("step", None), options)
+    how_read = {name: options.pop(name) for name in ("negative", "truncate") if name in options} | {"prior": {"seed": seed}}
+    way = {"sampler": "ddim"} if op in INVERTED else {}
+    stage = stage_of(workdir, options.pop("which", "ema"), options.pop("step", None), way | options)
     space = Space(stage.task, first_stage.kept(workdir))
     image = None if given["images"] is None else images_at(given["images"], space.shape)
     raw = asked(workdir, space, given["label"], given["prompt"], num or (len(image) if image is not None else 8), **how_read)
@@ -88,6 +100,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     if op in ("switch", "mix"):
         if given["to_label"] is None and given["to_prompt"] is None:
             raise ConfigError(f"op {op} needs --to_label or --to_prompt")
+        if not raw:
+            raise ConfigError(f"op {op} goes from one condition to another: this model has none")
         second = asked(workdir, space, given["to_label"], given["to_prompt"], len(next(iter(raw.values()))), **how_read)
     values = numbers(given["values"])
     how = How(guidance=stage.recipe.guidance, phi=stage.recipe.phi)
@@ -95,6 +109,18 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     made = swept(stage.task, stage.params, stage.recipe, raw, seed, how, op, values, second, kept)
     made = np.stack([np.asarray(space.decode(x)) for x in made])
     written(out, pictures.to_uint8(made), f"{op} over {', '.join(map(str, values))}")
+
+
+def looked_at(op: str, options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option that an op would not look at."""
+    some = set().union(*TAKES.values()) - (set() if op in UNCLIP else {"num", "prompt"})
+    for name in options:
+        if name in some and name not in TAKES[op]:
+            raise ConfigError(f"op {op} takes no --{name}")
+        if name in ("classifier_scale", "temperature"):
+            raise ConfigError(f"--{name} is for mode sample: leave it out")
+    if op in INVERTED and options.get("sampler", "ddim") != "ddim":
+        raise ConfigError(f"op {op} comes back the way that DDIM went: leave --sampler out")
 
 
 def images_at(path: str, shape: tuple[int, int, int]) -> np.ndarray:
@@ -144,30 +170,62 @@ def inverted(stage: Stage, space: Space, raw: Raw, image: np.ndarray, seed: int,
 
 
 def session(workdir: str, op: str, options: dict[str, Any]) -> np.ndarray:
-    """The pictures of an editing session, uint8 [1 + edits, H, W, C]; op 'inpaint' adds an edit to it first.
+    """The pictures of an editing session, uint8 [1 + edits, H, W, C]; op 'inpaint' adds an edit to it once that is made.
 
     A session is a JSON file: image, the path of the picture that it starts from, and edits, each with rect (a list of top,
     left, bottom, right), prompt or label, seed, and the options of sampling.
+
+    Raises:
+      ConfigError: what the op needs and is not given, or a file that is no session.
     """
-    path = options.pop("session", None)
-    if path is None and op == "replay":
-        raise ConfigError("op replay needs --session, the JSON file of an editing session")
+    path, images = options.pop("session", None), options.pop("images", None)
+    which, step = options.pop("which", "ema"), options.pop("step", None)
     file = Path(path) if path else None
-    story = json.loads(file.read_text()) if file and file.is_file() else {"image": options.pop("images", None), "edits": []}
-    options.pop("images", None)
+    if op == "replay" and (file is None or not file.is_file()):
+        said = f": there is no {file}" if file else ""
+        raise ConfigError(f"op replay needs --session, the JSON file of an editing session{said}")
+    story = story_in(file) if file and file.is_file() else {"image": images, "edits": []}
     if story["image"] is None:
         raise ConfigError("op inpaint needs --images, the picture to start from, or a --session that has one")
-    which, step = options.pop("which", "ema"), options.pop("step", None)
-    if op == "inpaint":
-        if "rect" not in options:
-            raise ConfigError("op inpaint needs --rect top,left,bottom,right; it may be given again")
-        rects = [[int(side) for side in rect.split(",")] for rect in options.pop("rect")]
-        story["edits"].append({"rect": rects} | options)
-        if file:
-            file.write_text(json.dumps(story, indent=2) + "\n")
-    elif options:
-        raise ConfigError(f"--{min(options)} is for op inpaint: a session is replayed as it is")
-    return replayed(workdir, story, which, step)
+    if images not in (None, story["image"]):
+        raise ConfigError(f"{file} starts from {story['image']}: leave --images out, or begin another --session")
+    if op == "replay":
+        if options:
+            raise ConfigError(f"--{min(options)} is for op inpaint: a session is replayed as it is")
+        return replayed(workdir, story, which, step)
+    if "rect" not in options:
+        raise ConfigError("op inpaint needs --rect top,left,bottom,right; it may be given again")
+    story["edits"].append({"rect": [corners(rect) for rect in options.pop("rect")]} | options)
+    made = replayed(workdir, story, which, step)
+    if file:
+        file.write_text(json.dumps(story, indent=2) + "\n")
+    return made
+
+
+def story_in(file: Path) -> dict[str, Any]:
+    """What is in a session's file; `ConfigError` where it is none."""
+    try:
+        story = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"--session {file} does not read as JSON: {error}") from None
+    image, edits = (story.get("image"), story.get("edits")) if isinstance(story, dict) else (None, None)
+    if not isinstance(image, str) or not isinstance(edits, list) or not all(_is_edit(one) for one in edits):
+        raise ConfigError(f"--session {file} is no session: it needs image, a path, and edits, a list of mappings with rect")
+    return story
+
+
+def _is_edit(one: Any) -> bool:
+    rects = one.get("rect") if isinstance(one, dict) else None
+    numbers = isinstance(rects, list) and all(isinstance(rect, list) for rect in rects)
+    return numbers and all(isinstance(side, int) for rect in rects for side in rect)
+
+
+def corners(rect: str) -> list[int]:
+    """[top, left, bottom, right] of 'top,left,bottom,right'; `ConfigError` where it has something else than numbers."""
+    try:
+        return [int(side) for side in rect.split(",")]
+    except ValueError:
+        raise ConfigError(f"--rect {rect}: give top,left,bottom,right in pixels, 0,0,4,8 for example") from None
 
 
 def replayed(workdir: str, story: Mapping[str, Any], which: str, step: int | None) -> np.ndarray:
@@ -178,7 +236,7 @@ def replayed(workdir: str, story: Mapping[str, Any], which: str, step: int | Non
         ways = dict(one)
         mask = rectangles(space.shape, ways.pop("rect"))
         label, prompt, seed = (ways.pop(name, None) for name in ("label", "prompt", "seed"))
-        how_read = {name: ways.pop(name) for name in ("negative", "truncate") if name in ways}
+        how_read = {name: ways.pop(name) for name in ("negative", "truncate") if name in ways} | {"prior": {"seed": seed or 0}}
         strength = ways.pop("strength", 1.0)
         stage = stage_of(workdir, which, step, ways)
         raw = asked(workdir, space, label, [prompt] if isinstance(prompt, str) else prompt, 1, **how_read)

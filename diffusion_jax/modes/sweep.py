@@ -21,10 +21,11 @@ from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.modes import config as page
 from diffusion_jax.modes import evaluate
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.train.checkpoint import load
+from diffusion_jax.train.checkpoint import config_of
 from diffusion_jax.train.state import plain
 
 NUMBERS = {field.name: type(field.default) for field in fields(Recipe) if not isinstance(field.default, str)}
+NESTED = ("sampler", "times", "schedule", "cads")
 COLUMNS = 4                                                                      # of panels
 OVER = ("run", "which", "step", "blur", "candidates", *(field.name for field in fields(Recipe)))
 
@@ -66,7 +67,9 @@ def changed(workdir: str, options: Mapping[str, Any], over: str, value: str) -> 
     if name == "run":
         return str(Path(workdir, value)), dict(options)
     if inner:
-        stored = options.get(name, page.recipe_options(plain(load(workdir, "params")[0])).get(name, ""))
+        if name not in NESTED:
+            raise ConfigError(f"--over {over}: {name} has no options, as {', '.join(NESTED)} have")
+        stored = options.get(name, page.recipe_options(plain(config_of(workdir, options.get("step")))).get(name, ""))
         return workdir, {**options, name: ",".join(part for part in (stored, f"{inner}={value}") if part)}
     kind = {"step": int, "candidates": int, "blur": float}.get(name) or NUMBERS.get(name, str)
     try:

@@ -40,11 +40,13 @@ def conditions_of(
 
     Raises:
       ConfigError: prompts for a model that reads none, and that no CLIP guides; a model without a tokenizer; a prompt that is
-        too long, or a negative one without a prompt.
+        too long, or a negative one without a prompt or for a decoder of unCLIP.
     """
     reads, found = "tokens" in task.cond.keys, {}
     stored = plain(config_of(workdir))
-    if isinstance(task.first_stage, Embedder) or prior:
+    if isinstance(task.first_stage, Embedder) or set(prior or {}) - {"seed"}:
+        if negative is not None:
+            raise ConfigError("--negative is for a model that reads nothing but a text: leave it out")
         return unclip.conditions_of(workdir, task, prompts, num, truncate, **(prior or {}))
     if negative is not None and not (reads and prompts):
         raise ConfigError("--negative goes with a --prompt and a model that reads text")

@@ -33,10 +33,10 @@ PRIOR, UPSAMPLER = "prior", "upsampler"
 
 
 def options_of(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that say where embeddings come from, taken out of `options`."""
+    """The options that say where embeddings come from, taken out of `options`, and the seed, which stays."""
     names = ("prior", "prior_guidance", "prior_steps", "prior_best")
     found = {name: options.pop(name) for name in names if name in options}
-    return found | ({"seed": options["seed"]} if found and "seed" in options else {})
+    return found | ({"seed": options["seed"]} if "seed" in options else {})
 
 
 def conditions_of(

@@ -3,12 +3,16 @@ import json
 
 import numpy as np
 import pytest
+from pages import page
 from PIL import Image
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.image import save_png
 from diffusion_jax.modes import edit
+from diffusion_jax.pipelines.cascade import Stage
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.train.state import plain, task_of
 
 QUICK = {"steps": 3, "num": 2}
 
@@ -72,7 +76,49 @@ def test_a_session_is_replayed(tiny_run, digit, tmp_path):
     (dict(op="replay"), "needs --session"),
     (dict(op="inpaint"), "needs --images"),
     (dict(op="guidance", values=["1"], prompt=["a three"]), "reads no text"),
+    (dict(op="guidance", values=["1"], images="x.png"), "op guidance takes no --images"),
+    (dict(op="invert", images="x.png", to_label=3), "op invert takes no --to_label"),
+    (dict(op="interpolate", images="x.png", values=["1"], num=3), "op interpolate takes no --num"),
+    (dict(op="invert", images="x.png", sampler="ancestral"), "leave --sampler out"),
+    (dict(op="variations", images="x.png", values=["1"], sampler="heun"), "leave --sampler out"),
+    (dict(op="phi", values=["1"], temperature=0.9), "--temperature is for mode sample"),
+    (dict(op="replay", session="missing.json"), "there is no missing.json"),
 ])
 def test_what_is_refused(options, message, tiny_run):
     with pytest.raises(ConfigError, match=message):
         edit.run(None, str(tiny_run), options)
+
+
+@pytest.mark.parametrize(("said", "options", "message"), [
+    (None, dict(rect=["a,b,c,d"]), "--rect a,b,c,d: give top"),
+    (None, dict(rect=["0,0,9,9"]), "is not top,left,bottom,right inside"),
+    (None, dict(rect=["0,0,4,4"], sampler="ddmi"), "did you mean 'ddim'"),
+    (None, dict(rect=["0,0,4,4"], images="other.png"), "leave --images out"),
+    ("{", dict(rect=["0,0,4,4"]), "does not read as JSON"), ("{}", dict(rect=["0,0,4,4"]), "is no session"),
+    ('{"image": "x.png", "edits": [{"rect": [1, 2]}]}', dict(rect=["0,0,4,4"]), "is no session"),
+])
+def test_an_edit_that_is_refused_leaves_its_session(said, options, message, tiny_run, digit, tmp_path):
+    file = tmp_path / "s.json"
+    file.write_text(said or json.dumps({"image": digit, "edits": []}))
+    before = file.read_text()
+    with pytest.raises(ConfigError, match=message):
+        run(tiny_run, "inpaint", tmp_path / "a.png", steps=2, session=str(file), **options)
+    assert file.read_text() == before
+
+
+def test_inversion_comes_back_by_ddim_whatever_the_page_says(monkeypatch):
+    def stage_of(folder, which, step, options):
+        raise ConfigError(f"sampler {options['sampler']}")
+
+    monkeypatch.setattr(edit, "stage_of", stage_of)
+    with pytest.raises(ConfigError, match="sampler ddim"):
+        edit.run(None, "run", dict(op="invert", images="x.png"))
+
+
+def test_a_model_without_a_condition_has_none_to_switch(monkeypatch):
+    task = task_of(plain(page("digits_adm")))
+    assert not task.num_classes
+    monkeypatch.setattr(edit, "stage_of", lambda *_: Stage(task, {}, Recipe()))
+    monkeypatch.setattr(edit, "asked", lambda *_, **how_read: {})
+    with pytest.raises(ConfigError, match="this model has none"):
+        edit.run(None, "run", dict(op="switch", to_label=1, values=["0"]))

@@ -40,6 +40,7 @@ def test_an_option_of_an_option_is_added_to_what_is_given(tiny_run):
     (dict(values=["1"]), "needs --over"), (dict(over="guidance"), "needs --values"),
     (dict(over="guidence", values=["1"]), "did you mean 'guidance'"),
     (dict(over="guidance", values=["one"]), "guidance takes a number"),
+    (dict(over="guidance.x", values=["1"]), "guidance has no options"),
     (dict(over="guidance", values=["1"], metric="features"), "needs --features"),
 ])
 def test_wrong_sweeps_are_refused(tiny_run, options, says):

@@ -1,4 +1,5 @@
 """unCLIP from its pages to images: trained parts, chained by the command line, measured and edited."""
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -8,10 +9,11 @@ from pages import page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
-from diffusion_jax.modes import edit, evaluate, first_stage, sample, train
+from diffusion_jax.modes import edit, evaluate, first_stage, sample, text, train, unclip
 from diffusion_jax.modes.unclip import conditions_of
-from diffusion_jax.tasks.embedder import CODES, DOTS
+from diffusion_jax.tasks.embedder import CODES, DOTS, Embedder
 from diffusion_jax.train.checkpoint import load
+from diffusion_jax.train.state import plain, task_of
 
 PROMPTS = ["a handwritten three", "a handwritten seven"]
 
@@ -83,6 +85,17 @@ def test_pictures_are_varied_interpolated_and_taken_apart(runs, tmp_path):
                         ({"op": "text_diff", "images": str(tmp_path / "x.npz"), "values": ["0"]}, "needs --prompt")):
         with pytest.raises(ConfigError, match=says):
             edit.run(None, str(runs / "decoder"), given)
+
+
+def test_a_decoder_has_the_seed_and_no_text_to_guide_away_from(monkeypatch):
+    clip, seen = task_of(plain(page("digits_clip"))), {}
+    decoder = replace(task_of(plain(page("digits_glide"))), first_stage=Embedder(clip, (0,)))
+    monkeypatch.setattr(text, "config_of", lambda _: {})
+    monkeypatch.setattr(unclip, "conditions_of", lambda *_, **options: seen.update(options))
+    text.conditions_of("run", decoder, PROMPTS, 2, prior=unclip.options_of({"seed": 3}))
+    assert seen == {"seed": 3}
+    with pytest.raises(ConfigError, match="leave it out"):
+        text.conditions_of("run", decoder, PROMPTS, 2, negative="a handwritten one")
 
 
 def _samples(runs, folder):
