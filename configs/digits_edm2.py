@@ -1,7 +1,7 @@
 """Handwritten digits, 8x8: the ladder of EDM2, A (ADM's UNet in EDM's form) to G (EDM2), see diffusion_jax/models/edm2.py.
 
     python -m diffusion_jax.main --config configs/digits_edm2.py --workdir runs/digits_edm2
-    launch/ladder.sh runs/ladder                            # A to G, and the table of README
+    launch/ladder.sh runs/ladder                            # A to G, and their table
 
 `configs/digits_edm2.py:A` to `:G` are the steps; without a letter G. What changes from step to step beside the network:
 
@@ -13,7 +13,7 @@
 Four averages are tracked, so that those made after training of the snapshots of two of them can be compared with the others.
 Hardware: 2 CPU cores, 3 minutes a step of the ladder, half an hour for all and their measurement (beside other work). Expect, of
 1,000 samples in the features of configs/digits_classifier.py, FID[digits_classifier] 0.36 for A, 0.22 for B and 0.43 for G; the
-whole table is in README.
+whole table is in docs/experiments.md.
 """
 from ml_collections import ConfigDict
 

@@ -12,7 +12,7 @@ ru-DALL-E has (1) to (3), once with and once without wrapping; the paper's figur
 
 `sparse_attention` computes (1) to (4) in blocks of g tokens, rows of the grid or, for (2) and (4), columns: a block of queries
 meets the text and only those blocks of keys of which it sees any, so that its cost is that of the pattern. On a CPU that is worth
-it from grids of 16 on, for (3) of 32 (README has the figures); below, the masked dense product is faster.
+it from grids of 16 on, for (3) of 32 (docs/experiments.md has the figures); below, the masked dense product is faster.
 """
 from __future__ import annotations
 
