@@ -55,3 +55,13 @@ def test_members_that_lead_out_write_nothing(tmp_path, monkeypatch, kind, name):
     except ConfigError as error:
         assert file in str(error)
     assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path] and path.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["pictures", "records", "statistics"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", npy(np.zeros(3))], ids=["empty", "cut", "npy"])
+def test_what_is_no_npz_is_refused_in_one_line(tmp_path, kind, content):
+    read, file, _ = READERS[kind]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{file}: is not an .npz, or a damaged one") as error:
+        read(tmp_path / file)
+    assert "\n" not in str(error.value)

@@ -13,12 +13,9 @@ and the fields of `Arrays` say which column is what. `Tiles` reads class sheets,
 from __future__ import annotations
 
 import functools
-import json
 import zipfile
-import zlib
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -27,7 +24,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.data.image import opaque, read
-from diffusion_jax.data.source import Record, class_indices, existing, inside
+from diffusion_jax.data.source import Record, class_indices, existing, inside, npz, read_json, readable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -36,7 +33,7 @@ class _Members:
     """The images of a zip file, in the order of their names."""
 
     def __init__(self, path: Path):
-        with _readable(path):
+        with readable(path):
             self.archive = zipfile.ZipFile(path)
         names = [inside(name, path) for name in self.archive.namelist()]
         self.names = sorted(n for n in names if n.lower().endswith(SUFFIXES) and not PurePosixPath(n).name.startswith("."))
@@ -46,7 +43,7 @@ class _Members:
 
     def __getitem__(self, i: int) -> np.ndarray:
         name = f"{self.archive.filename}/{self.names[i]}"
-        with _readable(name):
+        with readable(name, again=True):
             data = self.archive.read(self.names[i])
         return read(data, name)
 
@@ -66,17 +63,6 @@ class _Table(NamedTuple):
     labels: np.ndarray | None
     captions: Sequence[str] | None
     names: tuple[str, ...] | None
-
-
-@contextmanager
-def _readable(name: str | Path) -> Iterator[None]:
-    """Turns whatever a damaged archive raises into one line."""
-    try:
-        yield
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{name}: cannot read it ({error}); fetch or write it again") from error
 
 
 @dataclass(frozen=True)
@@ -144,7 +130,7 @@ class Arrays:
             return self._select(members, ChainMap(meta, members.columns()), names)
         if path.suffix != ".npz":
             raise ConfigError(f"{path}: must end in .npz or .zip; a folder of images is a diffusion_jax.data.folder:Folder")
-        with _readable(path), np.load(path) as arrays:
+        with npz(path) as arrays:
             columns = ChainMap(meta, arrays)  # .npz arrays are read when asked for
             images = self._column(columns, self.image, ("image", "images", "rgba", "arr_0", f"x_{self.split}"))
             if images is None:
@@ -186,15 +172,14 @@ def _read_meta(paths: Iterator[Path]) -> tuple[dict[str, list], tuple[str, ...] 
     columns: dict[str, list] = {}
     names = None
     for path in paths:
-        try:
-            content = json.loads(existing(path).read_text())
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"{path}: is not JSON ({error})") from None
+        content = read_json(path)
         if isinstance(content, dict):
             columns |= {key: value for key, value in content.items() if isinstance(value, list)}
+            if not isinstance(content.get("names", []), list):
+                raise ConfigError(f"{path}: 'names' is a list of the class names, not {str(content['names'])[:40]!r}")
             names = tuple(content["names"]) if "names" in content else names
+        elif not isinstance(content, list):
+            raise ConfigError(f"{path}: holds {str(content)[:40]!r}, and neither columns nor a list")
         elif content and all(isinstance(row, dict) for row in content):
             columns |= {key: [row.get(key) for row in content] for key in content[0]}
         else:

@@ -36,6 +36,7 @@ class Folder:
 
     Raises:
       ConfigError: at first use: no images, images both beside and inside class folders, a bad line of metadata.jsonl.
+      OSError: from a record: the disk refuses it.
     """
 
     path: str
@@ -50,7 +51,7 @@ class Folder:
 
     def __getitem__(self, i: int) -> Record:
         index = self._index
-        record: Record = {"image": read(index.files[i])}
+        record: Record = {"image": read(index.files[i].read_bytes(), str(index.files[i]))}
         if index.labels is not None:
             record["label"] = int(index.labels[i])
         if index.captions is not None:
@@ -84,7 +85,11 @@ def _from_folders(path: Path) -> _Index:
 
 def _from_metadata(listed: Path) -> _Index:
     rows = []
-    for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = listed.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{listed}: is not UTF-8 ({error}); save it as that") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

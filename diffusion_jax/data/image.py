@@ -14,7 +14,6 @@ import io
 import math
 import os
 import struct
-import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.data.source import Record
+from diffusion_jax.data.source import Record, npz
 
 Resampling = Image.Resampling
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -106,11 +105,8 @@ def read_batch(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     if not path.exists():
         raise ConfigError(f"there is no {path}: give an .npz, an image or a folder of images")
     if path.suffix == ".npz":
-        try:
-            with np.load(path) as npz:
-                arrays = {name: npz[name] for name in ("arr_0", "arr_1") if name in npz.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise ConfigError(f"{path} does not read: {str(error).splitlines()[0]}") from None
+        with npz(path) as found:
+            arrays = {name: found[name] for name in ("arr_0", "arr_1") if name in found}
         images = arrays.get("arr_0")
         if images is None or images.ndim != 4 or images.dtype != np.uint8:
             raise ConfigError(f"{path} needs an array 'arr_0', uint8 [N, H, W, C], as --out x.npz writes it")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from flax import serialization
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.data.source import Record, existing
+from diffusion_jax.data.source import Record, existing, read_json, readable
 from diffusion_jax.types import Array
 
 ABOUT, SUFFIX = "latents.json", ".array_record"
@@ -77,7 +76,7 @@ class Latents:
       split: 'train' or 'test'.
 
     Raises:
-      ConfigError: at first use: no such folder or split, or array_record is not installed.
+      ConfigError: at first use: no such folder or split, a damaged one, or array_record is not installed.
     """
 
     path: str
@@ -92,18 +91,24 @@ class Latents:
     @functools.cached_property
     def about(self) -> dict[str, Any]:
         """latents.json: names, shape, mean and std of each channel, and how many records each split has."""
-        return json.loads((existing(self.path) / ABOUT).read_text())
+        path = existing(self.path) / ABOUT
+        found = read_json(path)
+        if not isinstance(found, dict) or not found.keys() >= {"names", "mean", "std"}:
+            raise ConfigError(f"{path}: says not all of names, mean and std; write it again with --mode encode")
+        return found
 
     @functools.cached_property
     def _records(self) -> Any:
         file = existing(Path(self.path) / f"{self.split}{SUFFIX}")
-        return _array_record().ArrayRecordReader(str(file), "readahead_buffer_size:0")
+        with readable(file):
+            return _array_record().ArrayRecordReader(str(file), "readahead_buffer_size:0")
 
     def __len__(self) -> int:
         return self._records.num_records()
 
     def __getitem__(self, i: int) -> Record:
-        return serialization.msgpack_restore(self._records.read([i])[0])
+        with readable(f"{self.path}/{self.split}{SUFFIX}, record {i}"):
+            return serialization.msgpack_restore(self._records.read([i])[0])
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,8 @@ class Draw:
             if "label" in record:
                 labels.append(record["label"])
             if self.tokenizer is not None:
-                tokens.append(self.tokenizer(record["caption"]))
+                spelt = {"rng": rng} if getattr(self.tokenizer, "dropout", 0) else {}
+                tokens.append(self.tokenizer(record["caption"], **spelt))
         found: Record = {"image": images}
         if labels:
             found["label"] = np.array(labels, np.int32)

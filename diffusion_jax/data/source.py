@@ -8,7 +8,11 @@ from disk is read at first use and kept.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +36,7 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, i: int) -> Record:
-        """Record i; `ConfigError` names the file where it cannot be read."""
+        """Record i; `ConfigError` names a damaged file, `OSError` is what a disk or a network refuses and may be asked again."""
         ...
 
 
@@ -42,6 +46,50 @@ def existing(path: str | Path) -> Path:
     if not found.exists():
         raise ConfigError(f"{path}: no such file or folder; give the path of the data")
     return found
+
+
+@contextmanager
+def readable(name: str | Path, wrong: str = "cannot read it", again: bool = False) -> Iterator[None]:
+    """Turns whatever a damaged file makes a reader raise into one line.
+
+    Args:
+      name: what the message calls the file.
+      wrong: what the message says of it.
+      again: let through what the operating system refuses, for `data.loader` to ask again.
+
+    Raises:
+      ConfigError: it is damaged.
+    """
+    try:
+        yield
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        if isinstance(error, ConfigError) or (again and isinstance(error, OSError) and error.errno):
+            raise
+        raise ConfigError(f"{name}: {wrong} ({' '.join(str(error).split())}); fetch or write it again") from error
+
+
+@contextmanager
+def npz(path: str | Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of an .npz by name, each read when it is asked for; no pickles.
+
+    Raises:
+      ConfigError: it is damaged, or another kind of file.
+    """
+    with readable(path, "is not an .npz, or a damaged one"):
+        found = np.load(path, allow_pickle=False)
+        if not isinstance(found, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array, an .npy")
+        with found:
+            yield found
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds; `ConfigError` where there is none, or it is not JSON in UTF-8."""
+    file = existing(path)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON ({error})") from None
 
 
 def inside(name: str, where: str | Path) -> str:

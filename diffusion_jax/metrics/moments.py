@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data.source import npz
 
 
 class Moments(NamedTuple):
@@ -114,12 +114,10 @@ def load(path: str | Path, spatial: bool = False) -> Moments:
     """
     names = ("mu_s", "sigma_s") if spatial else ("mu", "sigma")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with npz(path) as arrays:
             mean, cov = (arrays[name] for name in names)
     except KeyError:
         raise ConfigError(f"{path} holds no statistics {names[0]}, {names[1]}: it is no reference for this metric") from None
-    except (OSError, ValueError, BadZipFile) as error:
-        raise ConfigError(f"{path} is not an .npz of statistics: {error}") from None
     return checked(mean, cov, path)
 
 

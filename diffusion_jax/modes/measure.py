@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.data import image
 from diffusion_jax.data.folder import Folder
-from diffusion_jax.data.source import existing
+from diffusion_jax.data.source import existing, npz
 from diffusion_jax.metrics import moments, networks
 from diffusion_jax.metrics.extract import Found, Network, extract
 from diffusion_jax.metrics.figures import DISTANCES, Reference
@@ -256,7 +255,7 @@ def statistics_in(path: Path, network: Network) -> dict[str, moments.Moments]:
         return {"features": moments.checked(content[part].get("mu"), content[part].get("sigma"), path)}
     names = _names(path)
     if "network" in names:
-        with np.load(path, allow_pickle=False) as arrays:
+        with npz(path) as arrays:
             made = str(arrays["network"])
         if made != network.label:
             raise ConfigError(f"{path} was made with {made}, not with {network.label}: make another with --mode reference")
@@ -265,11 +264,8 @@ def statistics_in(path: Path, network: Network) -> dict[str, moments.Moments]:
 
 
 def _names(path: Path) -> set[str]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return set(arrays.files)
-    except (OSError, ValueError, AttributeError, BadZipFile) as error:
-        raise ConfigError(f"{path} is not an .npz: {str(error).partition(chr(10))[0]}") from None
+    with npz(path) as arrays:
+        return set(arrays)
 
 
 def _changed(path: Path) -> Any:

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from diffusion_jax.build import ConfigError, build
+from diffusion_jax.data import loader
 from diffusion_jax.data.arrays import Arrays, Tiles
+from diffusion_jax.data.image import Decode
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
 LABELS = np.array([2, 0, 1, 1, 0, 2])
@@ -158,7 +160,12 @@ def test_a_corrupt_member_is_named(tmp_path):
     ({"meta": ("label.json",)}, "no such file"),
     ({"meta": ("bad.json",)}, "not JSON"),
     ({"path": "b.npz"}, "no such file"),
-    ({"path": "bad.npz"}, "cannot read"),
+    ({"meta": ("number.json",)}, "neither columns nor a list"),
+    ({"meta": ("named.json",)}, "list of the class names"),
+    ({"meta": ("latin.json",)}, "not JSON"),
+    ({"path": "bad.npz"}, "not an .npz"),
+    ({"path": "empty.npz"}, "not an .npz"),
+    ({"path": "npy.npz"}, "a single array"),
     ({"path": "bad.zip"}, "cannot read"),
     ({"path": "bad.json"}, "must end in"),
     ({"path": "float.npz"}, "want uint8"),
@@ -173,11 +180,33 @@ def test_mistakes_are_one_line_that_helps(tmp_path, options, message):
     write_json(tmp_path / "labels.json", columns)
     for bad in ("bad.npz", "bad.zip", "bad.json"):
         (tmp_path / bad).write_text("{not this")
+    (tmp_path / "number.json").write_text("5")
+    (tmp_path / "named.json").write_text('{"names": 5}')
+    (tmp_path / "latin.json").write_bytes('["süß"]'.encode("latin-1"))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    with (tmp_path / "npy.npz").open("wb") as file:
+        np.save(file, IMAGES)
     options = {"meta": ("labels.json",)} | options
     options["path"] = str(tmp_path / options.get("path", "a.npz"))
     with pytest.raises(ConfigError, match=message) as error:
         len(Arrays(**options))
     assert "\n" not in str(error.value)
+
+
+def test_a_member_that_the_disk_refuses_once_is_asked_for_again(tmp_path, monkeypatch):
+    source = Arrays(write_zip(tmp_path / "a.zip", [f"{i}.png" for i in range(6)]))
+    batches = loader.Batches(source, Decode(8), batch=6, seed=0, shuffle=False)
+    monkeypatch.setattr(loader, "RETRIES", (0.0,))
+    refused, read = [5], zipfile.ZipFile.read
+
+    def once(archive, name):
+        if refused:
+            raise OSError(refused.pop(), "Input/output error")
+        return read(archive, name)
+
+    monkeypatch.setattr(zipfile.ZipFile, "read", once)
+    np.testing.assert_array_equal(batches[0]["image"], IMAGES)
+    assert not refused
 
 
 def test_tiles_are_cut_row_by_row(tmp_path):

@@ -1,12 +1,15 @@
 """Folders of images, written here and read back."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_jax.build import ConfigError, build
+from diffusion_jax.data import loader
 from diffusion_jax.data.folder import Folder
+from diffusion_jax.data.image import Decode
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
 
@@ -76,6 +79,13 @@ def test_bad_metadata(tmp_path, row, message):
         len(source)
 
 
+def test_metadata_in_another_encoding(tmp_path):
+    source = write(tmp_path, "0.png")
+    (tmp_path / "metadata.jsonl").write_bytes('{"file_name": "0.png", "text": "süß"}'.encode("latin-1"))
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        len(source)
+
+
 def test_bad_folders(tmp_path):
     with pytest.raises(ConfigError, match="no images"):
         len(Folder(str(tmp_path)))
@@ -91,3 +101,21 @@ def test_a_corrupt_image_is_named(tmp_path):
     assert source[0]["label"] == 0
     with pytest.raises(ConfigError, match=r"cat/1\.png"):
         source[1]
+
+
+def test_a_file_that_the_disk_refuses_once_is_asked_for_again(tmp_path, monkeypatch):
+    batches = loader.Batches(write(tmp_path, "0.png", "1.png"), Decode(6, crop="none"), batch=2, seed=0, shuffle=False)
+    want = batches[0]["image"]
+    monkeypatch.setattr(loader, "RETRIES", (0.0,))
+    refused, read = [5, 5, 5], Path.read_bytes
+
+    def some(path):
+        if refused:
+            raise OSError(refused.pop(), "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", some)
+    with pytest.raises(ConfigError, match="record 0 of .* does not read, tried 2 times: .*Input/output error"):
+        batches[0]
+    np.testing.assert_array_equal(batches[0]["image"], want)
+    assert not refused
