@@ -39,7 +39,8 @@ def distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]
     """Euclidean distances of a [N, D] to b [M, D], float64 [n, M] for some rows of `a` at a time, and which they are."""
     from sklearn.metrics import pairwise_distances_chunked
 
-    a, b = (np.asarray(rows, np.float64) for rows in ((a, a) if a is b else (a, b)))
+    wide = np.asarray(a, np.float64)
+    a, b = wide, wide if a is b else np.asarray(b, np.float64)           # of one set to itself, exactly 0 on the diagonal
     first = 0
     for part in pairwise_distances_chunked(a, b):
         yield slice(first, first + len(part)), part

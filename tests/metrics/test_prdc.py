@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.metrics.prdc import mean_distance, prdc
+from diffusion_jax.metrics.prdc import distances, mean_distance, prdc
 
 RNG = np.random.default_rng(0)
 
@@ -30,6 +30,12 @@ def test_extremes():
     assert prdc(real, real + 100) == (0, 0, 0, 0)
     collapsed = prdc(real, np.repeat(real[:1], 30, axis=0) + 1e-3 * RNG.normal(size=(30, 4)))
     assert collapsed.precision == 1 and collapsed.recall < 0.1 and collapsed.coverage < 0.6
+
+
+def test_a_set_is_at_no_distance_from_itself():
+    rows = np.float32(RNG.normal(size=(40, 200)) + 3)                        # float32, which is made wider first
+    ((_, found),) = distances(rows, rows)
+    assert (np.diag(found) == 0).all()
 
 
 def test_mean_distance_and_refusals():
