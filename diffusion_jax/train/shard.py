@@ -112,10 +112,17 @@ def placed(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...], rules: 
 
 def _placed(mesh: Mesh | AbstractMesh, name: str, shape: tuple[int, ...], rules: Rules) -> tuple[int, NamedSharding]:
     """(number of the rule that decides, sharding)."""
-    index = next((i for i, (pattern, _) in enumerate(rules) if re.search(pattern, name)), None)
+    index = next((i for i, (pattern, _) in enumerate(rules) if _found(pattern, name)), None)
     if index is None:
         raise ConfigError(f"no sharding rule matches {name!r}: end the rules with ('.*', 'replicate')")
     return index, NamedSharding(mesh, PartitionSpec(*_axes(mesh, rules[index][1], shape)))
+
+
+def _found(pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise ConfigError(f"sharding rule {pattern!r} is no regular expression ({error}): '.*' matches every path") from None
 
 
 def gathered(sharding: NamedSharding) -> NamedSharding:

@@ -83,6 +83,7 @@ def test_an_axis_that_does_not_divide_leaves_its_dimension_whole():
     ((("params", "fsdp"),), "no sharding rule matches 'step'"),
     (((".*", "fspd"),), "did you mean 'fsdp'"),
     (((".*", (None, "tensr")),), "did you mean 'tensor'"),
+    ((("*", "fsdp"),), r"'\*' is no regular expression"),
 ])
 def test_rules_that_would_silently_do_nothing_raise(rules, message):
     with pytest.raises(ConfigError, match=message):
