@@ -1,7 +1,7 @@
 """Accelerators by their published peaks, and how long a collective takes between them.
 
 A topology is named as in 'v5e:4x4' (chips along each axis of the torus) or 'h100:64'. Cloud TPU's names of accelerators are taken
-too; those of v4 and v5p count cores, two on a chip: 'v5e-256' is v5e:16x16, 'v5p-128' is v5p:4x4x4.
+too; those of v4 and v5p count cores, two on a chip: 'v5litepod-256', or 'v5e-256', is v5e:16x16, 'v5p-128' is v5p:4x4x4.
 
 With n chips in a group, b bytes held by each chip after (all-gather, all-reduce) or before (reduce-scatter) the collective, and w
 the bytes a second that leave a chip along the axes of the torus that the group spans,
@@ -10,7 +10,8 @@ the bytes a second that leave a chip along the axes of the torus that the group 
     all-reduce                               2 b (n - 1) / n / w                      (2)
     collective-permute                       b / link                                 (3)
 
-An axis that closes to a ring sends both ways at once and counts two links, an open one a single link.
+An axis that closes to a ring sends both ways at once: it counts two links for a group that spans all of it. A part of a ring, and
+an open axis, count a single one.
 """
 from __future__ import annotations
 
@@ -60,6 +61,7 @@ CHIPS = {
     "h100": Chip(flops=989e12, memory=80e9,  bandwidth=3350e9, link=450e9, node=8, network=50e9),
     "h200": Chip(flops=989e12, memory=141e9, bandwidth=4800e9, link=450e9, node=8, network=50e9),
 }
+CLOUD = {"v5litepod": "v5e"}
 SQUARES = {4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
 
 
@@ -105,6 +107,7 @@ def topology(name: str) -> Topology:
     if not found:
         raise ConfigError(f"a topology is 'v5e:4x4', 'v5p-128' or 'h100:8', not {name!r}")
     kind, axes, count = found.groups()
+    kind = CLOUD.get(kind, kind)
     if kind not in CHIPS:
         raise unknown("chip", kind, CHIPS)
     chip = CHIPS[kind]
@@ -150,5 +153,6 @@ def _width(topology: Topology, places: list[tuple[int, ...]]) -> float:
     if not chip.axes:
         nodes = {place[0] // chip.node for place in places}
         return chip.link if len(nodes) == 1 else chip.network
-    spanned = [axis for axis in range(len(topology.shape)) if len({place[axis] for place in places}) > 1]
-    return sum(chip.link * (2 if topology.shape[axis] % chip.ring == 0 else 1) for axis in spanned)
+    spanned = {axis: len({place[axis] for place in places}) for axis in range(len(topology.shape))}
+    rings = {axis for axis, length in spanned.items() if length == topology.shape[axis] and length % chip.ring == 0}
+    return sum(chip.link * (2 if axis in rings else 1) for axis, length in spanned.items() if length > 1)

@@ -8,7 +8,7 @@ instruction by itself takes
 Operations are those of products and convolutions, where a convolution's padding multiplies nothing. In (1), but not in the sums,
 contracted sizes and output channels are rounded up to the 128 rows and columns of a matrix unit: a head of 72 channels costs as
 much as one of 128. Bytes are the operands and results that lie in the chip's main memory; a fusion that reads a slice of an
-operand reads the slice.
+operand reads the slice. Kernels of Pallas are not seen into: they are counted, and are in none of the sums.
 """
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ SIZES = {"pred": 1, "s8": 1, "u8": 1, "s4": 0.5, "u4": 0.5, "s16": 2, "u16": 2, 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
         "opt-barrier", "custom-call")
+KERNEL = 'custom_call_target="tpu_custom_call"'
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 UNIT = 128
@@ -70,12 +71,14 @@ class Cost:
       bytes: read and written.
       seconds: sum of (1).
       collectives: each one.
+      kernels: calls of Pallas kernels, which are in none of the other sums.
     """
 
     flops: float = 0.0
     bytes: float = 0.0
     seconds: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
+    kernels: int = 0
 
 
 class Program:
@@ -113,6 +116,8 @@ class Program:
                 self._add(CALLED.search(i.attributes)[1], times, total)
             elif kind in COLLECTIVES:
                 total.collectives.append(self._collective(computation, i, times))
+            elif KERNEL in i.attributes:
+                total.kernels += times
             elif i.opcode not in FREE:
                 self._work(computation, i, times, total)
 

@@ -4,7 +4,7 @@ With n = data x fsdp x tensor chips, P the bytes of the weights, S of all that i
 that the backward pass keeps for a whole batch, F the operations of a step with what it recomputes:
 
     memory  S / fsdp + gradients + gathered weights + A / n + copies of weights       (1)
-    time    max(F / n / peak, gathers and scatters) + sum over data of gradients      (2)
+    time    max(F / n / peak, gathers and scatters + sums of gradients over data)     (2)
 
 Gathered at once (gather='step') weights and gradients are P each, layer by layer ('use') the largest layer and P / fsdp. (1)
 leaves out what a compiler needs beside A, (2) memory traffic: they choose what to compile, and are all there is for GPUs.

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     places, program = [topology(name) for name in options.get("topology", ("v5e:4x4",))], options.get("program", "train")
     if program not in PROGRAMS:
         raise unknown("program", program, PROGRAMS)
-    layouts, whole, reports = [_layout(text) for text in options.get("layout", ())], work_of(config), []
+    layouts = [_layout(text, places) for text in options.get("layout", ())]
+    whole, reports = work_of(config), []
     jax.config.update("jax_enable_compilation_cache", False)             # a program for chips that are not there is not loaded
     path = Path(workdir, "plan.json")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,13 +82,17 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     print(f"written to {path}")
 
 
-def _layout(text: str) -> Layout:
+def _layout(text: str, places: Sequence[Topology]) -> Layout:
     *numbers, last = text.split(",")
     gather = last if last in ("step", "use") else "step"
-    try:
-        return Layout(*map(int, numbers if last == gather else (*numbers, last)), gather)
-    except (TypeError, ValueError):
-        raise ConfigError(f"a layout is 'data,fsdp,tensor' or 'data,fsdp,tensor,use', not {text!r}") from None
+    sides = numbers if last == gather else [*numbers, last]
+    if len(sides) != 3 or not all(side.strip().isdecimal() and int(side) for side in sides):
+        raise ConfigError(f"a layout is 'data,fsdp,tensor' or 'data,fsdp,tensor,use', three numbers from 1 on, not {text!r}")
+    layout = Layout(*map(int, sides), gather)
+    for place in places:
+        if math.prod(layout[:3]) != place.chips:
+            raise ConfigError(f"--layout {text} is of {math.prod(layout[:3])} chips, {place.name} has {place.chips}")
+    return layout
 
 
 def say_work(work: Work, place: Topology) -> None:
@@ -229,7 +235,7 @@ def compiled(lower: Any, mesh: Mesh, place: Topology, keep: Path | None = None) 
             "temporary": stats.temp_size_in_bytes, "code": stats.generated_code_size_in_bytes, "flops": cost.flops,
             "bytes": cost.bytes, "work_s": cost.seconds, "hidden_s": hidden, "exposed_s": exposed,
             "step_s": max(cost.seconds, hidden) + exposed, "collectives": {k: dict(v) for k, v in kinds.items()},
-            "compile_s": time.time() - start}
+            "kernels": cost.kernels, "compile_s": time.time() - start}
 
 
 def say_compiled(report: Mapping[str, Any], place: Topology) -> None:
@@ -244,6 +250,8 @@ def say_compiled(report: Mapping[str, Any], place: Topology) -> None:
         print(f"  {kind}: {c['number']:,} times, {c['bytes'] / 1e6:,.0f} MB, {c['seconds'] * 1e3:.1f} ms")
     print(f"  {report['bytes'] / 1e9:.1f} GB of memory traffic; work {report['work_s'] * 1e3:.0f} ms, collectives "
           f"{report['hidden_s'] * 1e3:.0f} ms beside it and {report['exposed_s'] * 1e3:.0f} ms on their own")
+    if report["kernels"]:
+        print(f"  warning: {report['kernels']:,} calls of Pallas kernels are not in the roofline: the step takes longer")
     mfu = f", MFU {report['mfu']:.1%}" if "mfu" in report else ""
     print(f"  predicted (a roofline): {report['step_s'] * 1e3:.0f} ms{mfu}")
 

@@ -98,6 +98,12 @@ def test_loops_that_step_by_two_fusions_and_a_chained_collective():
     assert (gather.kind, gather.size, gather.group, gather.times, gather.hidden) == ("all-gather", 640, (0, 1), 1, True)
 
 
+def test_kernels_of_pallas_are_counted_by_the_runs_of_their_loop():
+    kernel = '  %k = bf16[8,72]{1,0} custom-call(%x, %x), custom_call_target="tpu_custom_call", backend_config={"a": "(b"}'
+    found = cost(TPU.replace("  %two = u32[] constant(2)", f"{kernel}\n  %two = u32[] constant(2)"))
+    assert (found.kernels, found.flops) == (4, cost(TPU).flops) and cost(TPU).kernels == 0
+
+
 @pytest.mark.parametrize(
     ("line", "want"),
     [

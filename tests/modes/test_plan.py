@@ -67,6 +67,9 @@ def test_the_best_layout_is_told_for_gpus_too(work, tmp_path, capsys):
     [
         ({"topology": ["v9:2x2"]}, "unknown chip"),
         ({"layout": ["all"]}, "a layout is"),
+        ({"layout": ["16,1"]}, "three numbers from 1 on"),
+        ({"layout": ["-16,-1,1"]}, "three numbers from 1 on"),
+        ({"layout": ["4,2,1"]}, "of 8 chips, v5e:4x4 has 16"),
         ({"program": "trian"}, "did you mean 'train'"),
         ({"num": 3}, "option of mode plan"),
     ],
@@ -74,6 +77,13 @@ def test_the_best_layout_is_told_for_gpus_too(work, tmp_path, capsys):
 def test_mistakes(options, says, tmp_path):
     with pytest.raises(ConfigError, match=says):
         plan.run(plain(page("digits")), str(tmp_path), options)
+
+
+def test_kernels_that_the_roofline_leaves_out_are_said(capsys):
+    report = dict(memory={}, fits=True, peak=0, compile_s=0, collectives={}, bytes=0, work_s=0, hidden_s=0, exposed_s=0, step_s=0)
+    for kernels in (0, 24):
+        plan.say_compiled(report | {"kernels": kernels}, topology("v5e:2x4"))
+        assert ("24 calls of Pallas kernels are not in the roofline" in capsys.readouterr().out) == (kernels > 0)
 
 
 @pytest.mark.slow
