@@ -115,10 +115,12 @@ class Stack(nn.Module):
     Attributes:
       key: of the raw condition, [B, h, w, channels]: 'inpaint' for a mask and the latents of what is known, 'low_res' ...
       channels: how many it has.
+      mask_last: of 'inpaint', whether it is latent diffusion's own form, (4) of pipelines/latent.py, or Stable Diffusion's, (3).
     """
 
     key: str
     channels: int
+    mask_last: bool = False
 
     derived = droppable = ()
     num_classes = 0

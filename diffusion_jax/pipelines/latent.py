@@ -2,7 +2,8 @@
 
     x       = mean of the posterior of the picture, shifted and scaled        (tasks/autoencoder.py)                          (1)
     picture = decode(x)                                                                                                       (2)
-    inpainting networks see [m, x of the picture without what m hides],  m = 1 where it is made anew     (2112.10752)         (3)
+    inpainting networks see [m, x of the picture, grey where m hides it],  m = 1 where it is made anew   (Stable Diffusion)   (3)
+                         or [x of the picture, black where m hides it, 2 m - 1]                          (2112.10752)         (4)
 """
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.models.cond import Joint
+from diffusion_jax.models.text_cond import Stack
 from diffusion_jax.nn.resample import shrink
 from diffusion_jax.tasks.autoencoder import Autoencoder
 from diffusion_jax.tasks.diffusion import Diffusion
@@ -64,11 +67,16 @@ class Space(NamedTuple):
         return 1 - jnp.float32(shrink(hole.astype(jnp.float32), mask.shape[1] // self.task.shape[0]) > 0)
 
     def seen(self, images: Array, mask: Array) -> Raw:
-        """(3): {'inpaint': [B, h, w, 1 + c]} of pictures [B, H, W, C] and the mask [B, H, W, 1] of what is known of them."""
+        """{'inpaint': [B, h, w, 1 + c]} of pictures [B, H, W, C] and the mask [B, H, W, 1] of what is known of them.
+
+        In the form (3), or (4) where the conditioner's `Stack` says mask_last.
+        """
+        parts = self.task.cond.parts if isinstance(self.task.cond, Joint) else (self.task.cond,)
+        last = any(isinstance(part, Stack) and part.mask_last for part in parts)
         hole, factor = jnp.float32(jnp.asarray(mask) < 0.5), mask.shape[1] // self.task.shape[0]
-        kept = self.encode(images * (1 - hole))
+        kept = self.encode(images * (1 - hole) - (hole if last else 0.0))
         hole = jnp.broadcast_to(hole[:, ::factor, ::factor], (*kept.shape[:3], 1))
-        return {"inpaint": jnp.concatenate([hole, kept], axis=-1)}
+        return {"inpaint": jnp.concatenate([kept, 2 * hole - 1] if last else [hole, kept], axis=-1)}
 
     @property
     def params(self) -> Params:

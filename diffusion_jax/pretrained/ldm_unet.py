@@ -83,8 +83,6 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     o = dict(official)
     if o.get("dims", 2) != 2 or not isinstance(o["num_res_blocks"], int):
         raise ConfigError("no network here has these options: dims is 2, num_res_blocks one number")
-    levels = {2**level for level in range(len(o.get("channel_mult", (1, 2, 4, 8))))}
-    o["attention_resolutions"] = sorted(levels & set(o["attention_resolutions"]))    # some published lists name more levels
     model, label = adm.config(o | {"in_channels": o["out_channels"]})
     depth = o.get("transformer_depth", 1) if o.get("use_spatial_transformer") else 0
     return model | {"transformer": depth, "codes": o.get("n_embed") or 0, "learn_sigma": False}, label
@@ -180,16 +178,20 @@ def revert(
 
 
 _SD = {"model_channels": 320, "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "use_spatial_transformer": True}
-_LDM = {"attention_resolutions": [8, 4, 2], "channel_mult": [1, 2, 3, 4]}
+_LDM = {"attention_resolutions": [8, 4, 2], "channel_mult": [1, 2, 3, 4], "image_size": 64}
+_CHURCHES = {"attention_resolutions": [1, 2, 4, 8], "channel_mult": [1, 2, 2, 4, 4], "num_heads": 8, "use_scale_shift_norm": True,
+             "resblock_updown": True, "image_size": 32}
 PUBLISHED = {
     # (model_channels, channels of a token) -> the options that the shapes do not tell. No file carries two of them.
-    (320, 768): _SD | {"num_heads": 8},                                              # Stable Diffusion 1
+    # Stable Diffusion 2 comes in two sizes.
+    (320, 768): _SD | {"num_heads": 8, "image_size": 64},                            # Stable Diffusion 1
     (320, 1024): _SD | {"num_head_channels": 64},                                    # Stable Diffusion 2
-    (320, 1280): _SD | {"num_heads": 8},                                             # text2img_1p4B
+    (320, 1280): _SD | {"num_heads": 8, "image_size": 32},                           # text2img_1p4B
     (192, 512): _LDM | {"channel_mult": [1, 2, 3, 5], "use_spatial_transformer": True, "num_heads": 1},          # cin256_v2
-    (224, 0): _LDM | {"num_head_channels": 32},                                      # celeba256, ffhq256, lsun_churches256
+    (192, 0): _CHURCHES,                                                             # lsun_churches256
+    (224, 0): _LDM | {"num_head_channels": 32},                                      # celeba256, ffhq256, lsun_beds256
     (256, 0): _LDM | {"num_heads": 8, "resblock_updown": True},                      # inpainting_big
-    (160, 0): {"attention_resolutions": [8], "channel_mult": [1, 2, 2, 4], "num_head_channels": 32},             # bsr_sr
+    (160, 0): _LDM | {"attention_resolutions": [8], "channel_mult": [1, 2, 2, 4], "num_head_channels": 32},      # bsr_sr
 }
 
 

@@ -6,8 +6,9 @@ Two layouts of a model are read:
     a folder     of diffusers: unet/, vae/, text_encoder/, scheduler/scheduler_config.json, each with its config.json
 
 A folder says everything about itself. A file says its sizes; the rest is known of the published ones (pretrained/ldm_unet.py) and
-given for others, as the 'params' of CompVis's yaml in JSON. The scale of the latents, the betas, what the network predicts and
-the tokens of the empty text go into the page, and so into every checkpoint: nothing of it has to be known to sample.
+given for others, as the 'params' of CompVis's yaml in JSON. Where the official scripts sample with the average of a network's
+weights, that is taken. The scale of the latents, the betas, what the network predicts and the tokens of the empty text go into
+the page, and so into every checkpoint: nothing of it has to be known to sample.
 """
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ from diffusion_jax.types import Params
 
 UNET, FIRST, TEXT = "model.diffusion_model.", vae.FIRST, "cond_stage_model."
 HF, OPEN_CLIP, CLASSES = f"{TEXT}transformer.", f"{TEXT}model.", f"{TEXT}embedding.weight"
-IGNORED = ("model_ema.", "logvar", "scale_factor", f"{TEXT}logit_scale", f"{FIRST}loss.", f"{FIRST}colorize")
-"""Averages that are in the file beside the weights that published scripts use, and what only training needs."""
+EMA, FACTOR = "model_ema.", "scale_factor"
+IGNORED = ("logvar", f"{TEXT}logit_scale", f"{FIRST}loss.", f"{FIRST}colorize")
+"""What only training needs."""
 TABLES = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "lvlb_weights")
 SCALE = vae.SCALE
 START_TEXT, END_TEXT = 49406, 49407
@@ -42,7 +44,8 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 
     Args:
       path: the file or the folder, see the top of this file.
-      official: of a file, the 'params' of CompVis's yaml; for Stable Diffusion 2 at least {'parameterization': 'v' or 'eps'}.
+      official: of a file, the 'params' of CompVis's yaml; for Stable Diffusion 2 at least parameterization, 'v' or 'eps', and
+        image_size, the side of its latents.
 
     Returns:
       The sections model, task, data and sample of a page, and {'model': ..., 'cond': ..., 'first_stage': ...}, the last of which
@@ -61,29 +64,54 @@ def part(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def from_file(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tuple[dict[str, Any], Params]:
     """`load` of a state dict of CompVis's."""
-    known = (UNET, FIRST, TEXT, *IGNORED, *TABLES)
+    known = (UNET, FIRST, TEXT, EMA, FACTOR, *IGNORED, *TABLES)
     strange = [key for key in state_dict if not key.startswith(known)]
     network, first = part(state_dict, UNET), part(state_dict, FIRST)
     if strange or not network or not first:
         raise ConfigError(f"this is no whole latent diffusion model in one file: {strange[0] if strange else 'a part'} is "
                           f"{'not of one' if strange else 'missing'}")
-    options = official.get("unet_config", {}).get("params") or ldm_unet.published(network)
-    model, label = ldm_unet.config(options)
+    told = official["unet_config"]["params"] if "unet_config" in official else ldm_unet.published(network)
+    model, label = ldm_unet.config(told)
+    prediction, side = _aim(official, told)
     cond, text = conditioner(state_dict, official)
-    cond = cond or label
+    if cond:
+        _alone(label)
+    if official.get("use_ema", "unet_config" in official or not model["transformer"]):
+        network = averaged(state_dict, network)
     params = ldm_unet.convert(network, build(model), build(label))
     if text is not None:
         params["cond"] = text
     first = {key: value for key, value in first.items() if not key.startswith("loss.")}
-    autoencoder, scale = vae.published(first), official.get("scale_factor", SCALE if cond and model["transformer"] else 1.0)
+    autoencoder = vae.published(first)
     params["first_stage"] = {"model": vae.convert(first, build(autoencoder))}
-    side = official.get("image_size", 64)
-    prediction = official.get("parameterization", "eps")
-    if model["transformer"] and model.get("head_channels") == 64 and "parameterization" not in official:
-        raise ConfigError("Stable Diffusion 2 predicts eps or v, its file does not say which: --official with parameterization")
-    process = table(state_dict, official)
-    extra = options["in_channels"] - options["out_channels"]
-    return page(model, cond, process, prediction, side, autoencoder, scale, extra), _joined(params, extra)
+    own = "unet_config" not in official and model["transformer"] and autoencoder["name"] == vae.KL
+    scale = float(state_dict[FACTOR]) if FACTOR in state_dict else official.get(FACTOR, SCALE if own else 1.0)
+    extra = told["in_channels"] - told["out_channels"]
+    made = page(model, cond or label, table(state_dict, official), prediction, side, autoencoder, scale, extra)
+    return made, _joined(params, extra)
+
+
+def averaged(state_dict: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
+    """The network's weights, each as its average where the file has one, under its name without dots."""
+    return {key: state_dict.get(f"{EMA}diffusion_model{key.replace('.', '')}", value) for key, value in network.items()}
+
+
+def _aim(official: Mapping[str, Any], told: Mapping[str, Any]) -> tuple[str, int]:
+    """What the network predicts, and the side of its latents, by the options of the model and of the network.
+
+    Raises:
+      ConfigError: Stable Diffusion 2, whose file says neither.
+    """
+    if "unet_config" not in official and "image_size" not in told and not {"parameterization", "image_size"} <= set(official):
+        raise ConfigError("the file of Stable Diffusion 2 does not say what it predicts, and how large: --official with "
+                          "parameterization, 'v' or 'eps', and image_size, of its latents: 96 for 768-v, 64 for 512")
+    return official.get("parameterization", "eps"), official["image_size"] if "image_size" in official else told["image_size"]
+
+
+def _alone(label: Spec) -> None:
+    """Refuses a network's own table of classes beside another conditioner."""
+    if not label["name"].endswith(":Nothing"):
+        raise ConfigError("this network has a table of classes beside another conditioner: no task here is told of both")
 
 
 def conditioner(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tuple[Spec | None, Params | None]:
@@ -135,6 +163,7 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], Params]:
     label = build(cond)
     params = ldm_unet.convert(weights(folder / "unet"), build(model), label)
     if (folder / "text_encoder").is_dir():
+        _alone(cond)
         found, config = prefixed(weights(folder / "text_encoder")), options(folder / "text_encoder")
         tower = clip.towers(found, config)["text"]
         cond = text_cond(tower, (START_TEXT, END_TEXT, fill(folder)), tower["context"])
@@ -149,12 +178,19 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], Params]:
     )
     last = -1 if schedule.get("set_alpha_to_one", schedule.get("_class_name") == "DDIMScheduler") else 0
     times = f"leading,offset={schedule.get('steps_offset', 0)},last={last}"
-    made["sample"] |= dict(sampler=SAMPLERS.get(schedule.get("_class_name"), "ddim"), times=times)
+    made["sample"] |= dict(sampler=_sampler(schedule.get("_class_name")), times=times)
     if schedule.get("timestep_spacing", "leading") == "trailing":
         made["sample"]["times"] = "trailing"
     if schedule.get("clip_sample", False):
         made["sample"]["clip"] = schedule.get("clip_sample_range", 1.0)
     return made, _joined(params, told["in_channels"] - told["out_channels"])
+
+
+def _sampler(scheduler: str | None) -> str:
+    """Ours for a scheduler of diffusers; says so where DDIM stands in for one that is not here."""
+    if scheduler is not None and scheduler not in SAMPLERS:
+        print(f"no sampler here is diffusers' {scheduler}: ddim stands in for it, --sampler takes another")
+    return SAMPLERS.get(scheduler, "ddim")
 
 
 def _joined(params: Params, extra: int) -> Params:
@@ -187,6 +223,7 @@ def page(
     if extra:
         key = "inpaint" if extra == 1 + autoencoder["latent"] else "low_res"
         stack = dict(name="diffusion_jax.models.text_cond:Stack", key=key, channels=extra)
+        stack |= {"mask_last": True} if key == "inpaint" and not model["transformer"] else {}
         named = not cond["name"].endswith(":Nothing")
         cond = dict(name="diffusion_jax.models.cond:Joint", parts=[cond, stack]) if named else stack
     first = dict(

@@ -1,21 +1,33 @@
-"""A tiny Stable Diffusion of diffusers, saved, imported by our command, and sampled by both from the same noise."""
+"""A tiny Stable Diffusion of diffusers, saved, imported by our command, and sampled by both; what single files say."""
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.image import save_png
 from diffusion_jax.diffusion.samplers import sample
+from diffusion_jax.models.cond import Joint, Nothing
+from diffusion_jax.models.text_cond import Stack
 from diffusion_jax.modes import edit, first_stage, import_weights
 from diffusion_jax.modes import sample as mode_sample
-from diffusion_jax.pipelines.latent import decoded
+from diffusion_jax.pipelines.latent import Space, decoded
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pretrained import clip, ldm_text, ldm_unet, sd, vae
 from diffusion_jax.train.checkpoint import load
+from diffusion_jax.train.state import task_of
 
 STEPS, SCALE = 10, 5.0
+KEYS = [json.loads((Path(__file__).parents[1] / f"goldens/ldm/keys_{name}.json").read_text())
+        for name in ("ldm_diffusion", "ldm_first_stages", "sd_v1_compvis")]
+CHURCHES = {"image_size": 32, "scale_by_std": True, "unet_config": {"params": {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 192, "attention_resolutions": [1, 2, 4, 8],
+    "num_res_blocks": 2, "channel_mult": [1, 2, 2, 4, 4], "num_heads": 8, "use_scale_shift_norm": True, "resblock_updown": True,
+}}}
 
 
 def parts(prediction, channels=4):
@@ -142,3 +154,103 @@ def test_a_folder_without_weights_says_so(tmp_path):
     }))
     with pytest.raises(ConfigError, match="holds no weights"):
         import_weights.run(None, str(tmp_path / "run"), {"system": "sd", "source": str(tmp_path)})
+
+
+def zeros(shapes, prefix="", value=0.0):
+    """Weights that take no memory."""
+    return {prefix + key: np.broadcast_to(np.float32(value), shape) for key, shape in shapes.items()}
+
+
+def sketch(width, tokens):
+    """What tells a published network: the shapes of a few weights."""
+    shapes = {"time_embed.0.weight": (1, width), "input_blocks.0.0.weight": (width, 4, 3, 3), "out.2.weight": (4, width, 3, 3)}
+    return zeros(shapes | ({"middle_block.1.0.attn2.to_k.weight": (1, tokens)} if tokens else {}), sd.UNET)
+
+
+def single(name, stage):
+    """The weights of a published file, of which shapes matter, and its yaml."""
+    networks, stages, stable = KEYS
+    if name == "lsun_churches256":
+        weights, yaml = sketch(192, 0) | {"scale_factor": np.float32(0.25)}, CHURCHES
+    elif name == "sd_v1":
+        weights, yaml = zeros(stable["keys"]["unet"] | stable["keys"]["text_encoder"]), stable["config"]
+    else:
+        weights, yaml = zeros(networks["keys"][name]), networks["config"][name]
+    averages = {key.removeprefix("model.").replace(".", ""): w.shape for key, w in weights.items() if key.startswith(sd.UNET)}
+    return weights | zeros(averages, "model_ema.", 1.0) | zeros(stages["keys"][stage], sd.FIRST), yaml
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The weights of networks that were converted, in a list; nothing is computed."""
+    found = []
+    monkeypatch.setattr(ldm_unet, "convert", lambda network, *modules: found.append(network) or {"model": {}, "cond": {}})
+    for module, name in ((vae, "convert"), (ldm_text, "convert_bert"), (clip, "convert")):
+        monkeypatch.setattr(module, name, lambda *given: {})
+    return found
+
+
+@pytest.mark.parametrize("given", ["nothing", "yaml"])
+@pytest.mark.parametrize("name, stage, scale, side, average", [
+    ("sd_v1", "kl-f8", 0.18215, 64, False), ("text2img_1p4B", "kl-f8", 0.18215, 32, False),
+    ("cin256_v2", "vq-f4", 1.0, 64, False), ("celeba256", "vq-f4", 1.0, 64, True), ("lsun_churches256", "kl-f8", 0.25, 32, True),
+    ("inpainting_big", "vq-f4-noattn", 1.0, 64, True), ("bsr_sr", "vq-f4", 1.0, 64, True),
+])
+def test_what_a_published_file_says(seen, name, stage, scale, side, average, given):
+    weights, yaml = single(name, stage)
+    page, _ = sd.from_file(weights, yaml if given == "yaml" else {})
+    task = task_of(page)
+    assert task.first_stage.scale == pytest.approx(scale) and task.shape[:2] == (side, side)
+    assert page["task"]["scale"]["name"].endswith(":Eps")
+    assert {float(w[(0,) * w.ndim]) for w in seen[0].values()} == {float(average)}
+    assert getattr(task.cond, "mask_last", False) == (name == "inpainting_big")
+    if name == "lsun_churches256":
+        assert build(page["model"]) == build(ldm_unet.config(CHURCHES["unet_config"]["params"])[0])
+
+
+def test_a_yaml_without_a_scale_means_one(seen):
+    weights, yaml = single("sd_v1", "kl-f8")
+    page, _ = sd.from_file(weights, {key: value for key, value in yaml.items() if key != "scale_factor"})
+    assert page["task"]["first_stage"]["scale"] == 1
+
+
+def test_stable_diffusion_2_is_asked_what_it_is(seen):
+    weights = sketch(320, 1024) | zeros(KEYS[1]["keys"]["kl-f8"], sd.FIRST)
+    for official in ({}, {"parameterization": "v"}, {"image_size": 96}):
+        with pytest.raises(ConfigError, match="--official with parameterization, 'v' or 'eps', and image_size.*96 for 768-v"):
+            sd.from_file(weights, official)
+    page, _ = sd.from_file(weights, {"parameterization": "v", "image_size": 96})
+    assert page["task"]["scale"]["name"].endswith(":V") and page["task"]["first_stage"]["shape"] == (768, 768, 3)
+
+
+def test_classes_beside_a_text_are_refused(seen, tmp_path, monkeypatch):
+    weights, yaml = single("sd_v1", "kl-f8")
+    network = {"params": yaml["unet_config"]["params"] | {"num_classes": 10}}
+    with pytest.raises(ConfigError, match="table of classes beside another conditioner"):
+        sd.from_file(weights, yaml | {"unet_config": network})
+    for part in ("unet", "text_encoder"):
+        (tmp_path / part).mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({
+        "block_out_channels": [32], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
+        "in_channels": 4, "out_channels": 4, "num_class_embeds": 10,
+    }))
+    monkeypatch.setattr(sd, "weights", lambda folder: {})
+    with pytest.raises(ConfigError, match="table of classes beside another conditioner"):
+        sd.from_folder(tmp_path)
+
+
+def test_a_sampler_that_stands_in_is_named(capsys):
+    assert sd._sampler("PNDMScheduler") == "plms" and sd._sampler(None) == "ddim" and not capsys.readouterr().out
+    assert sd._sampler("UniPCMultistepScheduler") == "ddim"
+    assert "UniPCMultistepScheduler: ddim stands in" in capsys.readouterr().out
+
+
+def test_both_forms_of_what_inpainting_networks_see():
+    """Stable Diffusion's: the mask first, grey below it; latent diffusion's: the mask last, in [-1, 1], black below it."""
+    images, hole = np.full((1, 4, 4, 3), 0.5, np.float32), np.float32(np.arange(4) < 2)[None, :, None, None].repeat(4, 2)
+    mask, grey = 1 - hole, images * (1 - hole)
+    first, last = np.concatenate([hole, grey], axis=-1), np.concatenate([grey - hole, 2 * hole - 1], axis=-1)
+    own = Stack("inpaint", 4, mask_last=True)
+    for cond, want in ((Stack("inpaint", 4), first), (own, last), (Joint((Nothing(), own)), last)):
+        space = Space(SimpleNamespace(cond=cond, shape=(4, 4, 3), autoencoder=None))
+        np.testing.assert_array_equal(space.seen(images, mask)["inpaint"], want)
