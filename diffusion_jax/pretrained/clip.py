@@ -13,7 +13,6 @@ value have one weight here, three in some files: `merge` and `split` go from one
 """
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.clip import CLIP, TextTower, ViT
 from diffusion_jax.models.clip_resnet import ResNet
-from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained import folder, rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, PATCH, SAME, TRANSPOSE, Constant, Layout, Rule
 from diffusion_jax.types import Array, Params
@@ -37,7 +36,7 @@ UNUSED = r"(?:.*\.)?(?:num_batches_tracked|attn_mask)|input_resolution|context_l
 """Official tensors that change nothing: counters, masks and sizes."""
 PUBLISHED = "input_resolution"
 """A key that only OpenAI's own files have."""
-CONFIGS = ("open_clip_config.json", "config.json")
+CONFIGS, PREPROCESSOR = ("open_clip_config.json", "config.json"), "preprocessor_config.json"
 VOCAB = 49408
 """Tokens of CLIP's tokenizer."""
 WIDE = {1280: 16, 1408: 16, 1664: 16}
@@ -311,8 +310,8 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     """A published weights file of both towers as (config, params).
 
     Args:
-      path: the file, see `reader.read`.
-      official: see `towers`; None reads the config beside the file.
+      path: the file, see `reader.read`; of a training checkpoint of OpenCLIP's, its 'state_dict'.
+      official: see `towers`; None reads the config beside the file, if it is not OpenAI's own, which needs none.
 
     Returns:
       The sections model, task and, where the vocabulary is CLIP's own, data of a page, and the parameters {'model': ...}.
@@ -320,11 +319,13 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     Raises:
       ConfigError: see `read`, `towers` and `convert`.
     """
-    state_dict = read(path)
-    found = towers(state_dict, official or beside(path))
+    state_dict = {key.removeprefix("module."): value for key, value in read(path, "state_dict").items()}
+    own = PUBLISHED in state_dict
+    told = official or (None if own else beside(path))
+    found = towers(state_dict, told)
     if len(found) < 2:
         raise ConfigError(f"{path} holds the {'/'.join(found) or 'no'} tower only: this mode takes a whole CLIP")
-    model = _named(CLIP, **found)
+    model = _named(CLIP, **found, **({} if own else pixels(path, told or {})))
     size = found["image"]["size"]
     task = dict(name="diffusion_jax.tasks.clip:Contrastive", shape=(size, size, 3))
     decode: dict[str, Any] = dict(name="diffusion_jax.data.image:Decode", size=size)
@@ -334,6 +335,23 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 
 
 def beside(path: str | Path) -> dict[str, Any] | None:
-    """The config of transformers or OpenCLIP that lies beside a weights file, if any."""
-    found = next((file for name in CONFIGS if (file := Path(path).parent / name).is_file()), None)
-    return None if found is None else json.loads(found.read_text())
+    """The config of transformers or OpenCLIP that lies beside a weights file, if any.
+
+    Raises:
+      ConfigError: it does not read.
+    """
+    place = Path(path).parent
+    found = next((name for name in CONFIGS if (place / name).is_file()), None)
+    return None if found is None else folder.options(place, found)
+
+
+def pixels(path: str | Path, told: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+    """The options mean and std of `CLIP`, where OpenCLIP's config or transformers' file beside the weights says them.
+
+    Raises:
+      ConfigError: that file does not read.
+    """
+    place, said = Path(path).parent, told.get("preprocess_cfg", {})
+    if not said and (place / PREPROCESSOR).is_file():
+        said = {key.removeprefix("image_"): value for key, value in folder.options(place, PREPROCESSOR).items()}
+    return {name: tuple(said[name]) for name in ("mean", "std") if name in said}

@@ -22,7 +22,7 @@ from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.models.dvae_codebook import CodebookVAE
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.persistent import Bare, arrays
-from diffusion_jax.pretrained.reader import READERS, read
+from diffusion_jax.pretrained.reader import READERS, content, read, select, unpickled
 from diffusion_jax.pretrained.rules import CONV, POINT, SAME, Layout, Rule
 from diffusion_jax.types import Array, Params
 
@@ -198,18 +198,9 @@ def read_module(path: str | Path) -> dict[str, np.ndarray]:
         return read(path)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
     reader: Any = types.ModuleType("reader")                    # what torch.load takes in place of the module pickle
     reader.Unpickler, reader.load = Unpickler, lambda file, **options: Unpickler(file, **options).load()
-    try:
-        module = torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
-    except pickle.UnpicklingError as error:
-        raise ConfigError(f"{path} is refused: {str(error).partition(chr(10))[0]}") from None
-    except (EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise ConfigError(f"{path} is damaged, or no pickled module: {type(error).__name__}: {error}") from None
+    module = unpickled(path, lambda torch: torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False))
     if not isinstance(module, Bare) or "_modules" not in module.state:
         raise ConfigError(f"{path} holds no module")
     return dict(arrays(module))
@@ -220,20 +211,22 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 
     Args:
       path: the folder with encoder.pkl and decoder.pkl (or another suffix of `reader.read`), or a file of DALLE-pytorch.
-      official: the options of DALLE-pytorch's constructor, for a file of it; OpenAI's files tell all but the image size, which
-        is 256 unless given here as image_size.
+      official: the options of DALLE-pytorch's constructor, for a file of it that is without its hparams; OpenAI's files tell
+        all but the image size, which is 256 unless given here as image_size.
 
     Raises:
       ConfigError: see `read_module`, `options` and `convert`; a folder without the two files.
     """
     path, official = Path(path), dict(official or {})
-    size = official.get("image_size", 256)
     if not path.is_dir():
+        held = content(path)
+        official = {**held.get("hparams", {}), **official}
         model = codebook_model(official)
         config = dict(name="diffusion_jax.models.dvae_codebook:CodebookVAE", codes=model.codes, code_width=model.code_width,
                       width=model.width, layers=model.layers, blocks=model.blocks, channels=model.channels)
-        return page(config, size, "smooth_l1" if official.get("smooth_l1_loss") else "l2"), {
-            "model": convert_codebook(read(path), model)}
+        loss = "smooth_l1" if official.get("smooth_l1_loss") else "l2"
+        params = convert_codebook(select(held, "weights", path), model)
+        return page(config, official.get("image_size", 256), loss), {"model": params}
     halves = []
     for half in FILES:
         found = sorted(file for file in path.glob(f"{half}.*") if file.suffix in (".pkl", *READERS))
@@ -242,7 +235,8 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
         halves.append(read_module(found[0]))
     config = options(*halves)
     params = convert(*halves, DVAE(**config))
-    return page(dict(name="diffusion_jax.models.dvae:DVAE", **config), size, "logit_laplace"), {"model": params}
+    model = dict(name="diffusion_jax.models.dvae:DVAE", **config)
+    return page(model, official.get("image_size", 256), "logit_laplace"), {"model": params}
 
 
 def page(model: Mapping[str, Any], size: int, reconstruction: str) -> dict[str, Any]:

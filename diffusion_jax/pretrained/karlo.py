@@ -20,7 +20,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.pretrained import clip, unclip
 from diffusion_jax.pretrained.folder import options, weights
-from diffusion_jax.pretrained.reader import read
+from diffusion_jax.pretrained.reader import read, unpickled
 from diffusion_jax.pretrained.sd import END_TEXT, PREDICTIONS, prefixed
 from diffusion_jax.pretrained.sd import fill as sd_fill
 from diffusion_jax.tasks.embedder import DOTS
@@ -207,13 +207,9 @@ def _pair(path: Path) -> list[np.ndarray]:
     """Mean and deviation in a file that holds the two tensors.
 
     Raises:
-      ConfigError: torch is missing, or the file holds something else.
+      ConfigError: see `unpickled`, or the file holds something else.
     """
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    found = unpickled(path, lambda torch: torch.load(path, map_location="cpu", weights_only=True))
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise ConfigError(f"{path} holds no pair of tensors, mean and deviation")
     return [value.float().reshape(-1).numpy() for value in found]

@@ -95,7 +95,7 @@ def unpickle(path: str | Path) -> Any:
         raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
     except pickle.UnpicklingError as error:
         raise ConfigError(f"{path} is refused: {str(error).partition(chr(10))[0]}") from None
-    except (EOFError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+    except Exception as error:                                                      # a damaged pickle may raise anything
         raise ConfigError(f"{path} is damaged, or no persistent pickle: {type(error).__name__}: {error}") from None
 
 

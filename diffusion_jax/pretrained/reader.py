@@ -14,7 +14,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -38,29 +38,40 @@ def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
       key -> array, in the type of the file, except that bfloat16 of a .pt becomes float32.
 
     Raises:
-      ConfigError: there is no such file, it is damaged, it holds code, torch is not installed, or it has several state dicts and
-        `key` names none of them.
+      ConfigError: see `content` and `select`.
+    """
+    return select(content(path), key, path)
+
+
+def content(path: str | Path) -> dict[str, Any]:
+    """All that a weights file holds: one state dict, or several and what is said of them; tensors as arrays on the host.
+
+    Raises:
+      ConfigError: there is no such file, it is damaged, it holds code, or torch is not installed.
     """
     path = Path(path)
     if path.suffix not in READERS:
         raise unknown("kind of weights file", path.suffix or path.name, READERS)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
-    return _select(READERS[path.suffix](path), key, path)
+    return READERS[path.suffix](path)
 
 
-def _select(content: Mapping[str, Any], key: str | None, path: Path) -> dict[str, np.ndarray]:
-    """The state dict itself: `content`, or the part of it that `key` names."""
-    parts = [name for name, value in content.items() if isinstance(value, Mapping)]
+def select(found: Mapping[str, Any], key: str | None, path: str | Path) -> dict[str, np.ndarray]:
+    """The state dict itself: the `content` of a file, or the part of it that `key` names.
+
+    Raises:
+      ConfigError: it has several state dicts and `key` names none of them, or is none.
+    """
+    parts = [name for name, value in found.items() if isinstance(value, Mapping)]
     if parts and key not in parts:
-        if key is None:
-            raise ConfigError(f"{path} holds several state dicts, choose one with key: {', '.join(parts)}")
-        raise unknown(f"state dict in {path}", key, parts)
-    content = content[str(key)] if parts else content
-    for name, value in content.items():
+        wanted = "one state dict" if key is None else f"one state dict, or one under {key!r}"
+        raise ConfigError(f"{path} holds {', '.join(map(str, parts))} in place of {wanted}: save its weights alone in a file")
+    found = found[str(key)] if parts else found
+    for name, value in found.items():
         if not isinstance(value, np.ndarray):
             raise ConfigError(f"{path}: {name} is a {type(value).__name__}, not an array; this is no state dict")
-    return dict(content)
+    return dict(found)
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -96,21 +107,30 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 def _torch(path: Path) -> dict[str, Any]:
     if torchscript.is_torchscript(path):
         return torchscript.read(path)
+    found = unpickled(path, lambda torch: _restricted(torch, path))
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"{path} holds a {type(found).__name__}, not a state dict")
+    return _to_numpy(found)
+
+
+def unpickled(path: Path, load: Callable[[Any], Any]) -> Any:
+    """What `load`, given torch, makes of a pickle.
+
+    Raises:
+      ConfigError: torch is not installed, the pickle names code, or it is damaged, which may raise anything.
+    """
     try:
         import torch
     except ModuleNotFoundError:
         raise ConfigError(f"reading {path.name} needs torch: pip install 'diffusion_jax[torch]'") from None
     try:
-        content = _restricted(torch, path)
+        return load(torch)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it names {named[1]}, which is code" if named else "it is no plain pickle of tensors"
+        named = re.search(r"GLOBAL (\S+)|it names (\S+), which is code", str(error))
+        reason = f"it names {named[1] or named[2]}, which is code" if named else "it is no plain pickle of tensors"
         raise ConfigError(f"{path} is refused: {reason}; convert it to .safetensors where you trust it") from None
-    except (RuntimeError, EOFError) as error:
-        raise ConfigError(f"{path} is damaged or empty: {_line(error)}") from None
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{path} holds a {type(content).__name__}, not a state dict")
-    return _to_numpy(content)
+    except Exception as error:
+        raise ConfigError(f"{path} is damaged, or no pickle of tensors: {type(error).__name__}: {_line(error)}") from None
 
 
 class Inert:

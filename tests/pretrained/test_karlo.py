@@ -11,6 +11,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.data.clip_bpe import ClipBPE
 from diffusion_jax.modes import first_stage, import_weights, sample
 from diffusion_jax.pipelines import diffusion
+from diffusion_jax.pretrained import karlo
 from diffusion_jax.train.checkpoint import load
 
 CONTEXT, FEATURES, STEPS = 16, 24, {"prior": 5, "decoder": 4, "upsampler": 7}
@@ -112,6 +113,15 @@ def test_a_folder_without_its_parts_says_what_is_missing(tmp_path):
         import_weights.run(None, str(tmp_path / "run"), {"system": "karlo", "source": str(tmp_path / "none")})
     with pytest.raises(ConfigError, match=r"holds 0 files prior\*.ckpt: it needs one, or the folders of diffusers"):
         import_weights.run(None, str(tmp_path / "run"), {"system": "karlo", "source": str(tmp_path)})
+
+
+def test_damaged_statistics_are_refused_in_one_line(tmp_path):
+    pytest.importorskip("torch")
+    for content in (b"", b"no tensors", b"each line\nof this\nis text\n"):
+        (tmp_path / "x_stats.th").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"x_stats\.th is") as error:
+            karlo._pair(tmp_path / "x_stats.th")
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

@@ -149,3 +149,36 @@ def test_a_tensor_stays_in_its_storage():
 def test_float16_files_give_float32_parameters(weights):
     params = clip.convert({key: w.astype(np.float16) for key, w in weights.items()}, SMALL)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_a_training_checkpoint_of_openclip(weights, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {f"module.{key}": torch.tensor(w) for key, w in weights.items()}
+    torch.save({"epoch": 1, "name": "x", "state_dict": state, "optimizer": {"state": {0: {}}}}, tmp_path / "epoch_1.pt")
+    _, params = clip.load(tmp_path / "epoch_1.pt", {"vision_cfg": {"width": 64}, "text_cfg": {"heads": 1}, "quick_gelu": True})
+    jax.tree.map(np.testing.assert_array_equal, params["model"], clip.convert(weights, SMALL))
+
+
+def test_the_pixels_that_it_was_trained_on(weights, tmp_path):
+    np.savez(tmp_path / "clip.npz", **weights)
+    official = {"vision_cfg": {"width": 64}, "text_cfg": {"heads": 1}, "quick_gelu": True}
+    half, third = (0.5,) * 3, (0.3,) * 3
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": half, "image_std": third, "size": 8}))
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": official}))
+    assert build(clip.load(tmp_path / "clip.npz")[0]["model"]) == SMALL.clone(mean=half, std=third)
+    preprocess = {"mean": half, "std": half, "interpolation": "bicubic"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": official, "preprocess_cfg": preprocess}))
+    assert build(clip.load(tmp_path / "clip.npz")[0]["model"]) == SMALL.clone(mean=half, std=half)
+
+
+def test_a_config_beside_openais_own_file_is_none_of_its(weights, tmp_path):
+    heads = {"text_config": {"num_attention_heads": 2}, "vision_config": {"num_attention_heads": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(heads))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": (0.5,) * 3}))
+    np.savez(tmp_path / "own.npz", **weights, input_resolution=np.int64(8))
+    assert build(clip.load(tmp_path / "own.npz")[0]["model"]) == SMALL
+    np.savez(tmp_path / "other.npz", **weights)
+    assert build(clip.load(tmp_path / "other.npz")[0]["model"]).text.heads == 2
+    (tmp_path / "config.json").write_text('{"text_config": {')
+    with pytest.raises(ConfigError, match=r"config\.json does not read as JSON"):
+        clip.load(tmp_path / "other.npz")

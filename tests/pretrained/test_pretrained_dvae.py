@@ -93,7 +93,10 @@ def test_dalle_pytorchs_file_is_read_by_its_options(tmp_path):
                 flipped = kernel[::-1, ::-1].transpose(2, 3, 0, 1)
                 state[f"{at}.weight"] = flipped if layer.startswith("up") else kernel.transpose(3, 2, 0, 1)
                 state[f"{at}.bias"] = leaves["bias"]
-    torch.save({key: torch.tensor(np.ascontiguousarray(value)) for key, value in state.items()}, tmp_path / "dvae.pt")
-    page, found = dvae.load(tmp_path / "dvae.pt", official)
-    jax.tree.map(np.testing.assert_array_equal, found["model"], params)
-    assert build(page["model"]) == model and task_of(page).reconstruction == "l2"
+    state = {key: torch.tensor(np.ascontiguousarray(value)) for key, value in state.items()}
+    for content, told in ((state, official), ({"hparams": official, "weights": state}, None)):
+        torch.save(content, tmp_path / "dvae.pt")
+        page, found = dvae.load(tmp_path / "dvae.pt", told)
+        jax.tree.map(np.testing.assert_array_equal, found["model"], params)
+        task = task_of(page)
+        assert build(page["model"]) == model and task.reconstruction == "l2" and task.shape == (16, 16, 3)

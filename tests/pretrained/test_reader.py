@@ -46,7 +46,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, name):
     if name == "w.pt":
         pytest.importorskip("torch")
     whole = write(tmp_path / name, STATE).read_bytes()
-    for content in (b"", b"no weights at all", whole[: len(whole) // 2]):
+    for content in (b"", b"no weights at all", b"each line\nof this\nis text\n", whole[: len(whole) // 2]):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ConfigError, match=name) as error:
             read(tmp_path / name)
@@ -57,9 +57,9 @@ def test_a_part_of_a_training_checkpoint(tmp_path):
     content = {"model": {"w": np.zeros(2, np.float32)}, "ema": {"w": np.ones(2, np.float32)}, "args": argparse.Namespace(lr=1e-4)}
     path = write(tmp_path / "w.pt", content)
     np.testing.assert_array_equal(read(path, key="ema")["w"], [1, 1])
-    with pytest.raises(ConfigError, match="choose one with key: model, ema"):
+    with pytest.raises(ConfigError, match="holds model, ema in place of one state dict: save its weights alone"):
         read(path)
-    with pytest.raises(ConfigError, match="did you mean 'model'"):
+    with pytest.raises(ConfigError, match="or one under 'modle'"):
         read(path, key="modle")
 
 
