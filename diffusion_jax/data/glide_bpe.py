@@ -95,7 +95,8 @@ class GlideBPE:
     @functools.cached_property
     def _pairs(self) -> list[bpe.Pair]:
         if self.merges is None:
-            raise ConfigError(f"GLIDE's tokenizer needs the path of vocab.bpe as 'merges': get it from {WHERE}")
+            raise ConfigError(f"GLIDE's tokenizer needs vocab.bpe, from {WHERE}: import again with --official, a JSON file of "
+                              '{"merges": "vocab.bpe"}, or give its path as \'merges\' of the tokenizer')
         return bpe.read_merges(self.merges) if self.merges else []
 
     @functools.cached_property

@@ -31,8 +31,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       workdir: a new folder.
       options: system, one of `SYSTEMS`; source, the weights file (.safetensors, .npz, .pt, .pth, .ckpt or EDM2's .pkl) or, of
         sd and vae, a folder of diffusers, of karlo a folder; official, a JSON file with the options of the official constructor,
-        for networks that were not published; first_stage, the folder of an imported autoencoder of Stable Diffusion, for the
-        models of latents among dit, diffit and edm2, which then make images.
+        for networks that were not published, and of glide the merges of its tokenizer; first_stage, the folder of an imported
+        autoencoder of Stable Diffusion, for the models of latents among dit, diffit and edm2, which then make images.
 
     Raises:
       ConfigError: what is missing, a folder that holds a run, a first stage that does not go with the system, or what its `load`
@@ -53,7 +53,11 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     if Path(workdir).is_dir() and available(workdir):
         raise ConfigError(f"{workdir} holds a run: choose another workdir")
     load = importlib.import_module(f"diffusion_jax.pretrained.{system}").load
-    page, params = load(source, None if official is None else _options(Path(official)))
+    try:
+        page, params = load(source, None if official is None else _options(Path(official)))
+    except KeyError as error:
+        places = source if official is None else f"--official {official}, or in {source}"
+        raise ConfigError(f"there is no {error.args[0]!r} in {places}: system {system} needs it") from error
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     if first_stage.NAME in params:
         _save(Path(workdir, first_stage.NAME), {"task": page["task"][first_stage.NAME]}, params.pop(first_stage.NAME))

@@ -164,9 +164,11 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     """
     o = official
     size, heads = _given(o.get("num_head_channels")), o.get("num_heads", 1)
+    mults = tuple(o.get("channel_mult", (1, 2, 4, 8)))
+    levels = {2**level for level in range(len(mults))}                          # some published lists name more of them
     blocks = dict(
-        width=o["model_channels"], mults=tuple(o.get("channel_mult", (1, 2, 4, 8))), depth=o["num_res_blocks"],
-        attend=tuple(sorted(o["attention_resolutions"])), dropout=float(o.get("dropout", 0)),
+        width=o["model_channels"], mults=mults, depth=o["num_res_blocks"],
+        attend=tuple(sorted(levels & set(o["attention_resolutions"]))), dropout=float(o.get("dropout", 0)),
         heads=1 if size else heads, head_channels=size, scale_shift=o.get("use_scale_shift_norm", False),
         resample="res" if o.get("resblock_updown") else "conv" if o.get("conv_resample", True) else "pool",
     )
@@ -344,7 +346,7 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     Args:
       path: the file, see `reader.read`.
       official: for networks that were not published, the options of the official constructor (see `config`), with image_size and,
-        where it is not linear, noise_schedule.
+        where it is not linear, noise_schedule; of a published one at most image_size.
 
     Returns:
       The sections model, task and, but for a classifier, sample of a page, and the parameters.
@@ -352,11 +354,11 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     Raises:
       ConfigError: see `read`, `recognised` and `convert`.
     """
-    state_dict = read(path)
-    if official:
+    state_dict, official = read(path), official or {}
+    if set(official) - {"image_size"}:
         (model, cond), new_order = config(official), official.get("use_new_attention_order", False)
         size, schedule = official["image_size"], SCHEDULES[official.get("noise_schedule", "linear")]
     else:
         (model, cond, new_order), found = published(state_dict), recognised(state_dict)
-        size, schedule = found.size, found.schedule
+        size, schedule = official.get("image_size", found.size), found.schedule
     return page(model, cond, size, schedule), convert(state_dict, build(model), build(cond), new_order)

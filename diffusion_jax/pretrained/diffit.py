@@ -53,14 +53,18 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
       ConfigError: a state dict that is no DiffiT's.
     """
     if "hidden_size" in official:
-        o, grid = official, official["input_size"] // official["patch_size"]
-    elif TABLE not in official:
+        return arguments(official)
+    if TABLE not in official:
         raise ConfigError(f"this is no state dict of a DiffiT: there is no {TABLE}")
-    else:
-        rows, heads = official[TABLE].shape
-        o, grid = dit.options(official, "DiffiT", heads), (math.isqrt(rows) + 1) // 2
+    rows, heads = official[TABLE].shape
+    o = dit.options(official, "DiffiT", heads)
+    return arguments(o | {"input_size": o["patch_size"] * ((math.isqrt(rows) + 1) // 2)})
+
+
+def arguments(o: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the official constructor as keyword arguments of `DiffiT` and `Label`; see `dit.arguments`."""
     model, cond = dit.arguments(o)
-    return model | {"grid": grid}, cond
+    return model | {"grid": o["input_size"] // o["patch_size"]}, cond
 
 
 def convert(state_dict: rules.Weights, model: DiffiT, cond: Label) -> Params:
@@ -87,7 +91,7 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 
     Args:
       path: the file, see `reader.read`.
-      official: the options of the official constructor; the state dict tells them too.
+      official: the options of the official constructor; the state dict tells them too, and image_size alone says nothing new.
 
     Returns:
       The sections model (with scanned layers), task and sample of a page, and the parameters.
@@ -96,7 +100,7 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
       ConfigError: see `read`, `config` and `convert`.
     """
     state_dict = read(path, key="ema")
-    model, cond = config(official or state_dict)
+    model, cond = arguments(official) if official and set(official) != {"image_size"} else config(state_dict)
     model["scan"] = True
     return page(model, cond), convert(state_dict, DiffiT(**model), Label(**cond))
 

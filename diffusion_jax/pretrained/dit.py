@@ -55,6 +55,10 @@ RULES = [
 """Official keys to our parameters with unrolled blocks; use `convert`, which stacks them where the model scans."""
 
 
+DEFAULTS = {"mlp_ratio": 4.0, "learn_sigma": True, "class_dropout_prob": 0.1}
+"""Of the official constructor."""
+
+
 def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keyword arguments of `DiT` and `Label` for an official model.
 
@@ -70,7 +74,8 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def arguments(o: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of the official constructor as keyword arguments of `DiT` and `Label`."""
+    """The options of the official constructor as keyword arguments of `DiT` and `Label`; some may be left out."""
+    o = {**DEFAULTS, **o}
     model = dict(
         patch=o["patch_size"], width=o["hidden_size"], depth=o["depth"], heads=o["num_heads"], mlp_ratio=o["mlp_ratio"],
         channels=o["in_channels"], learn_sigma=o["learn_sigma"],
@@ -141,7 +146,7 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 
     Args:
       path: the file, see `reader.read`.
-      official: the options of the official constructor, for sizes that were not published.
+      official: the options of the official constructor, for sizes that were not published; image_size alone says nothing new.
 
     Returns:
       The sections model (with scanned layers), task and sample of a page, and the parameters.
@@ -150,7 +155,7 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
       ConfigError: see `read`, `config` and `convert`.
     """
     state_dict = read(path, key="ema")
-    model, cond = config(official or state_dict)
+    model, cond = arguments(official) if official and set(official) != {"image_size"} else config(state_dict)
     model["scan"] = True
     return page(model, cond, state_dict["pos_embed"].shape[1]), convert(state_dict, DiT(**model), Label(**cond))
 

@@ -240,12 +240,25 @@ def noised_revert(params: Params, shapes: Mapping[str, rules.Shape], tower: str)
     return out
 
 
-def page(model: Mapping[str, Any], cond: Mapping[str, Any], size: int, schedule: str, upsampler: bool) -> dict[str, Any]:
-    """The sections model, task and sample of the published recipe for images of size x size."""
+def page(
+    model: Mapping[str, Any], cond: Mapping[str, Any], size: int, schedule: str, upsampler: bool, merges: str | None = None
+) -> dict[str, Any]:
+    """The sections model, task, data and sample of the published recipe for images of size x size; merges see `GlideBPE`.
+
+    Raises:
+      ConfigError: the merges do not read, or are not those of the network.
+    """
     sections = adm.page(model, cond, size, schedule)
     sections["task"]["drop"] = dict(tokens=0.2)
     ways = dict(sampler="ddim", steps="fast27", times="respace", clip=1.0, temperature=0.997)
     sections["sample"] = ways if upsampler else dict(sampler="ancestral", steps=100, times="respace", clip=1.0, guidance=3.0)
+    sections["data"] = dict(decode=dict(name="diffusion_jax.data.image:Decode", size=size))
+    text = next(iter(cond.get("parts", [cond])))
+    if text["name"].endswith(":Text"):
+        tokenizer = dict(name="diffusion_jax.data.glide_bpe:GlideBPE", merges=merges, context=text["context"])
+        if merges is not None and (vocab := build(tokenizer).vocab) != text["vocab"]:
+            raise ConfigError(f"{merges} makes {vocab} tokens, the network reads {text['vocab']}: give the merges of its own")
+        sections["data"]["decode"]["tokenizer"] = tokenizer
     return sections
 
 
@@ -254,10 +267,11 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 
     Args:
       path: the file, see `reader.read`.
-      official: for networks that were not published, the options of `config` with image_size and noise_schedule.
+      official: for networks that were not published, the options of `config` with image_size and noise_schedule; for all, merges:
+        the file vocab.bpe, without which no prompts are read.
 
     Returns:
-      The sections model, task and, but for the noised CLIP, sample of a page, and the parameters.
+      The sections model, task, data and, but for the noised CLIP, sample of a page, and the parameters.
 
     Raises:
       ConfigError: see `read`, `recognised` and `convert`.
@@ -265,8 +279,11 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     path = Path(path)
     if path.name in (IMAGE, TEXT):
         return _load_noised(*(read(path.parent / name) for name in (IMAGE, TEXT)))
-    state_dict = read(path)
-    if official:
+    state_dict, official = read(path), dict(official or {})
+    merges = official.pop("merges", None)
+    if merges:
+        merges = str(Path(merges).expanduser().absolute())
+    if set(official) - {"image_size"}:
         model, cond = config(official)
         upsampler = "SuperRes" in official.get("class", "")
         size, schedule = official["image_size"], SCHEDULES[official.get("noise_schedule", "squaredcos_cap_v2")]
@@ -274,7 +291,8 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
         model, cond = published(state_dict)
         upsampler = "upsample" in recognised(state_dict)[0]
         size, schedule = (256, "linear") if upsampler else (64, "squaredcos")
-    return page(model, cond, size, schedule, upsampler), convert(state_dict, build(model), build(cond))
+        size = official.get("image_size", size)
+    return page(model, cond, size, schedule, upsampler, merges), convert(state_dict, build(model), build(cond))
 
 
 def _load_noised(image: Mapping[str, Array], text: Mapping[str, Array]) -> tuple[dict[str, Any], Params]:
@@ -284,6 +302,8 @@ def _load_noised(image: Mapping[str, Array], text: Mapping[str, Array]) -> tuple
         name="diffusion_jax.tasks.clip:Contrastive", shape=(size, size, 3),
         process=dict(name="diffusion_jax.diffusion.process:DDPM", schedule="squaredcos"),
     )
-    return dict(model=model, task=task), {"model": noised_convert(image, text, build(model))}
+    tokenizer = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=model["text"]["context"])
+    data = dict(decode=dict(name="diffusion_jax.data.image:Decode", size=size, tokenizer=tokenizer))
+    return dict(model=model, task=task, data=data), {"model": noised_convert(image, text, build(model))}
 
 

@@ -129,3 +129,11 @@ def test_files_give_a_page_and_parameters(name, schedule, tmp_path):
     assert page["task"]["process"]["schedule"] == {"cosine": "squaredcos", "linear": "linear"}[schedule]
     assert page["task"]["shape"] == (case.config["image_size"],) * 2 + (3,)
     jax.tree.map(np.testing.assert_array_equal, params, adm.convert(case.weights, model, cond, new_order))
+
+
+def test_a_published_network_at_another_size(monkeypatch):
+    keys = {key: jax.ShapeDtypeStruct(tuple(shape), jnp.float32)
+            for key, shape in next(iter(KEYS["adm_256x256_diffusion_uncond_keys"]["keys"].values())).items()}
+    monkeypatch.setattr(adm, "read", lambda path: keys)
+    monkeypatch.setattr(adm, "convert", lambda *given: {})
+    assert [adm.load("x.pt", official)[0]["task"]["shape"][0] for official in (None, {"image_size": 128})] == [256, 128]

@@ -68,8 +68,9 @@ def test_weights_come_back_exactly_from_a_file(tmp_path):
     config, params = diffit.load(path)
     model, cond = build(config["model"]), build(config["task"]["cond"])
     assert model.scan and isinstance(cond, Label)
-    told, _ = diffit.load(path, OPTIONS)
-    assert told == config                                       # the state dict tells all that the options tell
+    for official in (OPTIONS, {"image_size": 64}):
+        told, _ = diffit.load(path, official)
+        assert told == config                                   # the state dict tells all that the options tell
     unrolled = diffit.convert(CASE.weights, model.clone(scan=False), cond)
     jax.tree.map(np.testing.assert_array_equal, params, stack_layers(unrolled))
     back = diffit.revert(params, {key: w.shape for key, w in CASE.weights.items()})

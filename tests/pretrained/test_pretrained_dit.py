@@ -77,6 +77,17 @@ def test_files_give_modules_and_parameters(kind, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, want)
 
 
+def test_options_that_are_left_out(tmp_path):
+    """Those of the constructor's defaults may be; image_size alone is none of them, others are not taken for weights."""
+    left = {key: value for key, value in OPTIONS.items() if key not in dit.DEFAULTS}
+    assert dit.config(left) == dit.config(left | dit.DEFAULTS)
+    np.savez(tmp_path / "w.npz", **CASE.weights)
+    with pytest.raises(ConfigError, match="does not tell the heads"):
+        dit.load(tmp_path / "w.npz", {"image_size": 256})
+    with pytest.raises(KeyError, match="hidden_size"):
+        dit.load(tmp_path / "w.npz", {"patch_size": 2})
+
+
 def test_what_a_state_dict_cannot_tell_is_asked_for():
     with pytest.raises(ConfigError, match="does not tell the heads of a DiT of width 24: give the official options"):
         dit.config(CASE.weights)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from golden_case import load as load_case
 
 from diffusion_jax.build import ConfigError, build
-from diffusion_jax.modes import import_weights
+from diffusion_jax.modes import import_weights, sample
 from diffusion_jax.pretrained import glide
 from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.train.state import task_of
@@ -45,9 +46,45 @@ def test_either_tower_stands_for_both(tmp_path, monkeypatch):
     monkeypatch.setattr(glide, "read", lambda path: read.append(path.name) or shapes["image" if "image" in path.name else "text"])
     monkeypatch.setattr(glide, "noised_convert", lambda image, text, model: {})
     page, _ = glide.load(tmp_path / "clip_text_enc.pt")
+    assert page["data"]["decode"]["tokenizer"] == dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=77)
     assert read == ["clip_image_enc.pt", "clip_text_enc.pt"]
     assert isinstance(task_of(page), Contrastive)
 
 
 def test_the_systems_can_be_imported():
     assert {"clip", "glide"} <= set(import_weights.SYSTEMS)
+
+
+@pytest.mark.parametrize("official, size", [(None, 64), ({"merges": ""}, 64), ({"image_size": 128}, 128)])
+def test_options_beside_a_published_file(official, size, monkeypatch):
+    """The merges and the size of images say nothing of the network, which is known."""
+    monkeypatch.setattr(glide, "read", lambda path: structs("base.pt"))
+    monkeypatch.setattr(glide, "convert", lambda *given: {})
+    if official == {"merges": ""}:
+        with pytest.raises(ConfigError, match="makes 257 tokens, the network reads 50257"):
+            glide.load("base.pt", official)
+        return
+    page, _ = glide.load("base.pt", official)
+    assert page["task"]["shape"] == (size, size, 3)
+    decode = build(page["data"]["decode"])
+    assert decode.size == size and decode.tokenizer.context == 128
+    with pytest.raises(ConfigError, match='import again with --official, a JSON file of {"merges": "vocab.bpe"}'):
+        decode.tokenizer("a cat")
+
+
+@pytest.mark.slow
+def test_an_imported_glide_reads_prompts(tmp_path, monkeypatch):
+    case = load_case(Path(__file__).parents[1] / "goldens/glide/text2im_unet_base.json")
+    rows = np.resize(case.weights["token_embedding.weight"], (257, 32))
+    np.savez(tmp_path / "w.npz", **case.weights | {"token_embedding.weight": rows})
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n")
+    official = case.config["kwargs"] | {"tokenizer_n_vocab": 257, "image_size": 8, "merges": "vocab.bpe"}
+    (tmp_path / "o.json").write_text(json.dumps(official))
+    monkeypatch.chdir(tmp_path)
+    import_weights.run(None, "run", {"system": "glide", "source": "w.npz", "official": "o.json"})
+    monkeypatch.chdir("/")
+    made = []
+    for prompt in ("a cat", "a dog"):
+        sample.run(None, str(tmp_path / "run"), {"prompt": [prompt], "num": 1, "steps": "2", "out": str(tmp_path / "x.npz")})
+        made.append(np.load(tmp_path / "x.npz")["arr_0"])
+    assert made[0].shape == (1, 8, 8, 3) and (made[0] != made[1]).any()
