@@ -46,7 +46,8 @@ VARIANTS |= {
 
 
 def test_a_misspelt_variant_is_refused():
-    for name, arg in (("digits", "tinny"), ("digits_glide", "inpant"), ("emoji_unclip", f"{FOLDER},priors"), ("digits_edm2", "H")):
+    wrong = {"digits": "tinny", "digits_glide": "inpant", "emoji_unclip": f"{FOLDER},priors", "digits_edm2": "H"}
+    for name, arg in wrong.items():
         with pytest.raises(ConfigError, match=f"unknown variant of this page {arg.rpartition(',')[2]!r}"):
             load_page(PAGES[0].with_name(f"{name}.py")).get_config(arg)
 

@@ -52,10 +52,10 @@ def _betas_of(alpha_bar: np.ndarray, cap: float = 0.999) -> np.ndarray:
     return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, cap)
 
 
-def squaredcos(steps: int) -> np.ndarray:
-    """betas [steps], float64, of alpha_bar = cos^2((t + 0.008) / 1.008 pi / 2), capped at 0.999 (2102.09672 eq. 17)."""
+def squaredcos(steps: int, start: float = 0.008) -> np.ndarray:
+    """betas [steps], float64, of alpha_bar = cos^2((t + start) / (1 + start) pi / 2), capped at 0.999 (2102.09672 eq. 17)."""
     t = np.linspace(0, steps, steps + 1) / steps
-    return _betas_of(np.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2)
+    return _betas_of(np.cos((t + start) / (1 + start) * math.pi / 2) ** 2)
 
 
 def sigmoid(steps: int, start: float = -3.0, end: float = 3.0) -> np.ndarray:
@@ -95,7 +95,8 @@ class DDPM:
     Args:
       schedule: 'linear', 'scaled_linear', 'squaredcos', 'sigmoid' or 'sqrt'.
       steps: length of the table.
-      start, end: first and last beta (or ends of the sigmoid) where the schedule has them; None: the published ones.
+      start, end: first and last beta (ends of the sigmoid; the offset of the squared cosine, which has no end); None: the
+        published ones.
       zero_snr: rescale the table to zero terminal signal (2305.08891).
       rounded: betas, their products and the posterior of integer times in float32, as diffusers' schedulers compute them; at the
         noisy end of the squared cosine the weight of x_t changes by a quarter, which shows in the images of models that were

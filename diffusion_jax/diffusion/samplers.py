@@ -224,7 +224,7 @@ class Churn(NamedTuple):
     noise: float = 1.0
 
 
-def _karras(process: Process, churn: Churn, correct: bool, stale: bool, noise: Noise) -> Sampler:
+def _karras(process: Process, churn: Churn, correct: bool, noise: Noise) -> Sampler:
     """(4) with (correct) or without Heun's second evaluation."""
 
     def init(x: Array, steps: int) -> State:
@@ -236,15 +236,12 @@ def _karras(process: Process, churn: Churn, correct: bool, stale: bool, noise: N
         y, t_hat, r_hat, x_hat = x / process.alpha(t), t, r, x
         if churn.churn:
             g = jnp.where((churn.low <= r) & (r <= churn.high), gamma, 0)
-            r_hat = (1 + g) * r
-            if not stale:                       # a table of noise levels ends: no level above its last
-                t_hat = jnp.where(g > 0, process.time(r_hat), t)
-                r_hat = jnp.where(g > 0, process.sigma(t_hat) / process.alpha(t_hat), r)
+            t_hat = jnp.where(g > 0, process.time((1 + g) * r), t)                     # a table of noise levels ends
+            r_hat = jnp.where(g > 0, process.sigma(t_hat) / process.alpha(t_hat), r)
             spread = jnp.sqrt(jnp.maximum((r_hat - r) * (r_hat + r), 0))           # exactly 0 without churn
             y = y + churn.noise * spread * noise(k_noise, x.shape, x.dtype)
             x_hat = process.alpha(t_hat) * y
-        seen, at = (x, t) if stale else (x_hat, t_hat)
-        _, eps = resolve(process, denoise(seen, at, first), seen, at)
+        _, eps = resolve(process, denoise(x_hat, t_hat, first), x_hat, t_hat)
         ahead = process.alpha(s) * (y + (r_s - r_hat) * eps)
         if not correct:
             return ahead, gamma
@@ -272,24 +269,23 @@ def edm(
       noise: the source of noise, asked only if s_churn is not 0.
     """
     refuse_pure_noise(process, "edm", "heun")
-    return _karras(process, Churn(s_churn, s_min, s_max, s_noise), True, False, noise)
+    return _karras(process, Churn(s_churn, s_min, s_max, s_noise), True, noise)
 
 
 def euler(
     process: Process, s_churn: float = 0.0, s_min: float = 0.0, s_max: float = float("inf"), s_noise: float = 1.0,
-    stale: bool = False, noise: Noise = jax.random.normal,
+    noise: Noise = jax.random.normal,
 ) -> Sampler:
     """Euler's method, with churn as in `edm`; without it this is `ddim(process)`, which is regular at alpha = 0 too.
 
     Args:
       process: the process.
       s_churn, s_min, s_max, s_noise, noise: as in `edm`.
-      stale: take eps at the state before the churn, as diffusers does, instead of after it.
     """
     if not s_churn:
         return ddim(process)
     refuse_pure_noise(process, "euler with churn", "euler")
-    return _karras(process, Churn(s_churn, s_min, s_max, s_noise), False, stale, noise)
+    return _karras(process, Churn(s_churn, s_min, s_max, s_noise), False, noise)
 
 
 def refuse_pure_noise(process: Process, what: str, instead: str) -> None:

@@ -1,6 +1,6 @@
 """Kernel inception distance (Binkowski et al. 2018, arXiv 1801.01401).
 
-    k(x, y) = (x.y / D + 1)^3                                                         (1)
+    k(x, y) = (gamma x.y + coef0)^degree,   by default gamma = 1/D, coef0 = 1, degree = 3               (1)
     mmd^2   = (sum_{i!=j} k(x_i, x_j) + sum_{i!=j} k(y_i, y_j)) / (m (m - 1)) - 2 sum_ij k(x_i, y_j) / m^2       (2)
 
 averaged over random subsets of m images of each set. (2) is unbiased, and negative about half of the time for equal sets.
@@ -17,9 +17,9 @@ Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(x [N, D], y [M, D]) -> [N, M]."""
 
 
-def polynomial(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def polynomial(x: np.ndarray, y: np.ndarray, degree: int = 3, gamma: float | None = None, coef0: float = 1.0) -> np.ndarray:
     """(1)."""
-    return (x @ y.T / x.shape[1] + 1) ** 3
+    return (x @ y.T * (1 / x.shape[1] if gamma is None else gamma) + coef0) ** degree
 
 
 def gaussian(x: np.ndarray, y: np.ndarray, sigma: float = 10.0) -> np.ndarray:

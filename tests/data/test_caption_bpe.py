@@ -8,8 +8,6 @@ from diffusion_jax.data.caption_bpe import CaptionBPE, merge_some
 from diffusion_jax.data.clip_bpe import END
 from diffusion_jax.data.image import Decode
 
-pytest.importorskip("ftfy")
-pytest.importorskip("regex")
 PAIRS = [("l", "o"), ("lo", "w</w>"), ("e", "r</w>"), ("lo", "w"), ("low", "er</w>"), ("n", "e"), ("ne", "w"), ("new", "er</w>")]
 WORDS = ("lower", "newer", "low", "slowlower", "never")
 

@@ -5,12 +5,11 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.tfds import TFDS, first_text
-
-tfds = pytest.importorskip("tensorflow_datasets")
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 6, 5, 3), dtype=np.uint8)
 

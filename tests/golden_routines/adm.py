@@ -73,8 +73,12 @@ def forward(case: Case) -> Found:
         found = {"out": nchw(out), "time_embed": stages["intermediates"]["time"]["__call__"][0]}
         for official, ours in pretrained.block_names(model).items():  # the last block of a number gives the stage's output
             if ours in stages["intermediates"]:
-                stage = official.rpartition(".")[0].replace(".", "_")
-                found[stage] = nchw(stages["intermediates"][ours]["__call__"][0])
+                last = stages["intermediates"][ours]["__call__"][0]
+            elif model.resample == "pool" and ours.endswith("_resize"):                    # a function, and no module
+                last = (halve if ours.startswith("down") else double)(last)
+            else:
+                continue
+            found[official.rpartition(".")[0].replace(".", "_")] = nchw(last)
         return {name: found[name] for name in found if name in case.want}
 
     return run(params, case.inputs)

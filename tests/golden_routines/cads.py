@@ -41,7 +41,8 @@ def per_sample_noise(case) -> dict:
     for i, call in enumerate(c["calls"]):
         gamma, s, psi = guidance.annealing(u, call["t1"], call["t2"]), call["noise_scale"], call["rescale_psi"]
         run = [guidance.corrupt(y, n, g, s, psi, True, "sample") for n, g in zip(noise, gamma, strict=True)]
-        found[f"y_{i}"] = jnp.where(rows[call["apply_to"]][None, :, None], jnp.stack(run), y[None])
+        noised = rows[call["apply_to"]].reshape(1, -1, *[1] * (y.ndim - 1))
+        found[f"y_{i}"] = jnp.where(noised, jnp.stack(run), y[None])
     return found
 
 

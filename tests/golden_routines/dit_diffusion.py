@@ -37,7 +37,8 @@ class Spaced:
         self.scale = scales.X0() if options.get("predict_xstart") else scales.Eps()
         fixed = "fixed_small" if options.get("sigma_small") else "fixed_large"
         self.variance = "learned_range" if options.get("learn_sigma", True) else fixed
-        self.t = times.space(options.get("timestep_respacing", ""), steps)
+        respacing = options.get("timestep_respacing") or ""
+        self.t = times.space(respacing if isinstance(respacing, list) else str(respacing), steps)
         self.s, self.above = np.append(-1, self.t[:-1]), np.append(self.t[1:], steps)
 
 
@@ -107,7 +108,7 @@ def guided(network: Network, w: Array | guidance.Schedule) -> Network:
 def sampled(d: Spaced, c: dict[str, Any], denoise: Denoiser, x: Array, draws: np.ndarray, cond: Cond) -> np.ndarray:
     """Every state of the loop that c['sampler'] and c['eta'] name, from x [B,C,H,W] with stored noise, [S,B,H,W,C]."""
     noise, grid = replay(nhwc(draws)), np.append(d.t[::-1], np.int32(-1))
-    ddim, ddpm = samplers.ddim(d.process, c["eta"], noise), samplers.ancestral(d.process, d.variance, noise)
+    ddim, ddpm = samplers.ddim(d.process, c.get("eta") or 0.0, noise), samplers.ancestral(d.process, d.variance, noise)
     sampler = ddim if c["sampler"] == "ddim" else ddpm
     path = jax.jit(lambda x, cond: samplers.sample(denoise, sampler, x, grid, cond, KEY, keep=True))(nhwc(x), cond)
     jax.effects_barrier()
@@ -168,6 +169,11 @@ def loss_terms(d: Spaced, kind: str, mse: Array, bound: Array) -> dict[str, Arra
     return {"loss": mse + bound, "mse": mse, "vb": bound}
 
 
+def drop_draws(inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """The draws that labels are dropped by; where none were made, none is dropped."""
+    return inputs.get("u", np.ones(inputs["y"].shape, np.float32))
+
+
 def losses(case: Case) -> Found:
     """The terms of the loss and the gradient of its mean, label dropout from stored draws; t counts the respaced steps."""
     o, d, inputs = case.config["create_diffusion"], Spaced(case.config["create_diffusion"]), case.inputs
@@ -178,7 +184,7 @@ def losses(case: Case) -> Found:
     kind = loss_kind(o)
 
     def mean(params: Params) -> tuple[Array, dict[str, Array]]:
-        raw = task.dropped({"label": inputs["y"]}, {"label": inputs["u"]})
+        raw = task.dropped({"label": inputs["y"]}, {"label": drop_draws(inputs)})
         found = task.denoiser(params)(xt, t, task.embed(params, raw), KEY)
         found = loss_terms(d, kind, *mse_and_bound(d, found, x0, xt, i, "KL" in kind))
         return jnp.mean(found["loss"]), found
@@ -210,7 +216,7 @@ def train_steps(case: Case) -> Found:
         return params, ema.update(average, params, profile, number), state, loss
 
     average, state, found = params, adam.init(params), []
-    draws = zip(nhwc(inputs["x_start"]), nhwc(inputs["noise"]), inputs["t"], inputs["y"], inputs["u"], strict=True)
+    draws = zip(nhwc(inputs["x_start"]), nhwc(inputs["noise"]), inputs["t"], inputs["y"], drop_draws(inputs), strict=True)
     for number, draw in enumerate(draws, 1):
         params, average, state, loss = step(params, average, state, number, *draw)
         found.append(loss)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden_case import Case
-from golden_routines.edm2_training import ema, lr_schedule, phema_math, phema_reconstruct  # noqa: F401
+from golden_routines.edm2_training import ema, lr_schedule, phema_math, phema_reconstruct, rate_of  # noqa: F401
 from golden_routines.replay import nchw, nhwc, replay, watched
 
 from diffusion_jax.data import image
@@ -179,11 +179,8 @@ def train_steps(case: Case) -> Found:
     task, stds = task_of(c["precond"]), c["stds"]
     params = pretrained.convert(case.weights, c["precond"])
     size = c["batch_size"]
-    o = {"ref_lr": 0.01, "ref_batches": 70e3, "rampup_Mimg": 10} | c["lr_kwargs"]
-    adam = optimizer(
-        "adam", o["ref_lr"], "inverse_sqrt", warmup=o["rampup_Mimg"] * 1e6 / size, ref=o["ref_batches"],
-        b1=c["adam"]["betas"][0], b2=c["adam"]["betas"][1], eps=c["adam"]["eps"],
-    )
+    betas = dict(zip(("b1", "b2"), c["adam"]["betas"], strict=True))
+    adam = optimizer("adam", **rate_of(c["lr_kwargs"], size), **betas, eps=c["adam"]["eps"])
 
     @jax.jit
     def step(params: Params, averages: list, state: Any, number: Array, batch: dict, sigma: Array, eps: Array):

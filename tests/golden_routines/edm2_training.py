@@ -15,22 +15,27 @@ from diffusion_jax.train.optim import learning_rate
 Found = dict[str, Any]
 
 
+def rate_of(options: dict[str, Any], batch: int) -> dict[str, Any]:
+    """learning_rate_schedule's options as those of `learning_rate`."""
+    o = {"ref_lr": 0.01, "ref_batches": 70e3, "rampup_Mimg": 10} | options
+    schedule = {"schedule": "inverse_sqrt", "ref": o["ref_batches"]} if o["ref_batches"] else {}
+    return dict(lr=o["ref_lr"], warmup=o["rampup_Mimg"] * 1e6 / batch, **schedule)
+
+
 def lr_schedule(case: Case) -> Found:
     """The learning rate at numbers of images."""
     found = {}
     for i, item in enumerate(case.config["items"]):
-        o = {"ref_lr": 0.01, "ref_batches": 70e3, "rampup_Mimg": 10} | item
-        schedule = {"schedule": "inverse_sqrt", "ref": o["ref_batches"]} if o["ref_batches"] else {}
-        rate = learning_rate(lr=o["ref_lr"], warmup=o["rampup_Mimg"] * 1e6 / o["batch_size"], **schedule)
-        found[f"lr_{i}"] = np.asarray(rate(case.inputs["f64_cur_nimg"] / o["batch_size"]), np.float64)
+        rate = learning_rate(**rate_of(item, item["batch_size"]))
+        found[f"lr_{i}"] = np.asarray(rate(case.inputs["f64_cur_nimg"] / item["batch_size"]), np.float64)
     return found
 
 
 def ema(case: Case) -> Found:
     """Both kinds of average after every update of a moving weight, with batches of changing size."""
     c, inputs = case.config, case.inputs
-    o = c["TraditionalEMA"]
-    profiles = [averages.Power(std) for std in c["stds"]] + [averages.HalfLife(o["halflife_Mimg"] * 1e6, o.get("rampup_ratio"))]
+    o = {"rampup_ratio": 0.09} | c["TraditionalEMA"]
+    profiles = [averages.Power(std) for std in c["stds"]] + [averages.HalfLife(o["halflife_Mimg"] * 1e6, o["rampup_ratio"])]
     state, images, rows = [jnp.asarray(case.weights["weight"])] * len(profiles), 0, []
     for weight, batch in zip(inputs["weights"], inputs["batch_sizes"], strict=True):
         images += batch

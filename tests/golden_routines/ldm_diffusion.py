@@ -19,16 +19,17 @@ SCHEDULES = {"linear": "scaled_linear", "cosine": "squaredcos", "sqrt_linear": "
 START, END = 1e-4, 2e-2
 
 
-def process_of(schedule: str, steps: int, start: float = START, end: float = END) -> process.DDPM:
-    """The process of a schedule by its official name."""
+def process_of(schedule: str, steps: int, options: dict[str, Any]) -> process.DDPM:
+    """The process of a schedule by its official name, with its ends or its offset among the options."""
     name = SCHEDULES[schedule]
-    return process.DDPM(name, steps) if name == "squaredcos" else process.DDPM(name, steps, start, end)
+    if name == "squaredcos":
+        return process.DDPM(name, steps, options.get("cosine_s", 8e-3))
+    return process.DDPM(name, steps, options.get("linear_start", START), options.get("linear_end", END))
 
 
 def of_options(options: dict[str, Any]) -> process.DDPM:
     """The process of DDPM.register_schedule's options."""
-    return process_of(options.get("beta_schedule", "linear"), options.get("timesteps", 1000),
-                      options.get("linear_start", START), options.get("linear_end", END))
+    return process_of(options.get("beta_schedule", "linear"), options.get("timesteps", 1000), options)
 
 
 def ddim_times(method: str, count: int, steps: int) -> np.ndarray:
@@ -76,8 +77,7 @@ def elbo_weights(betas: np.ndarray, variance: np.ndarray, alphas: np.ndarray, ba
 def schedule(case: Case) -> Found:
     """Betas, the times and tables of DDIM, and the buffers."""
     c, found, at = case.config, {}, {}
-    made = {name: process_of(b["schedule"], b["n_timestep"], b.get("linear_start", START), b.get("linear_end", END))
-            for name, b in c["betas"].items()}
+    made = {name: process_of(b["schedule"], b["n_timestep"], b) for name, b in c["betas"].items()}
     found |= {f"betas/{name}": p.betas for name, p in made.items()}
     for name, o in c["ddim_timesteps"].items():
         at[name] = ddim_times(o["ddim_discr_method"], o["num_ddim_timesteps"], o["num_ddpm_timesteps"])

@@ -31,7 +31,9 @@ def kid(case: Case) -> Found:
     """The kernel distance on given subsets."""
     c, i = case.config, case.inputs
     x, y = i["feats1"], i["feats2"]
-    found = kernel_distance.over_subsets(x, y, zip(i["idx1"], i["idx2"], strict=True))
+    poly = {**c["poly"], "gamma": None if c["poly"]["gamma"] == "1/D" else c["poly"]["gamma"]}
+    polynomial = partial(kernel_distance.polynomial, **poly)
+    found = kernel_distance.over_subsets(x, y, zip(i["idx1"], i["idx2"], strict=True), polynomial)
     gaussian = partial(kernel_distance.gaussian, sigma=c["rbf_sigma"])
     rbf = kernel_distance.over_subsets(x, y, zip(i["idx1"], i["idx2"], strict=True), gaussian)
     clean = kernel_distance.over_subsets(x, y, zip(i["cleanfid_idx1"], i["cleanfid_idx2"], strict=True))
@@ -40,7 +42,7 @@ def kid(case: Case) -> Found:
     for rows, name in zip(zip(*drawn, strict=True), ("idx1", "idx2"), strict=True):
         np.testing.assert_array_equal(rows, i[name])
     return dict(kid_mean=found.mean(), kid_std=found.std(), kid_rbf_mean=rbf.mean(), cleanfid_kernel_distance=clean.mean(),
-                mmd2_first_min=kernel_distance.mmd2(x[:least], y[:least]), mmd_per_subset=found)
+                mmd2_first_min=kernel_distance.mmd2(x[:least], y[:least], polynomial), mmd_per_subset=found)
 
 
 def inception_score(case: Case) -> Found:

@@ -32,8 +32,8 @@ def see(params: Params, x: Array) -> tuple[Features, Maps]:
 def inception_features(case: Case) -> Found:
     """The network on images in [0, 1]."""
     c, x = case.config, nhwc(case.inputs["x"])
-    assert c["normalize_input"]
-    x = resizers.prepare(x * np.float32(255), "pytorch_fid") if c["resize_input"] else 2 * x - 1
+    x = resizers.bilinear(x, 299, 299) if c["resize_input"] else x
+    x = 2 * x - 1 if c["normalize_input"] else x
     out, maps = see(pretrained.convert(case.weights), x)
     return dict(
         block0_64=out.f64, block1_192=out.f192, block2_768=out.f768, pool3=out.pool3, logits=out.logits,

@@ -86,9 +86,15 @@ def beta_levels(high: float, low: float, steps: int) -> np.ndarray:
     return low + beta.ppf(1 - np.linspace(0, 1, steps), 0.6, 0.6) * (high - low)
 
 
+def holding(p: process.DDPM, high: float, low: float) -> process.Process:
+    """`p`, or where noise levels lie outside of its table the process that has them all."""
+    return p if table(p)[0] <= low and high <= table(p)[-1] else process.Cosine()
+
+
 def levels(options: dict, p: process.DDPM, high: float, low: float, steps: int) -> np.ndarray | None:
     """The noise levels of an option that replaces the timesteps by them; None where no such option is set."""
     high, low = options.get("sigma_max") or high, options.get("sigma_min") or low
+    p = holding(p, high, low)
     if options.get("use_karras_sigmas"):
         return ratio(p, times.karras(p, steps, low, high)[:-1])
     if options.get("use_exponential_sigmas"):
@@ -109,11 +115,14 @@ def table(p: process.DDPM) -> np.ndarray:
     return np.sqrt((1 - bar) / bar)
 
 
-def at_levels(options: dict, p: process.DDPM, r: np.ndarray, labels: np.ndarray | None) -> Grid:
+def at_levels(options: dict, p: process.DDPM, r: np.ndarray, labels: np.ndarray | None, last: float | None = None) -> Grid:
     """Steps through the noise levels r [N] to the final one. Labels default to the times at which r is found."""
-    last = table(p)[0] if options.get("final_sigmas_type") == "sigma_min" else 0.0
+    if last is None:
+        last = table(p)[0] if options.get("final_sigmas_type") == "sigma_min" else 0.0
+    if labels is None:
+        labels = np.interp(np.log(r), np.log(table(p)), np.arange(p.steps)).astype(np.float32)
+    p = holding(p, r.max() * (1 - 1e-6), r.min() * (1 + 1e-6))
     t = np.asarray(p.time(jnp.asarray(np.append(r, last), jnp.float32)))
-    labels = t[:-1] if labels is None else labels
     return Grid(Shown(p, t[:-1], labels), np.stack([t[:-1], t[1:]], 1), labels)
 
 
@@ -126,6 +135,9 @@ def euler_grid(options: dict, steps: int) -> Grid:
     r = np.interp(t, np.arange(p.steps), table(p))
     if (special := levels(options, p, r[0], r[-1], steps)) is not None:
         r, t = special, None
+    if options.get("interpolation_type") == "log_linear" and special is None:           # one level more, which ends the last step
+        r = np.exp(np.linspace(np.log(table(p)[-1]), np.log(table(p)[0]), steps + 1))
+        return at_levels(options, p, r[:-1], t, r[-1])
     grid = at_levels(options, p, r, t)
     if options.get("timestep_type") == "continuous" and options.get("prediction_type") == "v_prediction":
         return at_levels(options, p, r, np.log(r) / 4)
@@ -177,8 +189,23 @@ def ddim_sampler(grid, options, step, noise):
 
 
 def euler_sampler(grid, options, step, noise):
-    churn = dict(s_min=step.get("s_tmin", 0.0), s_max=step.get("s_tmax", np.inf), s_noise=step.get("s_noise", 1.0))
-    return samplers.euler(grid.process, step.get("s_churn", 0.0), **churn, stale=True, noise=noise)
+    """Euler's method; with churn diffusers joins the state after it to the network's output from before."""
+    p, churn, steps = grid.process, step.get("s_churn", 0.0), len(grid.pairs)
+    if not churn:
+        return samplers.euler(p)
+    low, high, kind = step.get("s_tmin", 0.0), step.get("s_tmax", np.inf), options.get("prediction_type", "epsilon")
+
+    def one(denoise, x, state, t, s, key):
+        r, r_s = p.sigma(t) / p.alpha(t), p.sigma(s) / p.alpha(s)
+        x0, eps = samplers.resolve(p, denoise(x, t, key), x, t)
+        r_hat = r * (1 + jnp.where((low <= r) & (r <= high), min(churn / steps, 2**0.5 - 1), 0))
+        added = step.get("s_noise", 1.0) * jnp.sqrt((r_hat - r) * (r_hat + r)) * noise(key, x.shape, x.dtype)
+        if kind != "epsilon":                                          # v is turned into x0 with the old noise level
+            x0 = x0 + (added / (r**2 + 1) if kind == "v_prediction" else 0)
+            eps = (x / p.alpha(t) + added - x0) / r_hat
+        return p.alpha(s) * (x / p.alpha(t) + added + (r_s - r_hat) * eps), state
+
+    return samplers.Sampler(lambda x, steps: (), one)
 
 
 def dpm_sampler(grid, options, step, noise):
@@ -279,15 +306,28 @@ def scheduler(case) -> dict:
     states = np.append(seen[1:], [path[-1] * scale(ends[-1])], axis=0)
     if name == "DDPMScheduler":
         states[-1] += last_noise(grid, options, outputs[-1][0][..., 3:] if learned else None, noise[-1])
-    if step.get("s_churn"):                     # that of the state after the churn, which the step to the next r reveals
-        x0 = states - process.bcast(r[1:] / r[:-1], x) * (seen - x0)
+    if step.get("s_churn"):
+        raised = 1 + draws(name, options, step, grid, r) * min(step["s_churn"] / len(x), 2**0.5 - 1)
+        x0 = churned_x0(options["prediction_type"], states, seen, x0, *(process.bcast(a, x) for a in (r[:-1], r[1:], raised)))
     each = twice if name == "HeunDiscreteScheduler" else np.asarray
     found = dict(
         x=nchw(states), model_output=nchw([o for o, in outputs]), pred_x0=nchw(x0), timesteps=each(grid.labels),
         noise_used=each(draws(name, options, step, grid, r)), alphas_cumprod=ddpm_of(options).alpha_bar[1:-1],
         sigmas=np.append(each(r[:-1]), r[-1]) if not options.get("use_flow_sigmas") else p.sigma(ends),
     )
+    if options.get("interpolation_type") == "log_linear":                             # which lists a level that it never reaches
+        found["sigmas"] = np.append(found["sigmas"], 0.0)
     return {key: value for key, value in found.items() if key in case.want}
+
+
+def churned_x0(kind: str, states, y, x0, r, r_s, raised):
+    """x0 of the state after the churn, which the step to the next level r_s reveals: states = x0' + r_s / r' (y' - x0')."""
+    if kind == "epsilon":                                                              # y' - x0' = r' (y - x0) / r
+        return states - r_s / r * (y - x0)
+    if kind == "sample":
+        return x0
+    k = 1 / (r**2 + 1)                                                                 # x0' = x0 + k (y' - y)
+    return (r_s * (x0 - k * y) + k * raised * r * states) / ((1 - k) * r_s + k * raised * r)
 
 
 scheduler_inverse = scheduler

@@ -176,7 +176,7 @@ def of_scheduler(o: dict[str, Any], steps: int) -> tuple[process.DDPM, scales.Sc
     p = process.DDPM("squaredcos", o.get("num_train_timesteps", 1000), rounded=True)
     scale = scales.X0() if o.get("prediction_type", "epsilon") == "sample" else scales.Eps()
     clip = guidance.Clip(o.get("clip_sample_range", 1.0)) if o.get("clip_sample", True) else guidance.chain()
-    grid = np.round(np.arange(steps) * (p.steps - 1) / (steps - 1)).astype(np.int32)[::-1]
+    grid = np.round(np.arange(steps) * ((p.steps - 1) / (steps - 1))).astype(np.int32)[::-1]
     return p, scale, VARIANCES[o.get("variance_type", "fixed_small_log")], clip, np.append(grid, np.int32(-1))
 
 

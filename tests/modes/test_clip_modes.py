@@ -12,8 +12,6 @@ from diffusion_jax.modes import edit, evaluate, sample, train
 from diffusion_jax.modes.clip_metric import first_of
 from diffusion_jax.modes.contrast import class_texts
 
-pytest.importorskip("regex")
-pytest.importorskip("ftfy")
 PROMPTS = ["a handwritten three", "a handwritten seven"]
 
 
@@ -58,7 +56,6 @@ def test_prompts_guidance_and_the_metric(runs, tmp_path):
 
 @pytest.mark.slow
 def test_an_inpainter_is_fine_tuned_and_edits_with_text(runs, tmp_path):
-    pytest.importorskip("imageio")
     config, base = page("digits_glide", "inpaint", steps=2), page("digits_glide")
     for section in ("model", "batch", "checkpoint", "log_every"):
         config[section] = base[section]

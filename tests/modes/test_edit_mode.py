@@ -36,7 +36,6 @@ def run(folder, op, out, **options):
     pytest.param("strength", dict(label=1, values=["0", "1"]), marks=pytest.mark.slow),
 ])
 def test_a_sweep_is_a_grid_and_an_animation(op, options, tiny_run, digit, tmp_path, capsys):
-    pytest.importorskip("imageio")
     run(tiny_run, op, tmp_path / "x.png", **QUICK, **options, **({"images": digit} if op == "strength" else {}))
     rows = len(options["values"])
     with Image.open(tmp_path / "x.png") as grid:
@@ -47,13 +46,11 @@ def test_a_sweep_is_a_grid_and_an_animation(op, options, tiny_run, digit, tmp_pa
 
 
 def test_inversion_says_how_well(tiny_run, digit, tmp_path, capsys):
-    pytest.importorskip("imageio")
     run(tiny_run, "invert", tmp_path / "x.png", images=digit, label=1, steps=3)
     assert "back within" in capsys.readouterr().out
 
 
 def test_a_session_is_replayed(tiny_run, digit, tmp_path):
-    pytest.importorskip("imageio")
     session = tmp_path / "s.json"
     for label, rect in ((3, "0,0,4,8"), (5, "2,2,6,6")):
         run(tiny_run, "inpaint", tmp_path / "a.png", images=digit, rect=[rect], label=label, steps=2, session=str(session))

@@ -51,8 +51,6 @@ def test_an_experiment_writes_a_grid_and_an_animation(arguments, flowers, cli, t
 
 
 def test_texts_stand_for_images_where_no_text_trained(tmp_path, monkeypatch):
-    pytest.importorskip("regex")
-    pytest.importorskip("ftfy")
     monkeypatch.chdir(tmp_path)
     trained("flowers102_clip", "flowers102_clip")
     trained("flowers102_features", "run", steps=4, lr=0.02)                  # few large steps: the network starts as zero

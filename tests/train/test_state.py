@@ -38,8 +38,10 @@ def test_it_starts_from_all_or_from_some_of_given_parameters():
                                                                                        drawn=drawn).items()}
         np.testing.assert_array_equal(of["whole"], leaf)
         np.testing.assert_array_equal(of["part"], leaf if path[0].key == "first" else of["drawn"])
-    for initial, message in (({"": {**given, "more": jnp.ones(1)}}, "no more"), ({"": {"first": given["first"]}}, "missing"),
-                             ({"frist": given["first"]}, "did you mean 'first'"), ({"first": {"kernel": jnp.ones(2)}}, "initial")):
+    for initial, message in (
+        ({"": {**given, "more": jnp.ones(1)}}, "no more"), ({"": {"first": given["first"]}}, "missing"),
+        ({"frist": given["first"]}, "did you mean 'first'"), ({"first": {"kernel": jnp.ones(2)}}, "initial"),
+    ):
         with pytest.raises(ConfigError, match=message):
             create(task, optimizer, EMAS, key, {}, initial)
 
