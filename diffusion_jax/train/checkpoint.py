@@ -28,6 +28,7 @@ import numpy as np
 from absl import logging
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.train.log import first_line, writing
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Array, Params, Task, TrainState
 
@@ -144,16 +145,12 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """What orbax raises, perhaps of an earlier save in the background, as one line that says what is left."""
-        try:
-            yield
-        except (OSError, ValueError, RuntimeError) as error:
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        def left() -> str:
             good = _steps(self.folder)
-            left = f"the last good one is of step {good[-1]}" if good else "there is no other"
-            raise ConfigError(f"a checkpoint could not be written to {self.folder} ({_first_line(error)}); {left}: make room or "
-                              "choose another disk, and run the same command to go on") from error
+            return f"; the last good one is of step {good[-1]}" if good else "; there is no other"
+
+        return writing("a checkpoint", self.folder, left)
 
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState | None, str]:
         """(state, '') or (None, reason), the same on all processes."""
@@ -167,7 +164,7 @@ class Checkpoints:
             state = found["state"]
             _check(_parts(state), found["meta"])
         except Exception as error:                         # whatever a broken file makes a reader raise
-            state, reason = None, _first_line(error)
+            state, reason = None, first_line(error)
         if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array(state is not None)).all():
             state, reason = None, reason or "another process could not read it"
         return state, reason
@@ -357,12 +354,8 @@ def _json(root: Path, step: int, item: str) -> Any:
 
 def _damaged(root: Path, step: int, error: Exception) -> ConfigError:
     others = [str(other) for other in _steps(root) if other != step]
-    return ConfigError(f"checkpoint of step {step} in {root} does not read ({_first_line(error)}); "
+    return ConfigError(f"checkpoint of step {step} in {root} does not read ({first_line(error)}); "
                        f"{'other steps: ' + ', '.join(others) if others else 'there is no other'}")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
 
 
 def _same_config(root: Path, asked: dict[str, Any], may_change: frozenset[str]) -> None:
@@ -371,7 +364,7 @@ def _same_config(root: Path, asked: dict[str, Any], may_change: frozenset[str]) 
         try:
             stored = _json(root, step, "config")
         except Exception as error:
-            logging.warning("config of step %d in %s does not read (%s): looking at an older one", step, root, _first_line(error))
+            logging.warning("config of step %d in %s does not read (%s): looking at an older one", step, root, first_line(error))
             continue
         differences = _differences({k: v for k, v in stored.items() if k not in may_change},
                                    {k: v for k, v in asked.items() if k not in may_change})

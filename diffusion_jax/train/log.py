@@ -6,11 +6,12 @@ function of the step goes there; speeds go to TensorBoard and the terminal.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,30 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.types import Array
 
 
+@contextlib.contextmanager
+def writing(what: str, where: Path, left: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Turns what a full or broken disk makes a writer raise, perhaps of an earlier write in the background, into one line.
+
+    Args:
+      what: is written, 'a checkpoint'.
+      where: it is written.
+      left: says what there is besides, '; the last good one is of step 4'.
+
+    Raises:
+      ConfigError: it could not be written.
+    """
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{what} could not be written to {where} ({first_line(error)}){left()}: make room or choose another "
+                          "disk, and run the same command to go on") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error is and says, short."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
+
+
 class Writer:
     """Writes scalars and images of one run; silent on every process but the first.
 
@@ -28,6 +53,9 @@ class Writer:
 
     Args:
       workdir: metrics.jsonl is written here, TensorBoard's events in its folder 'tensorboard'.
+
+    Raises:
+      ConfigError: from every method: the disk takes no more.
 
     Example:
       >>> with Writer(workdir) as writer:
@@ -50,18 +78,20 @@ class Writer:
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
             fresh = self.path.with_suffix(".tmp")
-            fresh.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(fresh, self.path)
+            with self._writing():
+                fresh.write_text("".join(f"{line}\n" for line in kept))
+                os.replace(fresh, self.path)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl and TensorBoard's scalars; values are Python, NumPy or JAX scalars."""
         if not self._main:
             return
         line = {"step": int(step)} | {name: float(value) for name, value in values.items()}
-        if self._lines is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lines = self.path.open("a", buffering=1)  # by line: a killed process leaves whole lines
-        self._lines.write(json.dumps(line) + "\n")
+        with self._writing():
+            if self._lines is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._lines = self.path.open("a", buffering=1)  # by line: a killed process leaves whole lines
+            self._lines.write(json.dumps(line) + "\n")
         self.speeds(step, values)
 
     def speeds(self, step: int, values: Mapping[str, Any]) -> None:
@@ -77,10 +107,11 @@ class Writer:
 
     def close(self) -> None:
         """Writes out and closes both files."""
-        for file in (self._lines, self._events):
-            if file is not None:
-                file.close()
+        files = [file for file in (self._lines, self._events) if file is not None]
         self._lines = self._events = None
+        with self._writing(), contextlib.ExitStack() as stack:
+            for file in files:
+                stack.callback(file.close)
 
     def __enter__(self) -> Writer:
         return self
@@ -92,8 +123,12 @@ class Writer:
         if self._events is None:
             import tensorboardX
 
-            self._events = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._purge)
+            with self._writing():
+                self._events = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._purge)
         return self._events
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return writing("metrics", self.path.parent)
 
 
 class Trace:

@@ -9,9 +9,9 @@ is a function of (config, k), because keys are fold_in(key(seed), k) and batches
 
     1. launch step k               (the device now has work)
     2. fetch the metrics of k - 1  (so the host never waits for the step it has just launched), stop if they are not finite, log
-    3. at a checkpoint: fetch those of k too, stop if they are not finite, log, save
-    4. at a preemption: save, exit with code 0
-    5. yield (k, state)
+    3. at a checkpoint or preemption: fetch those of k too, stop if they are not finite, log
+    4. yield (k, state)            (before it is saved: a run that resumes has what its caller made of the steps before)
+    5. at a checkpoint: save; at a preemption: save, exit with code 0
 """
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, e
           activations: partition.Rules = ()) -> Iterator[tuple[int, TrainState]]:
     """Trains from the newest checkpoint, or from the start, to step `total`; yields (step, state) after each step.
 
-    The state is donated to the next step: use it before asking for the next, keep none of its arrays. When `total` is reached
-    already, yields nothing.
+    The state is donated to the next step: use it before asking for the next, keep none of its arrays. A step is saved after it
+    was yielded: who leaves the loop there leaves it unsaved. When `total` is reached already, yields nothing.
 
     Args:
       task, optimizer, emas, seed, accumulate, loss_scale, gather, activations: see `step.make_step`.
@@ -90,17 +90,19 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, e
                 run.finish()
                 run.launched(step, metrics)
                 stopping = preemption.reached(step)
-                if stopping or step == total or checkpoints.due(step):
+                due = stopping or step == total or checkpoints.due(step)
+                if due:
                     run.finish()
+                console.leave()
+                yield step, state
+                console.enter()
+                if due:
                     checkpoints.save(state, examples=step * size)
                 if stopping:
                     checkpoints.wait()
                     logging.warning("stopped by SIGTERM at step %d of %d, saved in %s: run the same command to go on",
                                     step, total, checkpoints.folder)
                     raise SystemExit(0)
-                console.leave()
-                yield step, state
-                console.enter()
     finally:
         _close(stream)
         console.close()

@@ -13,7 +13,8 @@ for exponents g, h and times T, S; x is then scaled to sum 1. The system of a wh
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.train.ema import Power, Profile, exponent
+from diffusion_jax.train.log import writing
 from diffusion_jax.types import Params, TrainState
 
 
@@ -107,25 +109,33 @@ class Snapshots:
         self.stds = {name: profile.std for name, profile in kept.items() if isinstance(profile, Power)}
         if not self.stds or every < 1:
             raise ConfigError(f"snapshots are of power averages, every so many updates; got {list(profiles)} and every={every}")
-        self.every, self._config, self._dtype = every, config, dtype
-        self._manager = ocp.CheckpointManager(_folder(workdir))
+        self.every, self._config, self._dtype, self._folder = every, config, dtype, _folder(workdir)
+        self._manager = ocp.CheckpointManager(self._folder)
 
     def offer(self, step: int, state: TrainState, last: bool = False) -> None:
-        """Stores the averages if they are due at this step, or if it is the last; a step that is there already is left alone."""
+        """Stores the averages if they are due at this step, or if it is the last; a step that is there already is left alone.
+
+        Returns when they are on disk, so that no checkpoint is ahead of its snapshot.
+
+        Raises:
+          ConfigError: they could not be written.
+        """
         import orbax.checkpoint as ocp
 
         if step in self._manager.all_steps() or not (last or step % self.every == 0):
             return
         averages = {name: jax.tree.map(lambda x: x.astype(self._dtype), state.ema[name]) for name in self.stds}
-        self._manager.save(step, force=True, args=ocp.args.Composite(
-            ema=ocp.args.StandardSave(averages), config=ocp.args.JsonSave(self._config), stds=ocp.args.JsonSave(self.stds)))
+        with writing("a snapshot", self._folder):
+            self._manager.save(step, force=True, args=ocp.args.Composite(
+                ema=ocp.args.StandardSave(averages), config=ocp.args.JsonSave(self._config), stds=ocp.args.JsonSave(self.stds)))
+            self._manager.wait_until_finished()
 
     def __enter__(self) -> Snapshots:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with writing("a snapshot", self._folder):
+            self._manager.close()
 
 
 def reconstruct(workdir: str | Path, stds: Sequence[float], step: int | None = None) -> tuple[dict[str, Any], int, list[Params]]:
@@ -152,25 +162,40 @@ def reconstruct(workdir: str | Path, stds: Sequence[float], step: int | None = N
         steps = sorted(found for found in manager.all_steps() if step is None or found <= step)
         if not steps:
             raise ConfigError(f"there is no snapshot up to step {step}, but: {', '.join(map(str, sorted(manager.all_steps())))}")
-
-        def read(number: int, **items: Any) -> Any:
-            try:
-                return manager.restore(number, args=ocp.args.Composite(**items))
-            except Exception as error:                     # whatever a broken file makes a reader raise
-                what = str(error).strip().partition("\n")[0][:200]
-                raise ConfigError(f"snapshot {number} of {workdir} does not read ({what}): move it away to go on") from None
-
-        last = read(steps[-1], config=ocp.args.JsonRestore(), stds=ocp.args.JsonRestore())
+        with _reading(workdir, steps[-1]):
+            last = manager.restore(steps[-1], args=ocp.args.Composite(config=ocp.args.JsonRestore(), stds=ocp.args.JsonRestore()))
         names = sorted(last["stds"])
 
         def trees() -> Iterable[Params]:
             for number in steps:
-                stored = read(number, ema=ocp.args.StandardRestore())["ema"]
+                with _reading(workdir, number):
+                    stored = _averages(_folder(workdir) / str(number) / "ema")
                 yield from (stored[name] for name in names)
 
         at, wide = [number for number in steps for _ in names], [last["stds"][name] for _ in steps for name in names]
         end = steps[-1] if step is None else step
         return last["config"], end, combine(trees(), coefficients(at, wide, [end] * len(stds), stds))
+
+
+@contextlib.contextmanager
+def _reading(workdir: str | Path, number: int) -> Iterator[None]:
+    """Whatever a broken file makes a reader raise, as one line."""
+    try:
+        yield
+    except Exception as error:
+        what = str(error).strip().partition("\n")[0][:200]
+        raise ConfigError(f"snapshot {number} of {workdir} does not read ({what}): move it away to go on") from None
+
+
+def _averages(folder: Path) -> dict[str, Params]:
+    """The averages of one snapshot on one device, on however many they were when it was taken."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    path, handler = epath.Path(folder), ocp.StandardCheckpointHandler()
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), handler.metadata(path).tree)
+    return handler.restore(path, args=ocp.args.StandardRestore(wanted))
 
 
 def _folder(workdir: str | Path) -> Path:

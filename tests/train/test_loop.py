@@ -12,9 +12,10 @@ import train_toy
 from train_toy import arguments, config, train
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.train import loop, shard
+from diffusion_jax.train import loop, posthoc, shard
 from diffusion_jax.train.checkpoint import Checkpoints, available, load
 from diffusion_jax.train.log import Writer
+from diffusion_jax.train.posthoc import Snapshots
 
 # What orbax leaves half read when a file is damaged.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -45,8 +46,7 @@ def whole(tmp_path_factory):
 def test_resumed_equals_uninterrupted(whole, tmp_path, stops):
     for stop in stops:
         assert train(tmp_path, stop_at=stop)[0] == stop
-    if stops[-1] < 12:
-        assert_equal(train(tmp_path)[1], whole[1])
+    assert_equal(train(tmp_path)[1], whole[1])
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
     assert available(tmp_path) == [4, 8, 12]
     for which in ("params", "slow", "power"):
@@ -117,12 +117,34 @@ def test_preempted_it_saves_exits_with_code_0_and_says_how_to_go_on(whole, tmp_p
             seen.append(step)
             if step == 6:
                 os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.value.code == 0 and seen == [1, 2, 3, 4, 5, 6] and available(tmp_path) == [4, 7]
+    assert stop.value.code == 0 and seen == [1, 2, 3, 4, 5, 6, 7] and available(tmp_path) == [4, 7]
     assert signal.getsignal(signal.SIGTERM) == before
     (line,) = [record.getMessage() for record in caplog.records if "SIGTERM" in record.getMessage()]
     assert "step 7 of 12" in line and "run the same command to go on" in line
     assert_equal(train(tmp_path)[1], whole[1])
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
+
+
+def test_preempted_where_a_snapshot_is_due_it_ends_with_the_same_snapshots(whole, tmp_path):
+    run, at = arguments(config(), shard.make_mesh(devices=jax.devices()[:1])), {}
+
+    def go(stop=None):
+        saved, kept = Checkpoints(tmp_path, config(), every=4), Snapshots(tmp_path, config(), run["emas"], every=6)
+        with saved as checkpoints, Writer(tmp_path) as writer, kept as snapshots:
+            for step, state in loop.steps(**run, checkpoints=checkpoints, writer=writer):
+                at[step] = available(tmp_path)
+                snapshots.offer(step, state)
+                if step == stop:
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        go(stop=5)
+    assert available(tmp_path) == [4, 6] and [path.name for path in (tmp_path / "snapshots").iterdir()] == ["6"]
+    go()
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["12", "6"]
+    assert 6 not in at[6] and 12 not in at[12]                # a step is handed out before it is saved, the last one too
+    (got,) = posthoc.reconstruct(tmp_path, [0.1])[2]
+    assert_equal(got, jax.tree.map(np.float32, whole[1].ema["power"]))
 
 
 def test_metrics_are_fetched_one_step_late_except_at_a_checkpoint(tmp_path):

@@ -1,11 +1,15 @@
 """Post-hoc EMA against numerical integrals, and against averages that were tracked while training."""
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.train import ema, posthoc
+from diffusion_jax.train.shard import make_mesh
 from diffusion_jax.types import TrainState
 
 
@@ -59,13 +63,13 @@ def train(folder, steps, every, **options):
 
 
 def test_snapshots_of_two_averages_give_the_others(tmp_path):
-    averages = train(tmp_path, steps=200, every=10)
+    averages = train(tmp_path, steps=200, every=20)
     config, step, found = posthoc.reconstruct(tmp_path, [0.075, 0.15, 0.1])
     assert config == {"seed": 3} and step == 200
     for tree, name in zip(found, ("between", "long", "ema"), strict=True):
         got, want = np.asarray(tree["a"]["weight"]), np.asarray(averages[name]["a"]["weight"])
         assert np.linalg.norm(got - want) < 1e-2 * np.linalg.norm(want), name
-    with pytest.raises(ConfigError, match="no snapshot up to step 5, but: 10, 20"):
+    with pytest.raises(ConfigError, match="no snapshot up to step 5, but: 20, 40"):
         posthoc.reconstruct(tmp_path, [0.1], step=5)
 
 
@@ -79,6 +83,28 @@ def test_a_damaged_snapshot_is_named_and_can_be_done_without(tmp_path):
         posthoc.reconstruct(tmp_path, [0.1])
     broken.rename(tmp_path / "away")
     assert posthoc.reconstruct(tmp_path, [0.1])[1] == 30
+
+
+def test_a_snapshot_of_eight_devices_reads_on_others(tmp_path):
+    mesh, kernel = make_mesh(fsdp=8), jnp.arange(32.0).reshape(4, 8)
+    params = {"a": jax.device_put(kernel, NamedSharding(mesh, PartitionSpec(None, "fsdp")))}
+    with posthoc.Snapshots(tmp_path, {}, {"ema": ema.Power(0.1)}, 1) as snapshots:
+        snapshots.offer(1, TrainState(jnp.int32(1), params, (), {"ema": params}))
+    for path in tmp_path.rglob("_sharding"):                                     # as if the eight were another machine's
+        path.write_text(re.sub(r'id\\": (\d)', r'id\\": 10\1', path.read_text()))
+    np.testing.assert_array_equal(posthoc.reconstruct(tmp_path, [0.1])[2][0]["a"], kernel)
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    params = {"a": jnp.ones(3)}
+    with posthoc.Snapshots(tmp_path, {}, {"ema": ema.Power(0.1)}, 1) as snapshots:
+        monkeypatch.setattr(snapshots._manager, "save", full)
+        with pytest.raises(ConfigError, match="a snapshot could not be written to .*No space left.*: make room") as error:
+            snapshots.offer(1, TrainState(jnp.int32(1), params, (), {"ema": params}))
+    assert "\n" not in str(error.value)
 
 
 def test_parts_without_parameters_stay(tmp_path):

@@ -107,7 +107,7 @@ def arguments(config: dict[str, Any], mesh: jax.sharding.Mesh, size: int = 16, b
 
 def train(workdir: Any, stop_at: int | None = None, every: int = 4, keep: int = 3, keep_every: int | None = None,
           devices: int = 1, **changes: Any) -> tuple[int, dict[str, Any] | None]:
-    """Runs to the end or leaves the loop after step `stop_at`; (last step, its state on the host)."""
+    """Runs to the end or leaves the loop at step `stop_at`, which is not saved; (last step, its state on the host)."""
     run = config(**changes.pop("config", {}))
     mesh = changes.pop("mesh", None) or shard.make_mesh(devices=jax.devices()[:devices])
     last, host = 0, None
