@@ -181,9 +181,10 @@ def unet_config(official: Mapping[str, Any]) -> dict[str, Any]:
     size, listed, sides = o["image_size"], o.get("channel_mult"), o["attention_resolutions"].split(",")
     mults = tuple(float(part) for part in listed.split(",")) if listed else (1, 2, 3, 4)
     heads = o.get("num_head_channels", -1)
+    attend = {size // int(side) for side in sides} & {2**level for level in range(len(mults))}
     return dict(
         width=o["num_channels"], mults=mults, depth=o["num_res_blocks"], head_channels=heads if heads > 0 else None,
-        heads=max(o.get("num_heads", 1), 1), attend=tuple(sorted(size // int(side) for side in sides)),
+        heads=max(o.get("num_heads", 1), 1), attend=tuple(sorted(attend)),
         scale_shift=o.get("use_scale_shift_norm", True), resample="res" if o.get("resblock_updown") else "conv",
         learn_sigma=o.get("learn_sigma", True), dropout=float(o.get("dropout", 0)),
     )
