@@ -28,6 +28,7 @@ import numpy as np
 from absl import logging
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.train import powersgd
 from diffusion_jax.train.log import first_line, writing
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Array, Params, Task, TrainState
@@ -155,14 +156,17 @@ class Checkpoints:
     def _restore(self, step: int, abstract: TrainState) -> tuple[TrainState | None, str]:
         """(state, '') or (None, reason), the same on all processes."""
         import orbax.checkpoint as ocp
+        from etils import epath
         from jax.experimental import multihost_utils
 
         state, reason = None, ""
         try:
+            path = epath.Path(self.folder / str(step) / "state")
+            wanted = powersgd.as_stored(abstract, lambda: ocp.StandardCheckpointHandler().metadata(path).tree)
             found = self._manager.restore(step, args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()))
-            state = found["state"]
-            _check(_parts(state), found["meta"])
+                state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore()))
+            _check(_parts(found["state"]), found["meta"])
+            state = powersgd.spread(found["state"], abstract)
         except Exception as error:                         # whatever a broken file makes a reader raise
             state, reason = None, first_line(error)
         if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array(state is not None)).all():

@@ -19,7 +19,7 @@ then takes each shard's own gradient, and only what `sent` counts crosses the ax
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,9 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.types import Array, Params
+from diffusion_jax.types import Array, Params, TrainState
 
 AXIS = "data"
 RULES = ((r"opt_state/powersgd/error/", (AXIS, None, None)),)
@@ -150,6 +151,46 @@ class Compressed:
         """What to add to the parameters for a mean gradient."""
         updates, inner = self.inner.update(grads, state["inner"], params)
         return updates, {**state, "inner": inner}
+
+
+def as_stored(state: TrainState, stored: Callable[[], Any]) -> TrainState:
+    """What to restore a checkpoint into that may be of another number of shards.
+
+    Args:
+      state: the abstract state that is wanted, of any optimiser.
+      stored: gives the checkpoint's own tree, which is looked at for `Compressed` alone.
+
+    Returns:
+      `state`, with e [shards, n, m] of as many shards as are stored, split over the data axis where it divides them.
+    """
+    def one(leaf: Array, kept: Any) -> jax.ShapeDtypeStruct:
+        if kept.shape == leaf.shape:
+            return leaf
+        mesh = leaf.sharding.mesh
+        split = next((i for i, size in enumerate(kept.shape) if size % mesh.shape[AXIS] == 0), None)
+        spec = PartitionSpec(*(AXIS if i == split else None for i in range(len(kept.shape))))
+        return jax.ShapeDtypeStruct(kept.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return _with_errors(state, one, lambda: stored()["opt_state"]["powersgd"]["error"])
+
+
+def spread(state: TrainState, wanted: TrainState) -> TrainState:
+    """A restored state with the shards of the abstract one: (2) and (3) see only the mean of e, which each shard is given."""
+    def one(e: Array, leaf: jax.ShapeDtypeStruct) -> Array:
+        if e.shape == leaf.shape:
+            return e
+        return jax.jit(lambda e: jnp.broadcast_to(e.mean(0, keepdims=True), leaf.shape), out_shardings=leaf.sharding)(e)
+
+    return _with_errors(state, one, lambda: wanted.opt_state["powersgd"].error)
+
+
+def _with_errors(state: TrainState, change: Callable[[Any, Any], Any], other: Callable[[], Any]) -> TrainState:
+    """A state with every e changed, beside that of another one; unchanged for other optimisers than `Compressed`."""
+    if not isinstance(state.opt_state, dict) or "powersgd" not in state.opt_state:
+        return state
+    power = state.opt_state["powersgd"]
+    error = jax.tree.map(change, power.error, other())
+    return state.replace(opt_state={**state.opt_state, "powersgd": power._replace(error=error)})
 
 
 def saving(params: Params, rank: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from train_toy import Net, Toy, batch_of, train
+from train_toy import Net, Toy, batch_of, config, train
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.train import optim, shard
@@ -171,6 +171,17 @@ def test_counts_are_not_averaged_over_shards():
     with pytest.raises(ConfigError, match="leave out importance sampling"):
         make(make_mesh(data=2, devices=jax.devices()[:2]), None)
     make(make_mesh(data=1, devices=jax.devices()[:1]), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_run_moves_to_another_number_of_shards(tmp_path, devices):
+    still = {"task": config()["task"] | {"noise": 0.0}}                             # noise is drawn for each shard
+    options = dict(optimizer=Compressed(optax.sgd(0.1), 2), config=still)
+    _, whole = train(tmp_path / "whole", devices=2, **options)
+    train(tmp_path / "parts", stop_at=9, devices=2, **options)
+    _, moved = train(tmp_path / "parts", devices=devices, **options)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), moved.params, whole.params)
 
 
 def test_it_is_an_optimiser_of_a_page():
