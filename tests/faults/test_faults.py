@@ -68,11 +68,11 @@ def test_two_processes_killed_at_random_moments_change_nothing(nursery, both, tm
         processes, since = pair(nursery, run), time.time()
         goal, patience = last_step(run) + rng.randint(2, 8), time.time() + 200
         ready = partial(being_written, run, since) if writing else lambda goal=goal: last_step(run) >= goal
-        while time.time() < patience and not (complete(run) and ready()):
+        while not (met := complete(run) and ready()) and time.time() < patience:
             time.sleep(0.002)
         for process in processes:
             os.kill(process, signal.SIGKILL)
-        assert [nursery.wait(process) for process in processes] == [-signal.SIGKILL] * 2
+        assert [nursery.wait(process) for process in processes] == [-signal.SIGKILL] * 2 and met
     for i, process in enumerate(pair(nursery, run)):
         finish(nursery, process, tmp_path / f"log{i}.txt")
     assert alike(both, run)
@@ -105,9 +105,10 @@ def being_written(workdir: Path, since: float) -> bool:
 def test_two_processes_stop_together_at_sigterm_and_go_on(nursery, both, tmp_path):
     processes = pair(nursery, tmp_path / "run")
     patience = time.time() + 200
-    while last_step(tmp_path / "run") < 5 and time.time() < patience:
+    while not (met := last_step(tmp_path / "run") >= 5) and time.time() < patience:
         time.sleep(0.002)
     os.kill(processes[1], signal.SIGTERM)
+    assert met
     for i, process in enumerate(processes):
         assert "same command" in finish(nursery, process, tmp_path / f"log{i}.txt")
     assert available(tmp_path / "run")[-1] < STEPS
@@ -131,7 +132,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(small_disk, tmp_path):
-    with pytest.raises((ConfigError, OSError), match="could not be written.*make room|No space left on device"):
+    with pytest.raises(ConfigError, match="could not be written.*make room"):
         train_toy.train(small_disk / "run", every=1, keep=1000, config={"steps": 1000})
     good = available(small_disk / "run")
     assert good
@@ -143,26 +144,20 @@ def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(small_disk, t
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 
-def largest(folder: Path) -> Path:
-    """The file that holds most of the arrays."""
-    return max((path for path in folder.rglob("d/*") if path.is_file()), key=lambda path: path.stat().st_size)
-
-
 @pytest.mark.parametrize("damage", ["truncated", "one bit flipped", "removed"])
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path, damage, caplog):
     rng = random.Random(damage)
     _, want = train_toy.train(tmp_path / "straight")
-    train_toy.train(tmp_path / "run", stop_at=8)
-    file = largest(tmp_path / "run" / "checkpoints" / "8" / "state")
-    content = bytearray(file.read_bytes())
-    if damage == "truncated":
-        file.write_bytes(content[: rng.randrange(1, len(content))])
-    elif damage == "removed":
-        file.unlink()
-    else:
-        place = len(content) // 2 + rng.randrange(64)
-        content[place] ^= 1 << rng.randrange(8)
-        file.write_bytes(content)
+    train_toy.train(tmp_path / "run", stop_at=9)
+    for file in sorted((tmp_path / "run" / "checkpoints" / "8" / "state").rglob("d/*")):       # some parts of each are never read
+        content = bytearray(file.read_bytes())
+        if damage == "truncated":
+            file.write_bytes(content[: rng.randrange(1, len(content))])
+        elif damage == "removed":
+            file.unlink()
+        else:
+            content[len(content) // 2 + rng.randrange(64)] ^= 1 << rng.randrange(8)
+            file.write_bytes(content)
     _, got = train_toy.train(tmp_path / "run")
     assert "step 8 does not read" in caplog.text and "going on from step 4" in caplog.text
     assert (tmp_path / "run" / "checkpoints" / "8.unreadable").exists()
