@@ -103,7 +103,8 @@ def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     fits = {
         "down_block_types": set(down) <= {"DownBlock2D", "CrossAttnDownBlock2D"},
         "up_block_types": up == [kind.replace("Down", "Up") for kind in reversed(down)],
-        "center_input_sample": not o.get("center_input_sample"), "mid_block_scale_factor": o.get("mid_block_scale_factor", 1) == 1,
+        "center_input_sample": not o.get("center_input_sample"),
+        "mid_block_scale_factor": o.get("mid_block_scale_factor", 1) == 1,
         "attention_head_dim": len(set(heads)) == 1 or len(sizes) == 1,
         "time embedding": o.get("flip_sin_to_cos", True) and o.get("freq_shift", 0) == 0,
         "only_cross_attention": not o.get("only_cross_attention"),
@@ -118,9 +119,8 @@ def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
         raise ConfigError(f"no network here has the {next(key for key in fits if not fits[key])} of this unet/config.json")
     model = dict(
         name=NETWORK, width=widths[0], mults=tuple(w / widths[0] if w % widths[0] else w // widths[0] for w in widths),
-        depth=o["layers_per_block"],
-        attend=tuple(2**i for i, attending in enumerate(attends) if attending), scale_shift=False, resample="conv",
-        transformer=o.get("transformer_layers_per_block", 1), dropout=float(o.get("dropout", 0)),
+        depth=o["layers_per_block"], attend=tuple(2**i for i, attending in enumerate(attends) if attending), scale_shift=False,
+        resample="conv", transformer=o.get("transformer_layers_per_block", 1), dropout=float(o.get("dropout", 0)),
         groups=o.get("norm_num_groups", 32),
         channels=o["out_channels"], learn_sigma=False, heads=heads[0] if len(set(heads)) == 1 else 1,
         head_channels=None if len(set(heads)) == 1 else min(sizes),
