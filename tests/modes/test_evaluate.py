@@ -194,6 +194,9 @@ def test_what_a_run_cannot_measure_is_said_before_it_starts(tmp_path, change, sa
     with pytest.raises(ConfigError, match=says):
         train.run(config, str(tmp_path / "run"), {})
     assert not (tmp_path / "run").exists()
+    dvae = page("digits_dvae", evaluate=dict(num=20))
+    with pytest.raises(ConfigError, match="no metric of a DiscreteVAE: set evaluate.num"):
+        train.run(dvae, str(tmp_path / "run"), {})
 
 
 def model_of(name, **changes):
