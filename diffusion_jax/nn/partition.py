@@ -34,7 +34,8 @@ def activations(mesh: Mesh, rules: Rules) -> Iterator[None]:
     """Puts rules in force while a function is traced.
 
     Raises:
-      ConfigError: an unknown axis, a spec of more entries than dimensions, a rule that decides nothing.
+      ConfigError: an unknown axis, a spec of more entries than dimensions, a rule that decides nothing or is no regular
+        expression.
 
     Example:
       >>> with activations(mesh, [('attention/q', (('data', 'fsdp'), None, 'tensor', None))]):
@@ -68,7 +69,10 @@ def splits(x: Array, name: str, dim: int) -> bool:
 
 
 def _check(mesh: Mesh, rules: Rules) -> None:
-    decided = {_decides(rules, name) for name in NAMES}
+    try:
+        decided = {_decides(rules, name) for name in NAMES}
+    except re.error as error:
+        raise ConfigError(f"an activation rule is no regular expression ({error}): write names like 'attention/q'") from None
     for number, (pattern, spec) in enumerate(rules):
         if number not in decided:
             raise ConfigError(f"activation rule {pattern!r} decides nothing: none of {', '.join(NAMES)} is left to it")

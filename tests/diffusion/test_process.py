@@ -161,7 +161,7 @@ def test_noised_and_bcast():
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(schedule="liner"), "did you mean 'linear'"), (dict(schedule="squaredcos", start=0.1), "no 'start'"),
+    (dict(schedule="liner"), "did you mean 'linear'"), (dict(schedule="squaredcos", end=0.1), "no 'end'"),
     (dict(steps=0), "at least 1"), (dict(steps=20), "use more steps"),
 ])
 def test_refusals(options, message):

@@ -95,6 +95,7 @@ def test_tokens_that_a_rule_splits_are_left_to_xla(split, want, monkeypatch):
     ((("attention/q", ("tensr", None)),), "unknown mesh axis 'tensr': did you mean 'tensor'"),
     ((("attention/q", (None,) * 5),), "5 entries for 4 dimensions"),
     ((("atention/q", ("tensor", None)),), "'atention/q' decides nothing"),
+    ((("attention(", ("tensor", None)),), "no regular expression"),
     ((("attention", ("tensor", None)), ("attention/k", (None, None))), "'attention/k' decides nothing"),
 ])
 def test_rules_that_mean_nothing_are_refused(rules, says):
