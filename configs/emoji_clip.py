@@ -4,7 +4,8 @@
     python -m diffusion_jax.main --workdir runs/emoji_clip --mode evaluate --metric retrieval
 
 reads emoji64.npz and captions.json in the folder that is the page's argument (Noto Emoji, Apache 2.0). The tokenizer has
-the first 3,582 merges of CLIP's: pip install open_clip_torch. What guides configs/emoji_glide.py (2112.10741) sees noised images of 16x16:
+the first 3,582 merges of CLIP's: pip install open_clip_torch. What guides configs/emoji_glide.py (2112.10741) sees noised
+images of 16x16:
 
     python -m diffusion_jax.main --config configs/emoji_clip.py:../shared/data/emoji,noised --workdir runs/emoji_clip_noised
 
