@@ -96,14 +96,19 @@ class Writer:
 
     def speeds(self, step: int, values: Mapping[str, Any]) -> None:
         """Scalars for TensorBoard only: what differs from run to run."""
-        for name, value in values.items() if self._main else ():
-            self._tensorboard().add_scalar(name, float(value), int(step))
+        if self._main:
+            from tensorboardX.summary import scalar
+
+            self._event(step, [scalar(name, float(value)) for name, value in values.items()])
 
     def images(self, step: int, images: Mapping[str, Array]) -> None:
         """Grids of images for TensorBoard: name -> [N, H, W, C] in [-1, 1], C 1 or 3."""
-        for name, batch in images.items() if self._main else ():
-            pixels = np.clip((np.asarray(batch, np.float32) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
-            self._tensorboard().add_images(name, np.repeat(pixels, 3 // pixels.shape[-1], -1), int(step), dataformats="NHWC")
+        if self._main:
+            from tensorboardX.summary import image
+
+            for name, batch in images.items():
+                pixels = np.clip((np.asarray(batch, np.float32) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
+                self._event(step, [image(name, np.repeat(pixels, 3 // pixels.shape[-1], -1), dataformats="NHWC")])
 
     def close(self) -> None:
         """Writes out and closes both files."""
@@ -119,13 +124,21 @@ class Writer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _tensorboard(self) -> Any:
-        if self._events is None:
-            import tensorboardX
+    def _event(self, step: int, summaries: list[Any]) -> None:
+        """To TensorBoard's file, at once: the thread of tensorboardX's SummaryWriter waits for ever for a disk that is full."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-            with self._writing():
-                self._events = tensorboardX.SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._purge)
-        return self._events
+        with self._writing():
+            if self._events is None:
+                folder = self.path.parent / "tensorboard"
+                folder.mkdir(parents=True, exist_ok=True)
+                self._events = EventsWriter(str(folder / "events"))
+                if self._purge is not None:
+                    self._events.write_event(Event(step=self._purge, session_log=SessionLog(status=SessionLog.START)))
+            for summary in summaries:
+                self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
+            self._events.flush()
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return writing("metrics", self.path.parent)

@@ -1,6 +1,7 @@
 """What is written reads back exactly, and resuming forgets what comes after."""
 import json
 import struct
+import threading
 
 import jax
 import numpy as np
@@ -43,6 +44,15 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
         with pytest.raises(ConfigError, match="metrics could not be written to .*No space left.*: make room") as error:
             write()
         assert "\n" not in str(error.value)
+
+
+def test_events_are_written_by_no_thread_that_a_full_disk_could_stop(tmp_path, monkeypatch):
+    threads, writer = threading.active_count(), Writer(tmp_path)
+    writer.speeds(1, {"images_per_second": 99.0})
+    assert threading.active_count() == threads and len(list(events(tmp_path))) == 2           # the first is the file's own
+    writer._events._py_recordio_writer._writer = open("/dev/full", "wb")
+    with pytest.raises(ConfigError, match="metrics could not be written to .*No space left"):
+        writer.speeds(2, {"images_per_second": 99.0})
 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 3, "lo', "garbage\n", '{"loss": 1}\n', "\x00\x00\n"])
