@@ -2,6 +2,7 @@
 import json
 import struct
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -50,9 +51,10 @@ def test_events_are_written_by_no_thread_that_a_full_disk_could_stop(tmp_path, m
     threads, writer = threading.active_count(), Writer(tmp_path)
     writer.speeds(1, {"images_per_second": 99.0})
     assert threading.active_count() == threads and len(list(events(tmp_path))) == 2           # the first is the file's own
-    writer._events._py_recordio_writer._writer = open("/dev/full", "wb")
-    with pytest.raises(ConfigError, match="metrics could not be written to .*No space left"):
-        writer.speeds(2, {"images_per_second": 99.0})
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        writer._events._py_recordio_writer._writer = full
+        with pytest.raises(ConfigError, match="metrics could not be written to .*No space left"):
+            writer.speeds(2, {"images_per_second": 99.0})
 
 
 @pytest.mark.parametrize("torn", ["", '{"step": 3, "lo', "garbage\n", '{"loss": 1}\n', "\x00\x00\n"])
