@@ -82,7 +82,8 @@ def output_and_gradient(scan, remat):
 def test_scan_and_remat_change_neither_output_nor_gradient(scan, remat):
     (want, want_grad), (got, got_grad) = output_and_gradient(False, None), output_and_gradient(scan, remat)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_grad, want_grad)
+    # Each program sums in another order.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=5e-5), got_grad, want_grad)
 
 
 def test_bfloat16_is_close_and_returns_float32():
