@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from golden_routines import diffit
 from golden_routines.replay import record, replay
-from golden_routines.samplers import KEY, chained, on_x0, strided
+from golden_routines.samplers import KEY
+from golden_routines.scheduler_grids import chained, on_x0, strided
 
 from diffusion_jax.diffusion import guidance, samplers, scales
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from golden_case import Case
 from golden_routines import samplers as diffusers
+from golden_routines import scheduler_grids as grids
 from golden_routines.ldm_diffusion import ddim_tables, ddim_times, of_options, tables
 from golden_routines.ldm_network import first_stage_of, load_unet
 from golden_routines.replay import nchw, nhwc, replay, watched
@@ -117,7 +118,7 @@ def x0_of(p: Any, times: np.ndarray, x: Array, path: Array, calls: list, run: di
     return np.asarray((sigma_t * path - sigma_s * before) / (sigma_t * alpha_s - sigma_s * alpha_t))
 
 
-def runge_kutta(denoise: Denoiser, grid: diffusers.Grid, cond: Cond, x: Array, steps: int) -> tuple[Array, np.ndarray]:
+def runge_kutta(denoise: Denoiser, grid: grids.Grid, cond: Cond, x: Array, steps: int) -> tuple[Array, np.ndarray]:
     """PNDM (2202.09778): three Runge-Kutta steps of four calls, then Adams-Bashforth; every call's latent and time.
 
     The times between are rounded as the scheduler rounds them: half of an odd stride, down from one end and up from the other.
@@ -173,7 +174,7 @@ def diffusers_sampler(case: Case) -> Found:
     c, run = case.config, case.config["run"]
     model, _, params = load_unet(case.weights, c["kwargs"])
     kind, options = c["scheduler"]["class"].removesuffix("Scheduler"), c["scheduler"]["kwargs"]
-    grid = diffusers.strided(options, run["steps"])
+    grid = grids.strided(options, run["steps"])
     denoise = scales.denoiser(network(model, params), grid.process, diffusers.SCALES[options.get("prediction_type", "epsilon")])
     denoise, cond = guided(case, denoise)
     x = jnp.asarray(nhwc(case.inputs["x_T"]))
@@ -183,7 +184,7 @@ def diffusers_sampler(case: Case) -> Found:
         return jax.jit(lambda x: samplers.sample(denoise, sampler, x, pairs, cond, KEY, keep=True))(x)
 
     if kind == "DDIM":
-        denoise = diffusers.on_x0(options, grid.process)(denoise)
+        denoise = grids.on_x0(options, grid.process)(denoise)
         draws = replay(nhwc(case.inputs["noise"])) if eta else jax.random.normal
         states = path(samplers.ddim(grid.process, eta, draws), grid.pairs)
     elif not options.get("skip_prk_steps", False):

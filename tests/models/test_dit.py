@@ -73,7 +73,8 @@ def output_and_gradient(scan, remat):
         out = model.apply({"params": stack_layers(params) if scan else params}, X, NOISE, COND)
         return jnp.mean(out**2), out
 
-    (_, out), grad = jax.jit(jax.value_and_grad(loss, has_aux=True))(random(DiT(**SMALL)))
+    options = {"xla_cpu_use_fusion_emitters": True}        # without them, as conftest.py has it, the order of sums shows
+    (_, out), grad = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=options)(random(DiT(**SMALL)))
     return out, grad
 
 
@@ -82,8 +83,7 @@ def output_and_gradient(scan, remat):
 def test_scan_and_remat_change_neither_output_nor_gradient(scan, remat):
     (want, want_grad), (got, got_grad) = output_and_gradient(False, None), output_and_gradient(scan, remat)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
-    # Each program sums in another order.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=5e-5), got_grad, want_grad)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got_grad, want_grad)
 
 
 def test_bfloat16_is_close_and_returns_float32():
