@@ -15,15 +15,19 @@ Philox words, because NumPy promises those never to change, and `Generator.permu
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
+from absl import flags, logging
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.image import Decode, to_unit
@@ -100,6 +104,11 @@ class Batches:
         if len(self.source) == 0:
             raise ConfigError(f"{self.source} holds no records; check its path and split")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What another process gets: it opens the files itself."""
+        fresh = replace(self.source), replace(self.decode)
+        return Batches, (*fresh, self.batch, self.seed, self.process_index, self.process_count, self.shuffle)
+
     def __getitem__(self, step: int) -> dict[str, Any]:
         """Arrays [batch // process_count, ...] and, where there are captions, a list of str."""
         local = self.batch // self.process_count
@@ -139,25 +148,31 @@ def _stack(values: list[Any]) -> np.ndarray | list[str]:
 
 
 def stream(
-    batches: Batches, start: int, sharding: jax.sharding.Sharding, threads: int = 2, buffer: int = 4
+    batches: Batches, start: int, sharding: jax.sharding.Sharding, threads: int = 2, buffer: int = 4, workers: int = 0
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """Endless (step, batch) from step `start` on, read ahead in threads and put on the devices ahead of use.
+    """Endless (step, batch) from step `start` on, read ahead and put on the devices ahead of use.
 
     'image' arrives as float32 in [-1, 1], converted on the device, where a byte per pixel has been sent; captions stay behind.
-    To stop, drop the iterator or close() it. What a reading thread raises is raised here.
+    To stop, drop the iterator or close() it. What a reading thread or process raises is raised here.
 
     Args:
       batches: what to read; its parts must lie in the order of the processes' devices.
       start: the first step.
       sharding: of the leading axis of every array, for example NamedSharding(mesh, PartitionSpec('data')).
-      threads: how many read at a time.
+      threads: how many read at a time, in each process that reads.
       buffer: how many batches they may be ahead.
+      workers: processes that read, each every workers-th batch; 0 reads in this one. The batches are the same. A reading thread
+        holds Python's lock while it decodes, so where a step is short and decoding long only processes use more cores.
     """
     import grain
 
     read_ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
-    steps = grain.MapDataset.range(start, ENDLESS).map(lambda step: (int(step), batches[int(step)]))
-    host = iter(steps.to_iter_dataset(read_ahead))
+    steps = grain.MapDataset.range(start, ENDLESS).map(lambda step: (int(step), batches[int(step)])).to_iter_dataset(read_ahead)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()                             # grain reads its own, which a test or a notebook does not set
+        steps = steps.mp_prefetch(grain.MultiprocessingOptions(workers, buffer), _begin_worker)
+    host = iter(steps)
     ready: deque[tuple[int, dict[str, jax.Array]]] = deque()
     try:
         for step, batch in host:
@@ -167,6 +182,23 @@ def stream(
                 yield ready.popleft()
     finally:
         host.close()
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """What a reading process does first: it leaves the accelerators alone, and ends when its parent does and not before.
+
+    Slurm and terminals signal all processes of a run. The parent then still needs batches until its step is saved.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _put(batch: dict[str, Any], size: int, sharding: jax.sharding.Sharding) -> dict[str, jax.Array]:

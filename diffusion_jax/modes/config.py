@@ -23,6 +23,7 @@ SECTIONS = {
     "model": "the network",
     "task": "what is trained, and how the network is used",
     "data": "train, test, decode",
+    "workers": "processes that prepare batches; 0, the default, does it in threads of the main one",
     "batch": "examples per step, over all devices",
     "accumulate": "micro-batches per step",
     "steps": "updates of the whole run",
@@ -42,7 +43,7 @@ SECTIONS = {
     "evaluate": "images to measure when training ends, num 0 for not at all; for what makes images at which guidance, in whose "
                 "features against what (modes/measure.py), and how many samples every how many steps while training",
 }
-OPTIONAL = ("sample", "first_stage", "init", "loss_scale", "snapshots", "gather", "activations")
+OPTIONAL = ("workers", "sample", "first_stage", "init", "loss_scale", "snapshots", "gather", "activations")
 PARTS = {
     "data": ("train", "test", "decode"),
     "mesh": ("data", "fsdp", "tensor"),
@@ -52,7 +53,7 @@ PARTS = {
 }
 COUNTS = ("batch", "accumulate", "steps", "log_every", "sample.num", "sample.every", "snapshots.every",
           "evaluate.samples")
-MAY_CHANGE = ("steps", "checkpoint", "snapshots", "log_every", "sample", "evaluate", "mesh", "sharding", "gather",
+MAY_CHANGE = ("steps", "workers", "checkpoint", "snapshots", "log_every", "sample", "evaluate", "mesh", "sharding", "gather",
               "activations")
 """Sections in which a resumed run may differ from the one that wrote its folder: they do not change the mathematics.
 
@@ -85,6 +86,8 @@ def check(config: Mapping[str, Any]) -> None:
         value = (config[section] if section else config).get(key)
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f"config.{name} is a number, at least 1: got {value!r}")
+    if not isinstance(workers := config.get("workers", 0), int) or workers < 0:
+        raise ConfigError(f"config.workers is a number of processes, 0 for none: got {workers!r}")
     if not isinstance(scale := config.get("loss_scale", 1.0), (int, float)) or scale <= 0:
         raise ConfigError(f"config.loss_scale is a number above 0: got {scale!r}")
     if "sample" in config:

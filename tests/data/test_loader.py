@@ -1,4 +1,9 @@
 """The order of the data, its independence of processes and restarts, and the stream onto devices."""
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -40,6 +45,31 @@ PLAIN = Decode(12, channels=1)
 def sharding():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+READS = """
+import multiprocessing, time
+import jax
+from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.image import Decode
+from diffusion_jax.data.loader import Batches, stream
+
+if __name__ == "__main__":
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    batches = stream(Batches(Digits("train"), Decode(8, channels=1), 8, 0), 0, where, workers=2)
+    next(batches)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    time.sleep(600)
+"""
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended and that nobody has asked about does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def labels(batches, steps):
@@ -124,9 +154,10 @@ def test_digits_cost_little():
     assert min(seconds) < 5e-3
 
 
-def test_stream_follows_the_batches(sharding):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_follows_the_batches(sharding, workers):
     batches = Batches(Numbered(), AUGMENT, batch=16, seed=2)
-    got = stream(batches, 5, sharding)
+    got = stream(batches, 5, sharding, workers=workers)
     for want in range(5, 12):
         step, batch = next(got)
         assert step == want and set(batch) == {"image", "label"}
@@ -135,6 +166,35 @@ def test_stream_follows_the_batches(sharding):
         np.testing.assert_allclose(batch["image"], batches[step]["image"] / 127.5 - 1, atol=1e-6)
         np.testing.assert_array_equal(batch["label"], batches[step]["label"])
     got.close()
+
+
+def test_a_signal_to_all_processes_of_a_run_leaves_its_workers_reading(sharding):
+    got = stream(Batches(Numbered(), PLAIN, 8, 0), 0, sharding, workers=1)
+    next(got)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    assert [next(got)[0] for _ in range(12)] == list(range(1, 13))
+    got.close()
+    assert not worker.is_alive()
+
+
+def test_what_a_worker_raises_is_raised_here(sharding):
+    with pytest.raises(ConfigError, match="^pets/7.png: cannot read this image"):
+        next(stream(Batches(Numbered(bad=7), PLAIN, 8, 0, shuffle=False), 0, sharding, workers=1))
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_parent_that_is_killed():
+    parent = subprocess.Popen([sys.executable, "-c", READS], stdout=subprocess.PIPE, text=True)
+    workers = [int(number) for number in parent.stdout.readline().split()]
+    assert len(workers) == 2 and all(map(alive, workers))
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
 
 
 @pytest.mark.parametrize("finish", ["close", "drop", "error"])

@@ -104,6 +104,7 @@ def changed(path, value=...):
         (("sample.num",), "config.sample.num is a number, at least 1: got None"),
         (("log_every", 0), "config.log_every"),
         (("steps", 2.5), "config.steps"),
+        (("workers", -1), "config.workers is a number of processes, 0 for none: got -1"),
         (("batch", 20), "batch 20 is no multiple of accumulate 1 x 8 devices"),
         (("accumulate", 3), "no multiple of accumulate 3"),
         (("mesh.data", 3), "exactly 8 devices"),
