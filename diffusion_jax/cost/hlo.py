@@ -5,9 +5,13 @@ instruction by itself takes
 
     max(operations / peak, bytes / bandwidth)                                         (1)
 
+but for copies and slices that are fetched ahead of their use (copy-start, async-start), which run beside other work: their bytes
+count, and a program takes no less than all its bytes over the bandwidth.
+
 Operations are those of products and convolutions, where a convolution's padding multiplies nothing. In (1), but not in the sums,
 contracted sizes and output channels are rounded up to the 128 rows and columns of a matrix unit: a head of 72 channels costs as
-much as one of 128. Bytes are the operands and results that lie in the chip's main memory; a fusion that reads a slice of an
+much as one of 128. A convolution contracts its window too, and takes its places for channels where these fill the unit worse, as
+in the gradient of a kernel. Bytes are the operands and results that lie in the chip's main memory; a fusion that reads a slice of an
 operand reads the slice. Kernels of Pallas are not seen into: they are counted, and are in none of the sums.
 """
 from __future__ import annotations
@@ -69,7 +73,7 @@ class Cost:
     Attributes:
       flops: operations of its products and convolutions.
       bytes: read and written.
-      seconds: sum of (1).
+      seconds: sum of (1), or all bytes over the bandwidth where that is more.
       collectives: each one.
       kernels: calls of Pallas kernels, which are in none of the other sums.
     """
@@ -100,28 +104,30 @@ class Program:
         total = Cost()
         self._add(self._entry, 1, total)
         total.collectives = _once(total.collectives)
+        total.seconds = max(total.seconds, total.bytes / self._bandwidth)
         return total
 
-    def _add(self, computation: str, times: int, total: Cost) -> None:
+    def _add(self, computation: str, times: int, total: Cost, beside: bool = False) -> None:
+        """Adds a computation's instructions, run `times` times; `beside` other work they take no time."""
         for i in self._computations[computation]:
             kind = i.opcode.removesuffix("-start")
             if i.opcode.endswith("-done") or i.opcode.endswith("-update"):
                 continue
             if i.opcode == "while":
                 body, condition = (re.search(rf"{part}=%?([\w.\-]+)", i.attributes)[1] for part in ("body", "condition"))
-                self._add(body, times * self._trips(i, condition), total)
+                self._add(body, times * self._trips(i, condition), total, beside)
             elif i.opcode == "conditional":
-                self._add(max(_branches(i), key=lambda name: self._flops(name, 1)[0]), times, total)
+                self._add(max(_branches(i), key=lambda name: self._flops(name, 1)[0]), times, total, beside)
             elif i.opcode in ("call", "async-start"):
-                self._add(CALLED.search(i.attributes)[1], times, total)
+                self._add(CALLED.search(i.attributes)[1], times, total, beside or i.opcode == "async-start")
             elif kind in COLLECTIVES:
                 total.collectives.append(self._collective(computation, i, times))
             elif KERNEL in i.attributes:
                 total.kernels += times
             elif i.opcode not in FREE:
-                self._work(computation, i, times, total)
+                self._work(computation, i, times, total, beside or i.opcode.endswith("-start"))
 
-    def _work(self, computation: str, i: Instruction, times: int, total: Cost) -> None:
+    def _work(self, computation: str, i: Instruction, times: int, total: Cost, beside: bool) -> None:
         """An instruction that computes."""
         if i.opcode == "fusion":
             called = CALLED.search(i.attributes)[1]
@@ -132,14 +138,18 @@ class Program:
             total.collectives.extend(c._replace(hidden=True) for c in inside)
         else:
             flops, padded = self._one(computation, i)
-            moved = sum(_memory(s) for s in (i.shape, *self._shapes(computation, i)))
-            if i.opcode in ("dynamic-slice", "gather", "slice"):
-                moved = 2 * _memory(i.shape)
+            given = self._shapes(computation, i)
+            moved = _memory(i.shape) + sum(map(_memory, given))
+            if i.opcode == "copy-start":                                            # its shape holds what it copies
+                moved = _memory(i.shape)
+            elif i.opcode in ("dynamic-slice", "gather", "slice"):
+                moved = _memory(i.shape) + (_size(i.shape) if _memory(given[0]) else 0.0)
             elif i.opcode == "dynamic-update-slice":
-                moved = 2 * _memory(self._shapes(computation, i)[1])
+                moved = 2 * _memory(given[1])
         total.flops += times * flops
         total.bytes += times * moved
-        total.seconds += times * max(padded / self._peak, moved / self._bandwidth)
+        if not beside:
+            total.seconds += times * max(padded / self._peak, moved / self._bandwidth)
 
     def _shapes(self, computation: str, i: Instruction) -> list[str]:
         known = self._by_name[computation]
@@ -320,6 +330,11 @@ def _round(size: int) -> int:
     return -(-size // UNIT) * UNIT
 
 
+def _filled(size: int) -> float:
+    """How much longer a matrix unit takes for a side that does not fill it."""
+    return _round(size) / size
+
+
 def _dot(i: Instruction, shapes: list[str]) -> tuple[float, float]:
     left, right = _dims(shapes[0]), _dims(shapes[1])
 
@@ -340,12 +355,18 @@ def _convolution(i: Instruction, shapes: list[str]) -> tuple[float, float]:
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", i.attributes) or [None, ""])[1]))
     groups, batches = (int(found[1]) if (found := re.search(rf"{name}_group_count=(\d+)", i.attributes)) else 1
                        for name in ("feature", "batch"))
-    pairs = 1
-    for n, label in enumerate(sorted(c for c in rhs if c.isdigit())):
-        pairs *= _pairs(left[lhs.index(label)], right[rhs.index(label)], out[res.index(label)], window, n)
     features, channels = left[lhs.index("f")] // groups, out[res.index("f")]
     rows = left[lhs.index("b")] // batches
-    return 2.0 * pairs * rows * features * channels, 2.0 * pairs * rows * _round(features) * _round(channels)
+    pairs, places, window_size = 1, rows, 1
+    for n, label in enumerate(sorted(c for c in rhs if c.isdigit())):
+        size, side = right[rhs.index(label)], out[res.index(label)]
+        met = _pairs(left[lhs.index(label)], size, side, window, n)
+        pairs *= met
+        if met != side or size == 1:                              # else each output meets one of several: a batch of products
+            places, window_size = places * side, window_size * size
+    exact = 2.0 * pairs * rows * features * channels
+    columns = _filled(channels) if window_size == 1 else min(_filled(channels), _filled(places))
+    return exact, exact * _filled(features * window_size) * columns
 
 
 def _pairs(size: int, kernel: int, out: int, window: dict[str, str], n: int) -> int:

@@ -2,8 +2,8 @@
 
     python -m diffusion_jax.main --mode plan --config configs/imagenet256_dit_xl2.py --workdir runs/plan --topology v5e:16x16
 
-For TPUs the exact program is compiled ahead of time for the topology, which needs libtpu (pip install 'diffusion_jax[tpu]', best
-in an environment of its own) and no TPU. The time predicted for a step is a roofline, not a measurement:
+For TPUs the exact program is compiled ahead of time for the topology, up to its machine code (cost/compiler.py), which needs
+libtpu (pip install 'diffusion_jax[tpu]', best in an environment of its own) and no TPU. The time predicted for a step is a roofline, not a measurement:
 
     step = max(work, hidden collectives) + other collectives                          (1)
     MFU  = model operations / (step * chips * peak)                                   (2)
@@ -20,7 +20,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from jax.sharding import Mesh
 from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.cost import hlo
 from diffusion_jax.cost.chips import Topology, collective_seconds, topology
+from diffusion_jax.cost.compiler import OutOfMemory, compiled
 from diffusion_jax.modes import config as page
 from diffusion_jax.modes.layouts import ROOM, Estimate, Layout, Work, candidates, estimate, on_chip, size, work_of
 from diffusion_jax.nn import partition
@@ -69,7 +70,6 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
         raise unknown("program", program, PROGRAMS)
     layouts = [_layout(text, places) for text in options.get("layout", ())]
     whole, reports = work_of(config), []
-    jax.config.update("jax_enable_compilation_cache", False)             # a program for chips that are not there is not loaded
     path = Path(workdir, "plan.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     for place in places:
@@ -140,28 +140,33 @@ def _said(e: Estimate) -> dict[str, Any]:
 
 def compile_train(work: Work, place: Topology, guess: Estimate, folder: Path) -> dict[str, Any]:
     """Compiles the train step in a layout; prints and returns what it needs."""
-    config, layout = work.config, guess.layout
+    layout = guess.layout
     mesh = mesh_of(place, layout)
-    shardings = shard.shardings(mesh, work.state, work.rules)
-    step = make_step(work.task, build(config["optim"]), {n: build(s) for n, s in config["ema"].items()}, mesh, shardings,
-                     config["accumulate"], config["seed"], config.get("loss_scale", 1.0), layout.gather,
-                     config.get("activations", ()))
-    report = {"layout": list(layout), "estimate": guess.memory}
     print(f"compiling data x fsdp x tensor = {layout} ...", flush=True)
     keep = folder / f"{place.name}_{layout.data}_{layout.fsdp}_{layout.tensor}_{layout.gather}.hlo.gz".replace(":", "_")
-    found = compiled(lambda: step.lower(work.state, work.frozen, work.batch), mesh, place, keep)
-    stored = {name: on_chip(getattr(work.state, part), mesh, part, work.rules)
+    found = program_of(mesh, place, keep, lower_train, work, place, layout)
+    memory = {name: on_chip(getattr(work.state, part), mesh, part, work.rules)
               for name, part in (("parameters", "params"), ("optimiser", "opt_state"), ("averages", "ema"))}
-    memory = stored | {"batch": size(work.batch) / layout.data / layout.fsdp, "activations": guess.parts["activations"]}
-    report |= found | {"memory": memory}
+    memory["batch"] = size(work.batch) / layout.data / layout.fsdp
+    report = {"layout": list(layout), "estimate": guess.memory, **found, "memory": memory}
     if found["fits"]:
-        memory["temporaries"] = max(found["temporary"] - memory["activations"], 0.0)
-        memory["activations"] = min(memory["activations"], found["temporary"])
+        left = found["peak"] - sum(memory.values())
+        memory["activations"] = min(guess.parts["activations"], left)
+        memory["temporaries"] = left - memory["activations"]
         report["mfu"] = sum(work.model_flops.values()) / (found["step_s"] * place.chips * place.chip.flops)
         ratio = found["flops"] * place.chips / work.flops
         print(f"  operations a chip: {found['flops'] / 1e12:.2f} TFLOP compiled, {ratio:.3f} of those counted in the jaxpr")
     say_compiled(report, place)
     return report
+
+
+def lower_train(work: Work, place: Topology, layout: Layout) -> jax.stages.Lowered:
+    """The train step in a layout, for the compiler."""
+    config, mesh = work.config, mesh_of(place, layout)
+    step = make_step(work.task, build(config["optim"]), {n: build(s) for n, s in config["ema"].items()}, mesh,
+                     shard.shardings(mesh, work.state, work.rules), config["accumulate"], config["seed"],
+                     config.get("loss_scale", 1.0), layout.gather, config.get("activations", ()))
+    return step.lower(work.state, work.frozen, work.batch)
 
 
 def sampler(work: Work, place: Topology) -> dict[str, Any]:
@@ -170,26 +175,26 @@ def sampler(work: Work, place: Topology) -> dict[str, Any]:
     if not isinstance(work.task, Diffusion) or not place.chip.axes:
         raise ConfigError("the samplers of diffusion tasks are planned, on TPUs")
     layout = Layout(place.chips, 1, 1)
-    mesh, recipe = mesh_of(place, layout), page.recipe_of(config, {})
+    print(f"compiling the sampler, {config['batch']} images over {place.chips} chips ...", flush=True)
+    found = program_of(mesh_of(place, layout), place, None, lower_sampler, work, place, layout)
+    report = {"layout": list(layout), "memory": {"parameters": size(work.state.params)}, **found}
+    say_compiled(report, place)
+    if found["fits"]:
+        print(f"  {config['batch'] / found['step_s']:.1f} images/s, {page.recipe_of(config, {}).steps} steps each")
+    return report
+
+
+def lower_sampler(work: Work, place: Topology, layout: Layout) -> jax.stages.Lowered:
+    """The sampler of a config, for the compiler."""
+    mesh, recipe = mesh_of(place, layout), page.recipe_of(work.config, {})
     rows, whole = shard.batch_sharding(mesh), shard.replicated(mesh)
     raw = {name: _split(x, rows) for name, x in work.batch.items() if name in work.task.cond.keys}
     params = jax.tree.map(lambda x: _split(x, whole), work.state.params)
     key, scale = jax.eval_shape(lambda: jax.random.key(0)), _split(jax.ShapeDtypeStruct((), jnp.float32), whole)
-    index = jax.ShapeDtypeStruct((config["batch"],), jnp.int32, sharding=rows)
+    index = jax.ShapeDtypeStruct((work.config["batch"],), jnp.int32, sharding=rows)
     static = replace(recipe, guidance=1.0, classifier_scale=1.0)
-    print(f"compiling the sampler, {config['batch']} images over {place.chips} chips ...", flush=True)
-
-    def lower() -> Any:
-        draw.clear_cache()                   # what was traced for another topology names its chips
-        with partition.activations(mesh, ()):
-            return draw.lower(work.task, static, params, raw, index, _split(key, whole), (scale, scale), recipe.guidance != 1)
-
-    found = compiled(lower, mesh, place)
-    report = {"layout": list(layout), "memory": {"parameters": size(params)}} | found
-    say_compiled(report, place)
-    if found["fits"]:
-        print(f"  {config['batch'] / found['step_s']:.1f} images/s, {recipe.steps} steps each")
-    return report
+    with partition.activations(mesh, ()):
+        return draw.lower(work.task, static, params, raw, index, _split(key, whole), (scale, scale), recipe.guidance != 1)
 
 
 def mesh_of(place: Topology, layout: Layout) -> Mesh:
@@ -199,6 +204,7 @@ def mesh_of(place: Topology, layout: Layout) -> Mesh:
       ConfigError: libtpu is not installed, or does not know the topology.
     """
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")             # here, and where the program is compiled
     from jax.experimental import topologies
 
     try:
@@ -208,18 +214,14 @@ def mesh_of(place: Topology, layout: Layout) -> Mesh:
     return shard.make_mesh(*layout[:3], devices=devices)
 
 
-def compiled(lower: Any, mesh: Mesh, place: Topology, keep: Path | None = None) -> dict[str, Any]:
-    """Lowers, compiles and reads a program: memory, operations, bytes, collectives and (1); its text goes to `keep`."""
+def program_of(mesh: Mesh, place: Topology, keep: Path | None, lower: Callable[..., jax.stages.Lowered],
+               *args: Any) -> dict[str, Any]:
+    """Compiles `lower(*args)` and reads the program: memory, operations, bytes, collectives and (1); its text goes to `keep`."""
     start, chip = time.time(), place.chip
     try:
-        program = lower().compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        said = next((line.strip() for line in str(error).splitlines() if "Used" in line or "exceeded" in line), "out of memory")
-        return {"fits": False, "said": said, "compile_s": time.time() - start}
-    stats = program.memory_analysis()
-    text = program.as_text()
+        text, memory = compiled(lower, *args)
+    except OutOfMemory as error:
+        return {"fits": False, "said": str(error), "compile_s": time.time() - start}
     if keep:
         keep.write_bytes(gzip.compress(text.encode(), 3))
     cost = hlo.Program(text, chip.flops, chip.bandwidth).cost()
@@ -230,12 +232,9 @@ def compiled(lower: Any, mesh: Mesh, place: Topology, keep: Path | None = None) 
         seconds = c.times * collective_seconds(place, c.kind, c.size, [where[i] for i in c.group])
         kinds.setdefault(c.kind, Counter()).update(number=c.times, bytes=c.times * c.size, seconds=seconds)
         hidden, exposed = (hidden + seconds, exposed) if c.hidden else (hidden, exposed + seconds)
-    used = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + stats.temp_size_in_bytes
-    return {"fits": used <= chip.memory, "peak": used, "arguments": stats.argument_size_in_bytes,
-            "temporary": stats.temp_size_in_bytes, "code": stats.generated_code_size_in_bytes, "flops": cost.flops,
-            "bytes": cost.bytes, "work_s": cost.seconds, "hidden_s": hidden, "exposed_s": exposed,
-            "step_s": max(cost.seconds, hidden) + exposed, "collectives": {k: dict(v) for k, v in kinds.items()},
-            "kernels": cost.kernels, "compile_s": time.time() - start}
+    return {"fits": memory <= ROOM * chip.memory, "peak": memory, "flops": cost.flops, "bytes": cost.bytes, "work_s": cost.seconds,
+            "hidden_s": hidden, "exposed_s": exposed, "step_s": max(cost.seconds, hidden) + exposed,
+            "collectives": {k: dict(v) for k, v in kinds.items()}, "kernels": cost.kernels, "compile_s": time.time() - start}
 
 
 def say_compiled(report: Mapping[str, Any], place: Topology) -> None:

@@ -123,3 +123,53 @@ ENTRY %main (a: bf16[2,9,9,4], b: bf16[3,3,4,5]) -> bf16[2,9,9,5] {{
 }}
 """
     assert cost(text).flops == want
+
+
+@pytest.mark.parametrize(
+    ("shapes", "attributes", "padding"),
+    [
+        (("8,32,32,256", "3,3,256,256", "8,32,32,256"), "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f", 1),
+        (("8,32,32,3", "3,3,3,256", "8,32,32,256"), "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f", 128 / 27),
+        (("8,32,32,256", "32,32,8,16", "256,3,3,16"), "window={size=32x32 pad=1_1x1_1}, dim_labels=f01b_01io->b01f", 1),
+        (("256,72", "72,256", "256,256"), "dim_labels=bf_io->bf", 128 / 72),
+        (("256,256", "256,72", "256,72"), "dim_labels=bf_io->bf", 128 / 72),
+        (("16,256,72", "16,72,256", "16,256,256"), "window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0io->0bf", 128 / 72),
+    ],
+    ids=["3x3", "first layer", "gradient of a kernel", "72 contracted", "72 columns", "batch of products"],
+)
+def test_a_matrix_unit_that_is_not_filled_takes_longer(shapes, attributes, padding):
+    a, b, out = (f"bf16[{dims}]{{S(1)}}" for dims in shapes)
+    text = f"""HloModule m
+
+ENTRY %main (a: bf16[], b: bf16[]) -> bf16[] {{
+  %a = {a} parameter(0)
+  %b = {b} parameter(1)
+  ROOT %convolution.1 = {out} convolution(%a, %b), {attributes}
+}}
+"""
+    found = cost(text)
+    assert found.seconds == pytest.approx(found.flops * padding / 1e12, rel=1e-5)
+
+
+def test_what_is_fetched_ahead_costs_bytes_and_no_time_of_its_own():
+    text = """HloModule m
+
+%part (p: f32[8,128]) -> f32[2,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  ROOT %slice.1 = f32[2,128]{1,0:S(1)} slice(%p), slice={[0:2], [0:128]}
+}
+
+ENTRY %main (x: f32[8,128], w: f32[128,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0} parameter(0)
+  %w = f32[128,128]{1,0} parameter(1)
+  %start = ((f32[8,128]{1,0}), f32[2,128]{1,0:S(1)}, s32[]{:S(2)}) async-start(%x), calls=%part
+  %rows = f32[2,128]{1,0:S(1)} async-done(%start)
+  %copy = (f32[128,128]{1,0:S(1)}, f32[128,128]{1,0}, u32[]{:S(2)}) copy-start(%w)
+  %near = f32[128,128]{1,0:S(1)} copy-done(%copy)
+  ROOT %convolution.1 = f32[8,128]{1,0:S(1)} convolution(%x, %near), dim_labels=bf_io->bf
+}
+"""
+    fetched, used = 4 * (2 * 128 + 128 * 128), 4 * 8 * 128
+    busy = Program(text, 1.0, 1e11).cost()
+    assert (busy.bytes, busy.seconds) == (fetched + used, 2 * 8 * 128 * 128)
+    assert Program(text, 1e30, 1e11).cost().seconds == pytest.approx((fetched + used) / 1e11)
