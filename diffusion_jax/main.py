@@ -87,6 +87,8 @@ OPTIONS = [
     flags.DEFINE_integer("per_chip", None, "To plan: examples on each chip, in place of the config's batch.", lower_bound=1),
     flags.DEFINE_multi_string("layout", None, "To plan: data,fsdp,tensor and 'use' to gather by layers; may be given again."),
     flags.DEFINE_string("program", None, "To plan: train, sample, or estimate to compile nothing."),
+    flags.DEFINE_bool("machine_code", None, "To plan: compile to the end, for XLA's own estimate of the time; for UNets that "
+                      "takes half an hour and more."),
     flags.DEFINE_integer("seed", None, "Of sampling."),
     flags.DEFINE_integer("batch", None, "Images at a time.", lower_bound=1),
     flags.DEFINE_string("out", None, "grid.png, x.npz or folder/."),

@@ -33,6 +33,7 @@ class Chip:
       link: bytes a second one way over one link of a torus; over the switch of a node, for GPUs.
       axes: of the torus; 0 for GPUs behind switches.
       ring: an axis closes to a ring where its length is a multiple of this.
+      clock: cycles a second; 0 where no compiler of ours estimates cycles.
       cores: that Cloud TPU's names count for each chip.
       node: GPUs behind one switch, 0 for TPUs.
       network: bytes a second one way between nodes, of each GPU.
@@ -44,6 +45,7 @@ class Chip:
     link: float
     axes: int = 0
     ring: int = 1
+    clock: float = 0.0
     cores: int = 1
     node: int = 0
     network: float = 0.0
@@ -52,10 +54,10 @@ class Chip:
 GIB = 2**30
 CHIPS = {
     #            dense bf16      memory             HBM                link  cloud.google.com/tpu/docs
-    "v4":   Chip(flops=275e12, memory=32 * GIB,   bandwidth=1228e9, link=50e9,   axes=3, ring=4, cores=2),
-    "v5e":  Chip(flops=197e12, memory=15.75 * GIB, bandwidth=819e9, link=50e9,   axes=2, ring=16),
-    "v5p":  Chip(flops=459e12, memory=95 * GIB,   bandwidth=2765e9, link=100e9,  axes=3, ring=4, cores=2),
-    "v6e":  Chip(flops=918e12, memory=31.25 * GIB, bandwidth=1640e9, link=100e9, axes=2, ring=16),
+    "v4":   Chip(flops=275e12, memory=32 * GIB,   bandwidth=1228e9, link=50e9,   axes=3, ring=4, clock=1.05e9, cores=2),
+    "v5e":  Chip(flops=197e12, memory=15.75 * GIB, bandwidth=819e9, link=50e9,   axes=2, ring=16, clock=1.5e9),
+    "v5p":  Chip(flops=459e12, memory=95 * GIB,   bandwidth=2765e9, link=100e9,  axes=3, ring=4, clock=1.75e9, cores=2),
+    "v6e":  Chip(flops=918e12, memory=31.25 * GIB, bandwidth=1640e9, link=100e9, axes=2, ring=16, clock=1.75e9),
     #                                                                            NVIDIA's data sheets, SXM; NDR InfiniBand
     "a100": Chip(flops=312e12, memory=80e9,  bandwidth=2039e9, link=300e9, node=8, network=25e9),
     "h100": Chip(flops=989e12, memory=80e9,  bandwidth=3350e9, link=450e9, node=8, network=50e9),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import multiprocessing
 import re
 import tempfile
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,8 +19,8 @@ import jax
 from diffusion_jax.build import ConfigError
 
 INSTRUCTIONS, MEMORY = "after_optimizations.txt", "after_optimizations-memory-usage-report.txt"
-AFTER = "after_optimizations_after_buffer_assignment.txt"
-"""Written when the two before it are complete."""
+AFTER, CODE = "after_optimizations_after_buffer_assignment.txt", "after_codegen.txt"
+"""The first is written when the two above are complete; the second with machine code, it adds estimated cycles."""
 PAUSE = 0.2
 
 
@@ -42,12 +41,13 @@ class OutOfMemory(Exception):
     """The program does not fit on the chip; the message is the compiler's."""
 
 
-def compiled(lower: Callable[..., jax.stages.Lowered], *args: Any) -> Compiled:
+def compiled(lower: Callable[..., jax.stages.Lowered], *args: Any, machine_code: bool = False) -> Compiled:
     """The program that `lower(*args)`, called in another process, gives the compiler.
 
     Args:
       lower: a function of a module.
       args: what pickles.
+      machine_code: wait for it: the text then says how many cycles XLA expects each instruction to take.
 
     Raises:
       OutOfMemory: it does not fit.
@@ -61,22 +61,23 @@ def compiled(lower: Callable[..., jax.stages.Lowered], *args: Any) -> Compiled:
         process.start()
         theirs.close()
         try:
-            while not list(Path(folder).glob(f"*.{AFTER}")):
+            while machine_code or not list(Path(folder).glob(f"*.{AFTER}")):
                 if ours.poll(PAUSE):
-                    raise _said(ours)
-            return Compiled(_read(folder, INSTRUCTIONS), _total(_read(folder, MEMORY)))
+                    if error := _said(ours):
+                        raise error
+                    break
+            return Compiled(_read(folder, CODE if machine_code else INSTRUCTIONS), _total(_read(folder, MEMORY)))
         finally:
             process.kill()
             process.join()
 
 
 def _compile(connection: Connection, folder: str, lower: Callable[..., jax.stages.Lowered], args: tuple) -> None:
-    """In the other process: compiles, and sends what goes wrong."""
+    """In the other process: compiles, and sends what went wrong, or None."""
     jax.config.update("jax_enable_compilation_cache", False)                 # what is found there is not compiled
     try:
         lower(*args).compile(compiler_options={"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-        time.sleep(2 * PAUSE)                                                # the parent looks for the files once more
-        connection.send(ConfigError(f"XLA has no file *.{AFTER}: this libtpu writes others, take the version that jax names"))
+        connection.send(None)
     except jax.errors.JaxRuntimeError as error:
         said = str(error)
         lines = [line.strip() for line in said.splitlines()]
@@ -86,7 +87,7 @@ def _compile(connection: Connection, folder: str, lower: Callable[..., jax.stage
         connection.send(error)
 
 
-def _said(connection: Connection) -> Exception:
+def _said(connection: Connection) -> Exception | None:
     try:
         return connection.recv()
     except EOFError:
@@ -94,8 +95,10 @@ def _said(connection: Connection) -> Exception:
 
 
 def _read(folder: str, kind: str) -> str:
-    (path,) = Path(folder).glob(f"*.{kind}")
-    return path.read_text()
+    found = list(Path(folder).glob(f"*.{kind}"))
+    if len(found) != 1:
+        raise ConfigError(f"XLA wrote {len(found)} files *.{kind}, not one: take the libtpu that this version of jax names")
+    return found[0].read_text()
 
 
 def _total(report: str) -> int:

@@ -11,8 +11,9 @@ count, and a program takes no less than all its bytes over the bandwidth.
 Operations are those of products and convolutions, where a convolution's padding multiplies nothing. In (1), but not in the sums,
 contracted sizes and output channels are rounded up to the 128 rows and columns of a matrix unit: a head of 72 channels costs as
 much as one of 128. A convolution contracts its window too, and takes its places for channels where these fill the unit worse, as
-in the gradient of a kernel. Bytes are the operands and results that lie in the chip's main memory; a fusion that reads a slice of an
-operand reads the slice. Kernels of Pallas are not seen into: they are counted, and are in none of the sums.
+in the gradient of a kernel. Bytes are the operands and results that lie in the chip's main memory; a fusion that reads a slice of
+an operand reads the slice. Kernels of Pallas are not seen into: those of flash attention are known by name and take the time of
+their products (`FLASH`), others are counted and are in none of the sums.
 """
 from __future__ import annotations
 
@@ -30,8 +31,11 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
         "opt-barrier", "custom-call")
 KERNEL = 'custom_call_target="tpu_custom_call"'
+FLASH = {"flash_attention": 2, "flash_mha_bwd_dkv": 4, "flash_mha_bwd_dq": 3}
+"""JAX's kernels of attention by the beginnings of their names -> products [T, d] x [d, S] of each head."""
 ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 UNIT = 128
 
 
@@ -71,16 +75,18 @@ class Cost:
     """The sums over a program, on one device.
 
     Attributes:
-      flops: operations of its products and convolutions.
+      flops: operations of its products and convolutions, without those in kernels.
       bytes: read and written.
       seconds: sum of (1), or all bytes over the bandwidth where that is more.
       collectives: each one.
-      kernels: calls of Pallas kernels, which are in none of the other sums.
+      estimated: seconds by XLA's own estimate, which it writes beside machine code; where it has none, as in kernels, by (1).
+      kernels: calls of unknown Pallas kernels, which are in none of the other sums.
     """
 
     flops: float = 0.0
     bytes: float = 0.0
     seconds: float = 0.0
+    estimated: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
     kernels: int = 0
 
@@ -92,10 +98,11 @@ class Program:
       text: `compiled.as_text()`.
       peak: operations a second.
       bandwidth: bytes a second.
+      clock: cycles a second.
     """
 
-    def __init__(self, text: str, peak: float, bandwidth: float):
-        self._peak, self._bandwidth = peak, bandwidth
+    def __init__(self, text: str, peak: float, bandwidth: float, clock: float = 1e9):
+        self._peak, self._bandwidth, self._clock = peak, bandwidth, clock
         self._computations, self._entry = _parse(text)
         self._by_name = {name: {i.name: i for i in body} for name, body in self._computations.items()}
 
@@ -123,9 +130,21 @@ class Program:
             elif kind in COLLECTIVES:
                 total.collectives.append(self._collective(computation, i, times))
             elif KERNEL in i.attributes:
-                total.kernels += times
+                self._kernel(computation, i, times, total)
             elif i.opcode not in FREE:
                 self._work(computation, i, times, total, beside or i.opcode.endswith("-start"))
+
+    def _kernel(self, computation: str, i: Instruction, times: int, total: Cost) -> None:
+        """A kernel of Pallas: of attention, q [B, heads, T, d] and k [B, heads, S, d] come first, d filled up."""
+        products = next((n for name, n in FLASH.items() if i.name.startswith(name)), None)
+        if products is None:
+            total.kernels += times
+            return
+        given = self._shapes(computation, i)
+        flops = products * 2.0 * math.prod(_dims(given[0])) * _dims(given[1])[2]
+        moved = _memory(i.shape) + sum(map(_memory, given))
+        self._spend(i, times * max(flops / self._peak, moved / self._bandwidth), times, total)
+        total.bytes += times * moved
 
     def _work(self, computation: str, i: Instruction, times: int, total: Cost, beside: bool) -> None:
         """An instruction that computes."""
@@ -149,7 +168,13 @@ class Program:
         total.flops += times * flops
         total.bytes += times * moved
         if not beside:
-            total.seconds += times * max(padded / self._peak, moved / self._bandwidth)
+            self._spend(i, times * max(padded / self._peak, moved / self._bandwidth), times, total)
+
+    def _spend(self, i: Instruction, seconds: float, times: int, total: Cost) -> None:
+        """Adds the time of an instruction."""
+        cycles = CYCLES.search(i.attributes)
+        total.seconds += seconds
+        total.estimated += times * int(cycles[1]) / self._clock if cycles else seconds
 
     def _shapes(self, computation: str, i: Instruction) -> list[str]:
         known = self._by_name[computation]

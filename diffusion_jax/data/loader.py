@@ -170,7 +170,7 @@ def stream(
     steps = grain.MapDataset.range(start, ENDLESS).map(lambda step: (int(step), batches[int(step)])).to_iter_dataset(read_ahead)
     if workers:
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()                             # grain reads its own, which a test or a notebook does not set
+            flags.FLAGS.mark_as_parsed()                         # grain reads its own, which tests and notebooks do not parse
         steps = steps.mp_prefetch(grain.MultiprocessingOptions(workers, buffer), _begin_worker)
     host = iter(steps)
     ready: deque[tuple[int, dict[str, jax.Array]]] = deque()

@@ -3,7 +3,8 @@
     python -m diffusion_jax.main --mode plan --config configs/imagenet256_dit_xl2.py --workdir runs/plan --topology v5e:16x16
 
 For TPUs the exact program is compiled ahead of time for the topology, up to its machine code (cost/compiler.py), which needs
-libtpu (pip install 'diffusion_jax[tpu]', best in an environment of its own) and no TPU. The time predicted for a step is a roofline, not a measurement:
+libtpu (pip install 'diffusion_jax[tpu]', best in an environment of its own) and no TPU. The time predicted for a step is a
+roofline, not a measurement:
 
     step = max(work, hidden collectives) + other collectives                          (1)
     MFU  = model operations / (step * chips * peak)                                   (2)
@@ -44,7 +45,7 @@ from diffusion_jax.train.step import make_step
 
 GIB = 2**30
 PROGRAMS = ("train", "sample", "estimate")
-OPTIONS = ("topology", "layout", "program", "per_chip")
+OPTIONS = ("topology", "layout", "program", "per_chip", "machine_code")
 TRIES = 3
 
 
@@ -55,7 +56,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
       config: a whole run's config.
       workdir: where the plan goes.
       options: topology, one or several; layout 'data,fsdp,tensor[,step|use]', one or several, the best by default; per_chip,
-        examples on each chip in place of the config's batch; program 'train', 'sample', or 'estimate' to compile nothing.
+        examples on each chip in place of the config's batch; program 'train', 'sample', or 'estimate' to compile nothing;
+        machine_code, to compile to the end and print XLA's own estimate of the time.
 
     Raises:
       ConfigError: an unknown chip or option; no layout fits; no libtpu.
@@ -69,14 +71,17 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     if program not in PROGRAMS:
         raise unknown("program", program, PROGRAMS)
     layouts = [_layout(text, places) for text in options.get("layout", ())]
-    whole, reports = work_of(config), []
+    whole, reports, machine_code = work_of(config), [], options.get("machine_code", False)
     path = Path(workdir, "plan.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     for place in places:
         batch = options["per_chip"] * place.chips if "per_chip" in options else config["batch"]
         work, report = whole.of_batch(batch), {"topology": place.name, "chips": place.chips, "program": program, "batch": batch}
         say_work(work, place)
-        report |= sampler(work, place) if program == "sample" else train(work, place, layouts, program == "estimate", path.parent)
+        if program == "sample":
+            report |= sampler(work, place, machine_code)
+        else:
+            report |= train(work, place, layouts, program == "estimate", path.parent, machine_code)
         reports.append(report)
         path.write_text(json.dumps(reports, indent=1))
     print(f"written to {path}")
@@ -106,7 +111,7 @@ def say_work(work: Work, place: Topology) -> None:
         print(f"  {flops / total:6.1%}  {flops / 1e12:12,.2f} TFLOP  {layer}")
 
 
-def train(work: Work, place: Topology, layouts: list[Layout], guess: bool, folder: Path) -> dict[str, Any]:
+def train(work: Work, place: Topology, layouts: list[Layout], guess: bool, folder: Path, machine_code: bool) -> dict[str, Any]:
     """Compares layouts, compiles the best until one fits, and says which: what goes into the report. With `guess` only compares.
 
     The text of what was compiled goes into `folder`.
@@ -126,7 +131,7 @@ def train(work: Work, place: Topology, layouts: list[Layout], guess: bool, folde
         return report | {"recommended": list(ranked[0].layout), "compiled": []}
     compiled = []
     for e in ranked if layouts else ranked[:TRIES]:
-        compiled.append(found := compile_train(work, place, e, folder))
+        compiled.append(found := compile_train(work, place, e, folder, machine_code))
         if found["fits"] and not layouts:
             break
     best = min((c for c in compiled if c["fits"]), key=lambda c: c["step_s"], default=None)
@@ -138,13 +143,13 @@ def _said(e: Estimate) -> dict[str, Any]:
     return {"layout": list(e.layout), "memory": e.memory, "parts": dict(e.parts), "compute_s": e.compute, "traffic_s": e.traffic}
 
 
-def compile_train(work: Work, place: Topology, guess: Estimate, folder: Path) -> dict[str, Any]:
+def compile_train(work: Work, place: Topology, guess: Estimate, folder: Path, machine_code: bool) -> dict[str, Any]:
     """Compiles the train step in a layout; prints and returns what it needs."""
     layout = guess.layout
     mesh = mesh_of(place, layout)
     print(f"compiling data x fsdp x tensor = {layout} ...", flush=True)
     keep = folder / f"{place.name}_{layout.data}_{layout.fsdp}_{layout.tensor}_{layout.gather}.hlo.gz".replace(":", "_")
-    found = program_of(mesh, place, keep, lower_train, work, place, layout)
+    found = program_of(mesh, place, keep, machine_code, lower_train, work, place, layout)
     memory = {name: on_chip(getattr(work.state, part), mesh, part, work.rules)
               for name, part in (("parameters", "params"), ("optimiser", "opt_state"), ("averages", "ema"))}
     memory["batch"] = size(work.batch) / layout.data / layout.fsdp
@@ -169,14 +174,14 @@ def lower_train(work: Work, place: Topology, layout: Layout) -> jax.stages.Lower
     return step.lower(work.state, work.frozen, work.batch)
 
 
-def sampler(work: Work, place: Topology) -> dict[str, Any]:
+def sampler(work: Work, place: Topology, machine_code: bool) -> dict[str, Any]:
     """Compiles the sampler of a config, `batch` images over all chips and the weights on each; what goes into the report."""
     config = work.config
     if not isinstance(work.task, Diffusion) or not place.chip.axes:
         raise ConfigError("the samplers of diffusion tasks are planned, on TPUs")
     layout = Layout(place.chips, 1, 1)
     print(f"compiling the sampler, {config['batch']} images over {place.chips} chips ...", flush=True)
-    found = program_of(mesh_of(place, layout), place, None, lower_sampler, work, place, layout)
+    found = program_of(mesh_of(place, layout), place, None, machine_code, lower_sampler, work, place, layout)
     report = {"layout": list(layout), "memory": {"parameters": size(work.state.params)}, **found}
     say_compiled(report, place)
     if found["fits"]:
@@ -214,17 +219,17 @@ def mesh_of(place: Topology, layout: Layout) -> Mesh:
     return shard.make_mesh(*layout[:3], devices=devices)
 
 
-def program_of(mesh: Mesh, place: Topology, keep: Path | None, lower: Callable[..., jax.stages.Lowered],
+def program_of(mesh: Mesh, place: Topology, keep: Path | None, machine_code: bool, lower: Callable[..., jax.stages.Lowered],
                *args: Any) -> dict[str, Any]:
     """Compiles `lower(*args)` and reads the program: memory, operations, bytes, collectives and (1); its text goes to `keep`."""
     start, chip = time.time(), place.chip
     try:
-        text, memory = compiled(lower, *args)
+        text, memory = compiled(lower, *args, machine_code=machine_code)
     except OutOfMemory as error:
         return {"fits": False, "said": str(error), "compile_s": time.time() - start}
     if keep:
         keep.write_bytes(gzip.compress(text.encode(), 3))
-    cost = hlo.Program(text, chip.flops, chip.bandwidth).cost()
+    cost = hlo.Program(text, chip.flops, chip.bandwidth, chip.clock).cost()
     where = [tuple(device.coords)[: chip.axes] for device in mesh.devices.flat]
     kinds: dict[str, Counter] = {}
     hidden = exposed = 0.0
@@ -232,16 +237,18 @@ def program_of(mesh: Mesh, place: Topology, keep: Path | None, lower: Callable[.
         seconds = c.times * collective_seconds(place, c.kind, c.size, [where[i] for i in c.group])
         kinds.setdefault(c.kind, Counter()).update(number=c.times, bytes=c.times * c.size, seconds=seconds)
         hidden, exposed = (hidden + seconds, exposed) if c.hidden else (hidden, exposed + seconds)
-    return {"fits": memory <= ROOM * chip.memory, "peak": memory, "flops": cost.flops, "bytes": cost.bytes, "work_s": cost.seconds,
-            "hidden_s": hidden, "exposed_s": exposed, "step_s": max(cost.seconds, hidden) + exposed,
-            "collectives": {k: dict(v) for k, v in kinds.items()}, "kernels": cost.kernels, "compile_s": time.time() - start}
+    found = {"fits": memory <= ROOM * chip.memory, "said": f"{memory / GIB:.2f} before machine code", "peak": memory,
+             "flops": cost.flops, "bytes": cost.bytes, "work_s": cost.seconds, "hidden_s": hidden, "exposed_s": exposed,
+             "step_s": max(cost.seconds, hidden) + exposed, "collectives": {k: dict(v) for k, v in kinds.items()},
+             "kernels": cost.kernels, "compile_s": time.time() - start}
+    return found | ({"xla_s": max(cost.estimated, hidden) + exposed} if machine_code else {})
 
 
 def say_compiled(report: Mapping[str, Any], place: Topology) -> None:
     """Prints what `compiled` found."""
     parts = ", ".join(f"{name} {value / GIB:.2f}" for name, value in report["memory"].items())
     if not report["fits"]:
-        print(f"  does not fit into {place.chip.memory / GIB:.2f} GiB: {report.get('said', '')} ({parts})")
+        print(f"  does not fit into {place.chip.memory / GIB:.2f} GiB: {report['said']} ({parts})")
         return
     print(f"  memory a chip: {report['peak'] / GIB:.2f} of {place.chip.memory / GIB:.2f} GiB ({parts}; GiB); "
           f"compiled in {report['compile_s']:.0f} s")
@@ -250,9 +257,11 @@ def say_compiled(report: Mapping[str, Any], place: Topology) -> None:
     print(f"  {report['bytes'] / 1e9:.1f} GB of memory traffic; work {report['work_s'] * 1e3:.0f} ms, collectives "
           f"{report['hidden_s'] * 1e3:.0f} ms beside it and {report['exposed_s'] * 1e3:.0f} ms on their own")
     if report["kernels"]:
-        print(f"  warning: {report['kernels']:,} calls of Pallas kernels are not in the roofline: the step takes longer")
-    mfu = f", MFU {report['mfu']:.1%}" if "mfu" in report else ""
-    print(f"  predicted (a roofline): {report['step_s'] * 1e3:.0f} ms{mfu}")
+        print(f"  warning: {report['kernels']:,} calls of unknown Pallas kernels are not in the roofline: the step takes longer")
+    for kind, key in (("a roofline, so no less", "step_s"), ("XLA's own estimate", "xla_s")):
+        if key in report:
+            mfu = f", MFU {report['mfu'] * report['step_s'] / report[key]:.1%}" if "mfu" in report else ""
+            print(f"  predicted ({kind}): {report[key] * 1e3:.0f} ms{mfu}")
 
 
 def _split(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:

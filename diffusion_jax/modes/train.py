@@ -73,7 +73,8 @@ def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
     initial = initial_of(config.get("init") or {}) if saved.latest is None else None
     with saved as checkpoints, Writer(workdir) as writer, snapshots as kept:
         steps = loop.steps(
-            task=task, optimizer=build(config["optim"]), emas=emas, batches=functools.partial(stream, batches, workers=config.get("workers", 0)),
+            task=task, optimizer=build(config["optim"]), emas=emas,
+            batches=functools.partial(stream, batches, workers=config.get("workers", 0)),
             checkpoints=checkpoints, writer=writer, total=config["steps"], mesh=mesh,
             rules=tuple(map(tuple, config["sharding"])), seed=config["seed"], accumulate=config["accumulate"],
             log_every=config["log_every"], initial=initial, frozen=frozen, loss_scale=config.get("loss_scale", 1.0),

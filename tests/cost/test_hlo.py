@@ -104,6 +104,22 @@ def test_kernels_of_pallas_are_counted_by_the_runs_of_their_loop():
     assert (found.kernels, found.flops) == (4, cost(TPU).flops) and cost(TPU).kernels == 0
 
 
+def test_attention_in_a_kernel_takes_the_time_of_its_products():
+    text = """HloModule m
+
+ENTRY %main (q: bf16[2,8,1024,128], k: bf16[2,8,2048,128]) -> bf16[2,8,1024,128] {
+  %q = bf16[2,8,1024,128]{3,2,1,0} parameter(0)
+  %k = bf16[2,8,2048,128]{3,2,1,0} parameter(1)
+  ROOT %NAME.3 = bf16[2,8,1024,128]{3,2,1,0} custom-call(%q, %k, %k), custom_call_target="tpu_custom_call"
+}
+"""
+    for name, products in (("flash_attention", 2), ("flash_mha_bwd_dkv_block_q_512", 4), ("flash_mha_bwd_dq_block_k_512", 3)):
+        found = cost(text.replace("NAME", name))
+        assert found.seconds == products * 2 * 2 * 8 * 1024 * 2048 * 128 / 1e12
+        assert (found.kernels, found.flops, found.bytes) == (0, 0, 2 * 2 * 8 * 128 * (1024 + 2048 + 2048 + 1024))
+    assert cost(text.replace("NAME", "other")).kernels == 1
+
+
 @pytest.mark.parametrize(
     ("line", "want"),
     [
