@@ -81,7 +81,7 @@ def _compile(connection: Connection, folder: str, lower: Callable[..., jax.stage
     except jax.errors.JaxRuntimeError as error:
         said = str(error)
         lines = [line.strip() for line in said.splitlines()]
-        full = next((line for line in lines if "Used" in line or "exceeded" in line), "out of memory")
+        full = next((line for line in lines if "Used" in line or "exceeded" in line), lines[0])
         connection.send(OutOfMemory(full) if "RESOURCE_EXHAUSTED" in said else RuntimeError(said))
     except Exception as error:
         connection.send(error)

@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_jax.train.shard import gathered
 from diffusion_jax.types import Array, Params
 
+CONVOLUTION = 4  # dimensions of a kernel: window, input and output channels
 Axes = tuple[str | tuple[str, ...] | None, ...]
 
 
@@ -55,6 +56,18 @@ class Stored(flax.struct.PyTreeNode, meta.AxisMetadata):
         return self.replace(axes=(*self.axes[:index], *self.axes[index + 1 :]))
 
 
+def split_like(gradient: Array, stored: NamedSharding) -> Array:
+    """A weight's gradient, summed over the devices and split as the weight is stored.
+
+    A convolution's is first asked for whole. Asked for its part at once, XLA's partitioner (JAX 0.10.2) exchanges channels of the
+    images for examples of the batch, or goes around the devices part by part: for EDM2-XXL on 256 chips of v5e 44 GiB a chip in
+    place of 9, for ADM on 16 chips 15 in place of 7.
+    """
+    if gradient.ndim == CONVOLUTION:
+        gradient = jax.lax.with_sharding_constraint(gradient, gathered(stored))
+    return jax.lax.with_sharding_constraint(gradient, stored)
+
+
 def at_use(params: Params, shardings: Any) -> Params:
     """`params` with every weight that is stored split over `fsdp` or `data` in a box, for `flax.linen.Module.apply`.
 
@@ -80,7 +93,7 @@ def _forward(stored: NamedSharding, x: Array) -> tuple[Array, None]:
 
 
 def _backward(stored: NamedSharding, _: None, dy: Array) -> tuple[Array]:
-    return (jax.lax.with_sharding_constraint(dy, stored),)
+    return (split_like(dy, stored),)
 
 
 _gather.defvjp(_forward, _backward)

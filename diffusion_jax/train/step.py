@@ -33,7 +33,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.nn import partition
 from diffusion_jax.train import ema as averages
-from diffusion_jax.train.gather import at_use
+from diffusion_jax.train.gather import at_use, split_like
 from diffusion_jax.train.powersgd import AXIS, Compressed, PowerState
 from diffusion_jax.train.shard import BATCH_AXES, batch_sharding, gathered, replicated
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw, Task, TrainState
@@ -129,7 +129,7 @@ def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, 
         if loss_scale != 1:
             grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0, posinf=1e5, neginf=-1e5) / loss_scale, grads)
         memory = metrics.pop("memory", memory)
-        return loss, metrics, grads if mesh is None else jax.lax.with_sharding_constraint(grads, shardings), memory
+        return loss, metrics, grads if mesh is None else jax.tree.map(split_like, grads, shardings), memory
 
     if accumulate == 1:
         return part(batch, key, memory)

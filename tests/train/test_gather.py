@@ -1,12 +1,16 @@
 """Weights gathered where they are used: the step of weights gathered at once, and only a layer of them at a time."""
 import functools
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError, build
+from diffusion_jax.nn.conv import Conv
 from diffusion_jax.train import shard
+from diffusion_jax.train.gather import at_use, split_like
 from diffusion_jax.train.state import create, task_of
 from diffusion_jax.train.step import make_step
 
@@ -49,6 +53,38 @@ def test_the_same_step_in_less_memory():
     gathers = [[line for line in text.splitlines() if " all-gather" in line and stacked in line.split(" all-gather")[0]]
                for text in (whole, layered)]
     assert gathers[0] and not gathers[1]
+
+
+class Convolutions(nn.Module):
+    """Three of them."""
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(3):
+            x = nn.silu(Conv(32, name=f"conv_{i}")(x))
+        return x
+
+
+@pytest.mark.parametrize("gather", ["step", "use"])
+def test_gradients_of_convolutions_leave_the_images_where_they_are(gather):
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 32)).astype(np.float32)
+    params, mesh = Convolutions().init(jax.random.key(0), x)["params"], shard.make_mesh(data=2, fsdp=4)
+    shardings = shard.shardings(mesh, params, ((".*", "fsdp"),))
+
+    def loss(params, x):
+        return jnp.square(Convolutions().apply({"params": at_use(params, shardings) if gather == "use" else params}, x)).mean()
+
+    def split(params, x):
+        if gather == "use":
+            return jax.grad(loss)(params, x)
+        whole = jax.lax.with_sharding_constraint(params, jax.tree.map(shard.gathered, shardings))
+        return jax.tree.map(split_like, jax.grad(loss)(whole, x), shardings)
+
+    given = jax.device_put(params, shardings), jax.device_put(x, shard.batch_sharding(mesh))
+    program = jax.jit(split, out_shardings=shardings).lower(*given).compile()
+    assert not [kind for kind in ("collective-permute", "all-to-all") if f" {kind}(" in program.as_text()]
+    want = jax.grad(lambda params: jnp.square(Convolutions().apply({"params": params}, x)).mean())(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), program(*given), want)
 
 
 def test_other_words_are_refused():
