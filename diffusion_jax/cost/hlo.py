@@ -19,35 +19,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
-SIZES = {"pred": 1, "s8": 1, "u8": 1, "s4": 0.5, "u4": 0.5, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
-         "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "token": 0}
+from diffusion_jax.cost.hlo_text import Instruction, dims_of, in_memory, parse, size_of
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
         "opt-barrier", "custom-call")
 KERNEL = 'custom_call_target="tpu_custom_call"'
 FLASH = {"flash_attention": 2, "flash_mha_bwd_dkv": 4, "flash_mha_bwd_dq": 3}
 """JAX's kernels of attention by the beginnings of their names -> products [T, d] x [d, S] of each head."""
-ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 UNIT = 128
-
-
-class Instruction(NamedTuple):
-    """One line: %name = shape opcode(operands), attributes."""
-
-    name: str
-    shape: str
-    opcode: str
-    operands: tuple[str, ...]
-    attributes: str
-    root: bool
 
 
 class Collective(NamedTuple):
@@ -103,7 +90,7 @@ class Program:
 
     def __init__(self, text: str, peak: float, bandwidth: float, clock: float = 1e9):
         self._peak, self._bandwidth, self._clock = peak, bandwidth, clock
-        self._computations, self._entry = _parse(text)
+        self._computations, self._entry = parse(text)
         self._by_name = {name: {i.name: i for i in body} for name, body in self._computations.items()}
 
     def cost(self) -> Cost:
@@ -141,8 +128,8 @@ class Program:
             total.kernels += times
             return
         given = self._shapes(computation, i)
-        flops = products * 2.0 * math.prod(_dims(given[0])) * _dims(given[1])[2]
-        moved = _memory(i.shape) + sum(map(_memory, given))
+        flops = products * 2.0 * math.prod(dims_of(given[0])) * dims_of(given[1])[2]
+        moved = in_memory(i.shape) + sum(map(in_memory, given))
         self._spend(i, times * max(flops / self._peak, moved / self._bandwidth), times, total)
         total.bytes += times * moved
 
@@ -158,13 +145,13 @@ class Program:
         else:
             flops, padded = self._one(computation, i)
             given = self._shapes(computation, i)
-            moved = _memory(i.shape) + sum(map(_memory, given))
+            moved = in_memory(i.shape) + sum(map(in_memory, given))
             if i.opcode == "copy-start":                                            # its shape holds what it copies
-                moved = _memory(i.shape)
+                moved = in_memory(i.shape)
             elif i.opcode in ("dynamic-slice", "gather", "slice"):
-                moved = _memory(i.shape) + (_size(i.shape) if _memory(given[0]) else 0.0)
+                moved = in_memory(i.shape) + (size_of(i.shape) if in_memory(given[0]) else 0.0)
             elif i.opcode == "dynamic-update-slice":
-                moved = 2 * _memory(given[1])
+                moved = 2 * in_memory(given[1])
         total.flops += times * flops
         total.bytes += times * moved
         if not beside:
@@ -206,7 +193,7 @@ class Program:
     def _fusion_bytes(self, computation: str, i: Instruction, called: str) -> float:
         """Bytes that a fusion reads and writes."""
         shapes, body = self._shapes(computation, i), self._computations[called]
-        total = sum(min(self._read(called, number), 1.0) * _memory(shape) for number, shape in enumerate(shapes))
+        total = sum(min(self._read(called, number), 1.0) * in_memory(shape) for number, shape in enumerate(shapes))
         root = next(j for j in body if j.root)
         outputs = [self._by_name[called][name] for name in root.operands] if root.opcode == "tuple" else [root]
         return total + sum(self._written(called, j) for j in outputs)
@@ -217,8 +204,8 @@ class Program:
         while j.opcode in ("bitcast", "copy") and j.operands:
             j = known[j.operands[0]]
         if j.opcode == "dynamic-update-slice":
-            return _size(known[j.operands[1]].shape) if _memory(shape) else 0.0
-        return 0.0 if j.opcode == "parameter" or j.opcode.removesuffix("-start") in COLLECTIVES else _memory(shape)
+            return size_of(known[j.operands[1]].shape) if in_memory(shape) else 0.0
+        return 0.0 if j.opcode == "parameter" or j.opcode.removesuffix("-start") in COLLECTIVES else in_memory(shape)
 
     def _read(self, called: str, number: int) -> float:
         """The part of its operand `number` that a fusion reads: slices of it, or all."""
@@ -232,7 +219,7 @@ class Program:
             if j.opcode == "bitcast":
                 same.add(j.name)
             elif j.opcode in ("dynamic-slice", "slice", "gather") and places == [0]:
-                part += _size(j.shape) / max(_size(self._by_name[called][j.operands[0]].shape), 1)
+                part += size_of(j.shape) / max(size_of(self._by_name[called][j.operands[0]].shape), 1)
             elif j.opcode == "fusion":
                 part += sum(self._read(CALLED.search(j.attributes)[1], place) for place in places)
             elif not (j.opcode == "dynamic-update-slice" and places == [0]) and not _passes(j):
@@ -260,8 +247,8 @@ class Program:
         return next((int(j.operands[0]) for j in steps if j.opcode == "constant" and j.operands[0].isdigit()), 1)
 
     def _collective(self, computation: str, i: Instruction, times: int) -> Collective:
-        into = sum(_size(s) for s in self._shapes(computation, i))
-        out = _size(i.shape) - (into if i.opcode.endswith("-start") and i.shape.startswith("(") else 0)
+        into = sum(size_of(s) for s in self._shapes(computation, i))
+        out = size_of(i.shape) - (into if i.opcode.endswith("-start") and i.shape.startswith("(") else 0)
         kind = i.opcode.removesuffix("-start")
         channel = re.search(r"channel_id=(\d+)", i.attributes)
         return Collective(kind, max(into, out), _group(i.attributes), times, i.opcode.endswith("-start"),
@@ -282,73 +269,10 @@ def _once(collectives: list[Collective]) -> list[Collective]:
     return list(found.values())
 
 
-def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
-    computations: dict[str, list[Instruction]] = {}
-    entry, body = "", []
-    for line in re.sub(r"/\*.*?\*/", "", text).splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
-        if head and " = " not in line.split("(")[0]:
-            body = computations.setdefault(head[2], [])
-            entry = head[2] if head[1] else entry
-        elif found := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*)$", line):
-            shape, rest = _cut(found[3])
-            opcode, _, rest = rest.partition("(")
-            inside, attributes = _closing(rest)
-            operands = tuple(name.split()[-1].lstrip("%") for name in _arguments(inside) if name)
-            body.append(Instruction(found[2], shape, opcode.strip(), operands, attributes, bool(found[1])))
-    return computations, entry
-
-
-def _cut(text: str) -> tuple[str, str]:
-    """(shape, rest) of 'f32[2,3]{1,0} add(...)' or '(f32[2], s32[]) while(...)'."""
-    if not text.startswith("("):
-        shape, _, rest = text.partition(" ")
-        return shape, rest
-    inside, rest = _closing(text[1:])
-    return f"({inside})", rest.lstrip()
-
-
-def _closing(text: str) -> tuple[str, str]:
-    """What stands before the parenthesis that closes, and after it."""
-    depth = 1
-    for place, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if not depth:
-            return text[:place], text[place + 1 :]
-    return text, ""
-
-
-def _arguments(text: str) -> Iterator[str]:
-    """The arguments between the commas that are in no brackets."""
-    depth, start = 0, 0
-    for place, letter in enumerate(text):
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and not depth:
-            yield text[start:place].strip()
-            start = place + 1
-    yield text[start:].strip()
-
-
 def _branches(i: Instruction) -> list[str]:
     named = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", i.attributes)
     listed = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
     return named or [name.strip().lstrip("%") for name in listed[1].split(",")]
-
-
-def _dims(shape: str) -> tuple[int, ...]:
-    found = ARRAY.match(shape.lstrip("("))
-    return tuple(int(d) for d in found[2].split(",") if d)
-
-
-def _size(shape: str) -> float:
-    """Bytes of an array or of a tuple of them."""
-    return sum(SIZES.get(kind, 4) * math.prod(int(d) for d in dims.split(",") if d) for kind, dims, _ in ARRAY.findall(shape))
-
-
-def _memory(shape: str) -> float:
-    """Bytes of what lies in main memory: memory space S(1) and others are the chip's own."""
-    return sum(SIZES.get(kind, 4) * math.prod(int(d) for d in dims.split(",") if d)
-               for kind, dims, layout in ARRAY.findall(shape) if "S(" not in layout)
 
 
 def _round(size: int) -> int:
@@ -361,7 +285,7 @@ def _filled(size: int) -> float:
 
 
 def _dot(i: Instruction, shapes: list[str]) -> tuple[float, float]:
-    left, right = _dims(shapes[0]), _dims(shapes[1])
+    left, right = dims_of(shapes[0]), dims_of(shapes[1])
 
     def named(what: str) -> list[int]:
         found = re.search(rf"{what}_dims=\{{([\d,]*)\}}", i.attributes)
@@ -374,7 +298,7 @@ def _dot(i: Instruction, shapes: list[str]) -> tuple[float, float]:
 
 
 def _convolution(i: Instruction, shapes: list[str]) -> tuple[float, float]:
-    left, right, out = _dims(shapes[0]), _dims(shapes[1]), _dims(i.shape)
+    left, right, out = dims_of(shapes[0]), dims_of(shapes[1]), dims_of(i.shape)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     lhs, rhs, res = labels[1], labels[2], labels[3]
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", i.attributes) or [None, ""])[1]))

@@ -31,9 +31,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from diffusion_jax.build import ConfigError, build, unknown
-from diffusion_jax.cost import hlo
+from diffusion_jax.cost import compiler, hlo
 from diffusion_jax.cost.chips import Topology, collective_seconds, topology
-from diffusion_jax.cost.compiler import OutOfMemory, compiled
 from diffusion_jax.modes import config as page
 from diffusion_jax.modes.layouts import ROOM, Estimate, Layout, Work, candidates, estimate, on_chip, size, work_of
 from diffusion_jax.nn import partition
@@ -224,8 +223,8 @@ def program_of(mesh: Mesh, place: Topology, keep: Path | None, machine_code: boo
     """Compiles `lower(*args)` and reads the program: memory, operations, bytes, collectives and (1); its text goes to `keep`."""
     start, chip = time.time(), place.chip
     try:
-        text, memory = compiled(lower, *args, machine_code=machine_code)
-    except OutOfMemory as error:
+        text, memory = compiler.compiled(lower, *args, machine_code=machine_code)
+    except compiler.OutOfMemory as error:
         return {"fits": False, "said": str(error), "compile_s": time.time() - start}
     if keep:
         keep.write_bytes(gzip.compress(text.encode(), 3))

@@ -61,7 +61,7 @@ def split_like(gradient: Array, stored: NamedSharding) -> Array:
 
     A convolution's is first asked for whole. Asked for its part at once, XLA's partitioner (JAX 0.10.2) exchanges channels of the
     images for examples of the batch, or goes around the devices part by part: for EDM2-XXL on 256 chips of v5e 44 GiB a chip in
-    place of 9, for ADM on 16 chips 15 in place of 7.
+    place of 9, for ADM on 16 chips 15 in place of 9.
     """
     if gradient.ndim == CONVOLUTION:
         gradient = jax.lax.with_sharding_constraint(gradient, gathered(stored))
