@@ -1,4 +1,5 @@
 """The launchers: what they would run, word for word (dry_run.txt), that shellcheck is content, and two processes for real."""
+import functools
 import os
 import shlex
 import shutil
@@ -98,7 +99,9 @@ def test_the_whole_checkout_is_copied_and_nothing_old_stays(script):
 def test_ctrl_c_ends_every_process(tmp_path):
     path = stubs(tmp_path, python3="exec sleep 60")
     command = ["bash", str(ROOT / "launch" / "local.sh"), "--config", "c.py"]
-    with subprocess.Popen(command, env={"PATH": path}, start_new_session=True, stderr=subprocess.DEVNULL) as shell:
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)             # what runs in the background ignores it
+    with subprocess.Popen(command, env={"PATH": path}, start_new_session=True, stderr=subprocess.DEVNULL,
+                          preexec_fn=heard) as shell:
         while not (tmp_path / "log").exists() or len((tmp_path / "log").read_text().splitlines()) < 2:
             time.sleep(0.02)
         os.killpg(shell.pid, signal.SIGINT)
