@@ -98,7 +98,7 @@ def test_a_program_for_tpus_is_compiled_without_one(tmp_path, program):
     found = report["compiled"][0] if program == "train" else report
     assert found["fits"] and found["step_s"] > 0 and found["flops"] > 0
     if program == "train":
-        assert found["flops"] * 8 == pytest.approx(report["flops"], rel=0.1)
+        assert 0.99 * report["model_flops"] < found["flops"] * 8 < 1.01 * report["flops"]     # XLA undoes what is recomputed
         assert found["collectives"]
 
 
