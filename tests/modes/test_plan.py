@@ -91,14 +91,15 @@ def test_kernels_that_the_roofline_leaves_out_are_said(capsys):
 @pytest.mark.parametrize("program", ["train", "sample"])
 def test_a_program_for_tpus_is_compiled_without_one(tmp_path, program):
     command = [sys.executable, "-m", "diffusion_jax.main", "--mode", "plan", "--config", str(ROOT / "configs" / "digits.py:tiny"),
-               "--workdir", str(tmp_path), "--topology", "v5e:2x4", "--program", program, "--layout", "1,8,1,use"]
+               "--workdir", str(tmp_path), "--topology", "v5e:2x4", "--program", program, "--layout", "1,8,1,use",
+               "--config.model.depth=2"]                                            # of a single layer XLA recomputes nothing
     done = subprocess.run(command, capture_output=True, text=True, timeout=1500, cwd=ROOT, env=_quiet())
     assert done.returncode == 0, done.stderr
     (report,) = json.loads((tmp_path / "plan.json").read_text())
     found = report["compiled"][0] if program == "train" else report
     assert found["fits"] and found["step_s"] > 0 and found["flops"] > 0
     if program == "train":
-        assert 0.99 * report["model_flops"] < found["flops"] * 8 < 1.01 * report["flops"]     # XLA undoes what is recomputed
+        assert found["flops"] * 8 == pytest.approx(report["flops"], rel=0.01)
         assert found["collectives"]
 
 
