@@ -15,7 +15,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["diffusion_jax", "diffusion_jax.*"]),
+    packages=[*find_packages(include=["diffusion_jax", "diffusion_jax.*"]), "diffusion_jax.pages"],
+    package_data={"diffusion_jax": ["py.typed"]},
+    package_dir={"diffusion_jax.pages": "configs"},        # where `--config digits` finds them, runs/pages.py
+    entry_points={"console_scripts": ["diffusion_jax = diffusion_jax.main:run"]},
     install_requires=[
         "jax>=0.10.0",
         "flax>=0.12.0",
@@ -38,7 +41,7 @@ setup(
         "tensorboardX",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff", "pyright"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff", "pyright[nodejs]"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "torch": ["torch>=2.6"],

@@ -14,7 +14,7 @@ Hardware: a TPU pod slice of hundreds of chips, weeks; the page promises no numb
 from ml_collections import ConfigDict
 
 from diffusion_jax.models.dalle import PAPER, PRESETS
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 LENGTH, MERGES = 256, 16384 - 512 - 1
 

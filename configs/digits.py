@@ -6,7 +6,7 @@ Hardware: 2 CPU cores, about 3 minutes. Expect, of 1,000 samples at guidance 1: 
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

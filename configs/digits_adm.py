@@ -9,7 +9,7 @@ accuracy[pixel SVC] 0.74 and 0.997.
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

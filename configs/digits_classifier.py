@@ -7,7 +7,7 @@ Hardware: 2 CPU cores, 2 and a half minutes beside other work. Expect, on the 29
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -12,7 +12,7 @@ Hardware: 2 CPU cores, 6 minutes beside other work. Expect, on the 297 held-out 
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

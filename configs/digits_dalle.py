@@ -15,7 +15,7 @@ prompt names.
 from ml_collections import ConfigDict
 
 from diffusion_jax.data.digits import WORDS
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 STEPS = 1200
 TEXT = ("a", "handwritten", *WORDS)

@@ -18,7 +18,7 @@ Hardware: 2 CPU cores, 2 minutes (85 s of CPU time). Expect, on the 297 held-out
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 STEPS = 1000
 

@@ -17,7 +17,7 @@ whole table is in docs/experiments.md.
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 STEPS = 600
 

@@ -16,7 +16,7 @@ been run to their end: they promise no number yet.
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 STEPS, CONTEXT, WIDTH = 1500, 24, 32
 

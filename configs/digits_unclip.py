@@ -19,7 +19,7 @@ Hardware: 2 CPU cores, half an hour beside other work. Expect, already of a deco
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 CONTEXT, FEATURES, WIDTH, SIZE = 24, 64, 32, 8
 MODELS = "diffusion_jax.models"
@@ -35,12 +35,12 @@ def part(name: str) -> dict:
     unet = dict(name=f"{MODELS}.unet:UNet", width=WIDTH, depth=1, heads=2, groups=8, channels=1)
     if name == "ar":
         net = dict(name=f"{MODELS}.prior_ar:ARPrior", length=FEATURES, context=CONTEXT, width=96, depth=3, heads=4, dropout=0.1)
-        return dict(model=net, task=dict(name="diffusion_jax.tasks.autoregressive:Autoregressive", drop=0.1))
+        return dict(model=net, task=dict(name="diffusion_jax.tasks.prior:AutoregressivePrior", drop=0.1))
     if name == "prior":
         net = dict(name=f"{MODELS}.prior:Prior", features=FEATURES, context=CONTEXT, width=128, layers=3, heads=4)
         cond = dict(name=f"{MODELS}.unclip:Text", features=FEATURES)
         x0 = dict(scale=dict(name="diffusion_jax.diffusion.scales:X0"), shape=(FEATURES,), drop=dict(with_text=0.1))
-        return dict(model=net, task=diffusion | x0 | dict(cond=cond))
+        return dict(model=net, task=diffusion | x0 | dict(name="diffusion_jax.tasks.prior:DiffusionPrior", cond=cond))
     if name.startswith("upsample"):
         cond = dict(name=f"{MODELS}.cond:LowRes", factor=2, degrade="bsr" if name.endswith("bsr") else "blur")
         net = unet | dict(mults=(1, 2), attend=(), mid_attention=False, learn_sigma=False)

@@ -9,7 +9,7 @@ Hardware: 2 CPU cores, minutes. Expect of the VQ after 400 steps of batch 32 (di
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 STEPS = 1000
 

@@ -14,7 +14,7 @@ Hardware: 2 CPU cores, 20 minutes alone. Expect, on 354 held-out pairs, R@1 0.43
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 CONTEXT, MERGES = 24, 3582
 

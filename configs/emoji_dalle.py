@@ -12,7 +12,7 @@ Hardware: 2 CPU cores. The page has not been trained and promises no number.
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 STEPS, LENGTH, MERGES = 600, 24, 3582
 

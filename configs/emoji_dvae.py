@@ -12,7 +12,7 @@ step 339 it drew shapes in shades of one colour: perplexity 12.6 of 128 codes on
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 STEPS = 600
 

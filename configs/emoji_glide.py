@@ -19,7 +19,7 @@ docs/experiments.md has all scales. Inpainting (--op inpaint) changes nothing ou
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 CONTEXT, MERGES, WIDTH = 24, 3582, 48
 

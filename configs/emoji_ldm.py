@@ -14,7 +14,7 @@ first of ten in the eyes of that CLIP (chance is 0.1) at guidance 1, 3 and 6 wit
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 CONTEXT, MERGES, WIDTH = 24, 3582, 96
 

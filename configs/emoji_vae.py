@@ -11,7 +11,7 @@ batch 17.0 dB when the discriminator starts, 18.7 while its weight rises, 19.5 a
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 STEPS = 800
 

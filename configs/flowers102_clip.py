@@ -14,7 +14,7 @@ classes in 0.224 (0.500 among five; chance 0.010 and 0.049), R@1 0.227 from imag
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 SIZE, CONTEXT, MERGES = 32, 24, 3582
 

@@ -40,7 +40,7 @@ Hardware: one accelerator with 16 GB. This page has not been run to its end: it 
 from ml_collections import ConfigDict
 
 from diffusion_jax.models.dit import preset
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 
 def source(arg: str, split: str, local_split: str) -> dict:

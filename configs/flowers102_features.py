@@ -14,7 +14,7 @@ dark ground of a red rose, a yellow sunflower, a purple petunia and a white dais
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 SIZE, CONTEXT, MERGES, FEATURES, WIDTH = 16, 24, 3582, 64, 32
 

@@ -11,7 +11,7 @@ lr 1e-3) shows after 850 steps petals in the colours of their classes against gr
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -18,7 +18,7 @@ widths of models/vae.py's presets and 100 times the steps are for use.
 """
 from ml_collections import ConfigDict
 
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 STEPS = 1500
 

@@ -10,7 +10,7 @@ has not been run and promises no number.
 from ml_collections import ConfigDict
 
 from diffusion_jax.models.unet import preset
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

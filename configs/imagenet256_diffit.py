@@ -15,7 +15,7 @@ the way; a data set of latents (mode `encode`, and configs/flowers102_ldm.py for
 from ml_collections import ConfigDict
 
 from diffusion_jax.models.diffit import preset
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -11,7 +11,7 @@ configs/flowers102_ldm.py for the sections that read it) saves that work.
 from ml_collections import ConfigDict
 
 from diffusion_jax.models.dit import preset
-from diffusion_jax.modes.config import tiny, variant
+from diffusion_jax.runs.page import tiny, variant
 
 
 def get_config(arg: str = "") -> ConfigDict:

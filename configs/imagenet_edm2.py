@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.data.latents import Whitening
 from diffusion_jax.models.edm2 import PRESETS, preset
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 BATCH = 2048
 

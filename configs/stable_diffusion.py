@@ -12,7 +12,7 @@ with captions. Hardware: a TPU pod; which layout fits, the last line says. This 
 from ml_collections import ConfigDict
 
 from diffusion_jax.models.clip import preset
-from diffusion_jax.modes.config import tiny
+from diffusion_jax.runs.page import tiny
 
 
 def get_config(arg: str = "") -> ConfigDict:

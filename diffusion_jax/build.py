@@ -1,13 +1,17 @@
-"""From configuration to objects: `dict(name='diffusion_jax.models.dit:DiT', depth=28)` becomes `DiT(depth=28)`.
+"""From configuration to objects: `dict(name='diffusion_jax.models.dit:DiT', depth=28)` becomes
+`DiT(depth=28)`.
 
-An object is named by its real symbol, so a config can be read with grep and stored as JSON. A checkpoint's config is input from
-elsewhere: symbols outside this package are refused, and nothing is imported to find that out.
+An object is named by its real symbol, so a config can be read with grep and stored as JSON. A
+checkpoint's config is input from elsewhere: symbols outside this package are refused, and nothing
+is imported to find that out.
 """
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +21,8 @@ PACKAGE = __package__
 
 
 class ConfigError(ValueError):
-    """A configuration, flag or input that the user can mend; its message is one line that says how."""
+    """A configuration, flag or input that the user can mend; its message is one line that says
+    how."""
 
 
 def unknown(kind: str, got: str, known: Iterable[str]) -> ConfigError:
@@ -28,6 +33,54 @@ def unknown(kind: str, got: str, known: Iterable[str]) -> ConfigError:
     return ConfigError(f"unknown {kind} {got!r}: {hint}")
 
 
+def option(
+    default: Any,
+    help: str,
+    least: float | None = None,
+    most: float | None = None,
+    choices: Iterable[str] = (),
+) -> Any:
+    """A field of a dataclass of options: what `check_options` and the flags of the command line are
+    made from.
+
+    Args:
+      default: its value where nothing is said; None for what depends.
+      help: a phrase that says what it is.
+      least, most: bounds of a number.
+      choices: all that a word may be.
+    """
+    return dataclasses.field(
+        default=default, metadata=dict(help=help, least=least, most=most, choices=tuple(choices))
+    )
+
+
+def check_options(options: Any) -> None:
+    """Raises ConfigError for a number of a dataclass of options that is not finite or out of
+    bounds, or an unknown word."""
+    for field in dataclasses.fields(options):
+        if "help" not in field.metadata:
+            continue
+        value = getattr(options, field.name)
+        least, most, choices = (field.metadata[name] for name in ("least", "most", "choices"))
+        if isinstance(value, str) and choices and value not in choices:
+            raise unknown(field.name, value, choices)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            _check_number(field.name, value, least, most)
+
+
+def _check_number(name: str, value: float, least: float | None, most: float | None) -> None:
+    if not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}, which is not finite: give a number")
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise ConfigError(f"{name} is {_bounds(least, most)}, got {value}")
+
+
+def _bounds(least: float | None, most: float | None) -> str:
+    if most is None:
+        return f"{least} or more"
+    return f"{most} or less" if least is None else f"{least} ... {most}"
+
+
 def symbol(name: str) -> Any:
     """The object behind 'diffusion_jax.module:Name'.
 
@@ -36,12 +89,19 @@ def symbol(name: str) -> Any:
     """
     module, _, attribute = str(name).partition(":")
     if module.split(".")[0] != PACKAGE or not attribute.isidentifier():
-        raise ConfigError(f"{name!r} is not 'diffusion_jax.<module>:<Name>'; configs may name symbols of this package only")
+        raise ConfigError(
+            f"{name!r} is not 'diffusion_jax.<module>:<Name>'; configs may name symbols of this "
+            "package only"
+        )
     try:
         target = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{name!r}: there is no module {error.name!r}") from None
-    public = {key: value for key, value in vars(target).items() if getattr(value, "__module__", None) == module}
+    public = {
+        key: value
+        for key, value in vars(target).items()
+        if getattr(value, "__module__", None) == module
+    }
     if attribute not in public:
         raise unknown(f"symbol in {module}", attribute, public)
     return public[attribute]
@@ -51,10 +111,12 @@ def build(spec: Any, *args: Any, **parts: Any) -> Any:
     """Builds what `spec` names, and everything inside it.
 
     Args:
-      spec: a mapping with the key 'name' ('diffusion_jax.<module>:<Name>') whose other keys are keyword arguments; nested
-        mappings with a name, and lists of them, are built first. Anything else is returned as it is, lists as tuples and nameless
-        mappings as FrozenDict, so that dataclasses built from them stay hashable.
-      *args: positional arguments of the outermost object that are not part of the config (a process, say).
+      spec: a mapping with the key 'name' ('diffusion_jax.<module>:<Name>') whose other keys are
+        keyword arguments; nested mappings with a name, and lists of them, are built first. Anything
+        else is returned as it is, lists as tuples and nameless mappings as FrozenDict, so that
+        dataclasses built from them stay hashable.
+      *args: positional arguments of the outermost object that are not part of the config (a
+        process, say).
       **parts: keyword arguments of the outermost object that were built elsewhere.
 
     Raises:
@@ -72,7 +134,11 @@ def build(spec: Any, *args: Any, **parts: Any) -> Any:
         return FrozenDict({key: build(value) for key, value in spec.items()})
     target = symbol(spec["name"])
     given = {key: build(value) for key, value in spec.items() if key != "name"} | parts
-    accepted = [p.name for p in inspect.signature(target).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    accepted = [
+        p.name
+        for p in inspect.signature(target).parameters.values()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     for key in given:
         if key not in accepted:
             raise unknown(f"option of {spec['name']}", key, accepted)

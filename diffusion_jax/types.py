@@ -14,7 +14,7 @@ Images are [B, H, W, C] in [-1, 1]; the time t has the unit of its process (an i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -29,8 +29,9 @@ Memory = Mapping[str, Array]      # what a task remembers from step to step besi
 Cond = Mapping[str, Array]
 """What a network sees, embedded: vec [B, D] | seq [B, L, D] with seq_mask [B, L] | cat [B, H, W, C]."""
 
-Raw = Mapping[str, Array]
-"""What a batch or a user holds: image, label, tokens, clip_image, low_res, mask, known ..., each with the batch first."""
+Raw = Mapping[str, Any]
+"""What a batch or a user holds: image, label, tokens, clip_image, low_res, mask, known ..., each an array of JAX or of NumPy with
+the batch first."""
 
 Network = Callable[[Array, Array, Cond], Array]
 """(input [B, ...], noise label [B], cond) -> output [B, ...]: the bare F of (2), its weights already bound."""
@@ -126,8 +127,126 @@ class Sampler(NamedTuple):
     step: Callable[..., tuple[Array, State]]
 
 
+class Conditioner(Protocol):
+    """From what a batch or a user holds to what a network sees: a module like those of models/cond.py.
+
+    It is embedded once per image, while the network runs once per step. The null condition of
+    classifier-free guidance is the embedding of a null raw condition, whatever that is for the
+    model at hand: one more row of the label table, the empty text, a learned vector.
+    """
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The raw keys that it reads."""
+        ...
+
+    @property
+    def derived(self) -> tuple[str, ...]:
+        """Those of `keys` that `prepare` makes of the image: a data set need not hold them."""
+        ...
+
+    @property
+    def droppable(self) -> tuple[str, ...]:
+        """The raw keys that `null` replaces, each of which may be dropped at its own rate."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are, 0 where it reads none."""
+        ...
+
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Fresh variables, {} or {'params': ...}: flax's, as is `apply`."""
+        ...
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """`__call__` with its parameters."""
+        ...
+
+    def __call__(self, raw: Raw) -> Cond:
+        """The embedding."""
+        ...
+
+    def prepare(self, raw: Raw, key: Key, noise: Noise = ..., level: float | None = None) -> Raw:
+        """`raw` with what follows from the batch itself: an image made small, and noised.
+
+        Args:
+          raw: a batch.
+          key: of all draws.
+          noise: the source of noise.
+          level: of conditioning augmentation in sampling; None, in training, draws it.
+        """
+        ...
+
+    def null(self, raw: Raw) -> Raw:
+        """The same batch with its condition taken away."""
+        ...
+
+    def check(self, raw: Raw) -> None:
+        """On the host: `ConfigError` for what a jitted program would accept silently."""
+        ...
+
+
+class FirstStage(Protocol):
+    """The frozen part that a run trains on: it turns pictures into what the task sees.
+
+    An autoencoder puts latents in the place of the pictures, the CLIP of unCLIP's parts adds
+    embeddings to them. Its parameters are frozen['first_stage'] of `Task.loss`.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of a picture."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys that it reads of a batch beside 'image'."""
+        ...
+
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """The keys of a batch that `prepare` makes: 'image' where it replaces the pictures."""
+        ...
+
+    def prepare(self, params: Params, raw: Raw, key: Key | None = None) -> Raw:
+        """A batch of pictures as the task trains on it.
+
+        Args:
+          params: of this first stage.
+          raw: 'image' [B, H, W, C] in [-1, 1] and what it `needs`.
+          key: of its draws; without one there are none.
+        """
+        ...
+
+    def blank(self, raw: Raw) -> Raw:
+        """What `prepare` gives of such a batch, zeros of those shapes: for `Task.init`."""
+        ...
+
+
 class Task(Protocol):
-    """Something that can be trained: a frozen dataclass of modules, hashable, equal when its config is equal."""
+    """What can be trained: a frozen dataclass of modules, hashable, equal when its config is.
+
+    What it can do beside that, tasks/kinds.py says.
+    """
+
+    noun: ClassVar[str]
+    """What it is, with its article, for sentences: 'a diffusion model'."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys that a data set must hold beside 'image'."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels it reads or tells apart, 0 for none."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example of what it sees or makes: (H, W, C) of an image, (F,) of an embedding."""
+        ...
 
     def init(self, key: Key, batch: Raw) -> Params:
         """Fresh parameters; `batch` gives shapes only."""

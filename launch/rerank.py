@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_jax.data.digits import WORDS, Digits
-from diffusion_jax.modes import evaluate, prompts, sweep
-from diffusion_jax.pipelines.dalle import rerank
-from diffusion_jax.train.checkpoint import config_of
+from diffusion_jax.evaluation import compare, series
+from diffusion_jax.evaluation.options import Options
+from diffusion_jax.pipelines import rerank
+from diffusion_jax.pipelines.pipeline import pipeline
+from diffusion_jax.runs.folder import open_run
+from diffusion_jax.tasks import kinds
 
 NUMBERS = (1, 2, 4, 8, 16, 32)
 EACH = 20                                              # images kept of each class
@@ -23,25 +26,28 @@ FIGURES = ("accuracy", "FID", "precision", "recall")
 
 def main(run: str, judge: str, features: str, out: str) -> None:
     """Writes <out>/rerank.csv and <out>/rerank.png."""
-    captions, folder = [f"a handwritten {word}" for word in WORDS], Path(out)
+    captions = [f"a handwritten {word}" for word in WORDS]
+    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     digits = [Digits()[i] for i in range(len(Digits()))]
     np.savez(folder / "train.npz", arr_0=np.stack([d["image"] for d in digits]), arr_1=[d["label"] for d in digits])
-    made, _ = prompts.images_of(run, {"prompt": captions, "num": EACH * NUMBERS[-1], "batch": 640})
-    score = prompts.judge_of(judge, config_of(run))
+    pipe = pipeline(run)
+    images = pipe(captions, num=EACH * NUMBERS[-1], batch=640).images
+    pool = images.reshape(len(captions), -1, *images.shape[1:])
+    scores = rerank.scores(open_run(judge, kinds.Classifier), pipe.run, pool, captions)
+    groups = pool.reshape(-1, NUMBERS[-1], *images.shape[1:])
+    ranks = scores.reshape(-1, NUMBERS[-1])
     rows = []
-    pool = made.reshape(len(captions), -1, *made.shape[1:])
-    scores = np.stack([score(caption)(images) for caption, images in zip(captions, pool, strict=True)])
     for number in NUMBERS:
-        groups = pool.reshape(-1, NUMBERS[-1], *made.shape[1:])[:, :number]
-        best = rerank(groups, scores.reshape(-1, NUMBERS[-1])[:, :number], 1)[:, 0]
+        best = rerank.best(groups[:, :number], ranks[:, :number], 1)[:, 0]
         path = folder / f"{number}.npz"
         np.savez(path, arr_0=best, arr_1=np.repeat(np.arange(len(captions)), EACH))
-        report = evaluate.measured(out, {"images": str(path), "features": features, "reference": str(folder / "train.npz")})
-        rows.append({"candidates": number} | {name: value for name, value in report.items() if name.partition("[")[0] in FIGURES
-                                              and name.endswith("]")})
+        options = Options(images=str(path), features=features, reference=str(folder / "train.npz"))
+        numbers = compare.of_images(out, options).numbers
+        wanted = {name: value for name, value in numbers.items() if name.partition("[")[0] in FIGURES and name.endswith("]")}
+        rows.append({"candidates": number} | wanted)
         print(rows[-1], flush=True)
-    sweep.write(folder / "rerank", "candidates", rows)
+    series.write(folder / "rerank", "candidates", rows)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Every test runs on eight CPU devices, with full matmul precision, and refuses silent broadcasting of ranks."""
+import gc
+import inspect
 import os
+from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
-    " --xla_force_host_platform_device_count=8"
-    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"      # these three halve compilation
-    " --xla_cpu_use_fusion_emitters=false"
-    " --xla_cpu_collective_call_terminate_timeout_seconds=600"      # a busy machine makes devices wait for each other
-)
+from compiling import FLAGS, scope, with_flags
+
+os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -14,16 +14,57 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+gc.set_threshold(100_000, 50, 50)                                          # tracing makes millions of objects and few cycles
+
+PART = ("nn", "diffusion", "train")
+MODES = [file.stem for file in (Path(__file__).parents[1] / "diffusion_jax" / "modes").glob("[a-z]*.py")]
 
 
-@pytest.hookimpl(tryfirst=True)          # before xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """The tests of a file share what they compiled, and those of the tiny run that run: they go to one core each.
+def pytest_addoption(parser):
+    parser.addoption("--part", action="store_true", help=(
+        f"all of tests/{', tests/'.join(PART)}, a golden of each system, a test of each mode"))
 
-    A file may name smaller groups.
-    """
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Scopes to workers. xdist's own `--dist loadgroup` has no effect since pytest 9.2: every test becomes a group."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scopes(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return scope(nodeid)
+
+    return Scopes(config, log)
+
+
+def pytest_collection_modifyitems(config, items):
+    """What `--part` runs of all tests."""
+    if not config.getoption("part"):
+        return
+    chosen, covered = [], set()
     for item in items:
-        if "tiny_run" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("tiny_run"))
-        elif item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+        if item.get_closest_marker("slow"):
+            continue
+        reasons = {item.nodeid} if item.path.parent.name in PART else covers(item)
+        if reasons - covered:
+            chosen.append(item)
+            covered |= reasons
+    items[:] = chosen
+
+
+def covers(item) -> set[str]:
+    """The system whose numbers a golden computes, or the modes that a test runs to a good end."""
+    if item.path.stem == "test_goldens":
+        return set() if item.callspec.params["kind"] == "keys" else {scope(item.nodeid)}
+    if item.path.parent.name != "modes":
+        return set()
+    text = inspect.getsource(item.function)
+    if "raises(" in text or "refused(" in text:
+        return set()
+    runs = ".code == 0" in text or "ask(" in text
+    return {mode for mode in MODES if mode in item.path.stem or (runs and f'"{mode}"' in text)}
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays: the garbage collector need not look at it again."""
+    gc.freeze()

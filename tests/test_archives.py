@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.data import image
 from diffusion_jax.data.arrays import Arrays
+from diffusion_jax.data.pictures import read_batch
 from diffusion_jax.metrics import moments
 from diffusion_jax.pretrained import reader
 
@@ -32,7 +32,7 @@ def npy(array):
 
 
 READERS = {
-    "pictures": (image.read_batch, "x.npz", {"arr_0.npy": npy(IMAGES)}),
+    "pictures": (read_batch, "x.npz", {"arr_0.npy": npy(IMAGES)}),
     "records": (lambda path: Arrays(str(path))[0], "x.npz", {"image.npy": npy(IMAGES)}),
     "images": (lambda path: Arrays(str(path))[0], "x.zip", {"0.png": b"\x89PNG"}),
     "statistics": (moments.load, "x.npz", {"mu.npy": npy(np.zeros(2)), "sigma.npy": npy(np.eye(2))}),

@@ -5,11 +5,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from pages import ask
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.digits import Digits
-from diffusion_jax.modes import config as page
-from diffusion_jax.modes import embedder, encode, evaluate, likelihood, sample, train
+from diffusion_jax.data.pictures import read_batch
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.runs import first_stage, page
+from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.embedder import Embedder
 from diffusion_jax.train.checkpoint import available
 from diffusion_jax.train.state import plain, task_of
@@ -72,17 +75,17 @@ def test_the_full_page_builds_everything_and_reads_nothing(path, arg):
     page.check(config)
     if str(config.get("first_stage", "")).endswith("_clip"):                    # a part of unCLIP
         clip = load_page(path.with_name(f"{Path(config['first_stage']).name}.py"))
-        config["task"]["first_stage"] = embedder.spec_of(bytewise(clip.get_config(FOLDER if FOLDER in arg else "")), 8)
+        config["task"]["first_stage"] = first_stage.embedder_spec(bytewise(clip.get_config(FOLDER if FOLDER in arg else "")), 8)
     task = task_of(config)
-    embeds = getattr(task, "embeds", False)
+    embeds = isinstance(task, kinds.Prior)
     if "sample" in config:
-        page.recipe_of(config, {}).check(task)
+        Recipe.of(page.recipe_fields(config)).check(task)
     shape = task.first_stage.shape if embeds else task.shape
     batch = {"image": np.zeros((2, *shape), np.float32), "label": np.zeros(2, np.int32)}
     tokenizer = build(config["data"]["decode"]).tokenizer
     if tokenizer is not None:
         batch["tokens"] = np.zeros((2, len(tokenizer(""))), np.int32)
-    if "first_stage" in config and config["task"]["name"].endswith(TOKEN_TASKS) and not embeds:
+    if "first_stage" in config and config["task"]["name"].endswith(TOKEN_TASKS):
         batch["codes"] = np.zeros((2, task.model.grid**2), np.int32)
     params = jax.eval_shape(task.init, jax.random.key(0), batch)
     optimizer, emas = build(config["optim"]), [build(spec) for spec in config["ema"].values()]
@@ -107,24 +110,26 @@ def test_the_tiny_page_trains_saves_loads_and_samples(path, tmp_path, monkeypatc
     config.steps = 2
     config.evaluate.num = 0
     if "first_stage" in config:
-        train.run(load_page(path.with_name(f"{Path(config.first_stage).name}.py")).get_config("tiny"), config.first_stage, {})
-    train.run(config, "run", {})
+        first = load_page(path.with_name(f"{Path(config.first_stage).name}.py")).get_config("tiny")
+        ask("train", config.first_stage, config=first)
+    ask("train", "run", config=config)
     assert available("run") == [2]
     if config.task.name.endswith(TOKEN_TASKS):
-        likelihood.run(None, "run", {"num": 20})
+        ask("likelihood", "run", num=20)
         if "first_stage" in config:
-            sample.run(None, "run", {"num": 2, "prompt": ["a handwritten three"], "out": "x.png"})
+            ask("sample", "run", num=2, prompt=("a handwritten three",), out="x.png")
         return
     if config.task.name.endswith(":Autoencoder"):
-        encode.run(None, "run", {"out": "latents", "batch": 256})
+        ask("encode", "run", out="latents", batch=256)
         return
     if "sample" not in config:
-        evaluate.run(None, "run", {"num": 20})
+        ask("evaluate", "run", num=20)
         return
     options = {"num": config.sample.num, "seed": config.seed, "out": "x.png"}
     if "LowRes" not in config.task.cond.name:
-        sample.run(None, "run", options)
-        assert Path("x.png").read_bytes() == Path("run/samples/00000002.png").read_bytes()    # the same weights, the same seed
+        ask("sample", "run", **options)
+        (one, _), (other, _) = read_batch("x.png"), read_batch("run/samples/00000002.png")
+        np.testing.assert_array_equal(one, other)                                             # the same weights, the same seed
         return
     np.savez("small.npz", arr_0=np.full((config.sample.num, 4, 4, 1), 100, np.uint8))
-    sample.run(None, "run", options | {"low_res": "small.npz"})
+    ask("sample", "run", **options, low_res="small.npz")

@@ -20,8 +20,7 @@ def cases() -> list:
     found = []
     for file in sorted(FOLDER.rglob("*.json")):
         doc = json.loads(file.read_text())
-        name, group = f"{doc['system']}/{doc['case']}", pytest.mark.xdist_group(doc["system"])
-        found.append(pytest.param(file, doc["system"], doc["kind"], id=name, marks=group))
+        found.append(pytest.param(file, doc["system"], doc["kind"], id=f"{doc['system']}/{doc['case']}"))
     assert found, f"no cases in {FOLDER}"
     return found
 

@@ -4,16 +4,24 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent / "diffusion_jax"
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent / "diffusion_jax"
 LAYERS = {
     "types": 0, "build": 0,
     "nn": 1, "diffusion": 1, "cost": 1,
     "models": 2, "data": 2,
     "tasks": 3, "train": 3, "metrics": 3,
-    "pipelines": 4, "pretrained": 4,
-    "modes": 5,
-    "main": 6,
+    "pretrained": 4, "runs": 4,
+    "pipelines": 5,
+    "evaluation": 6, "planning": 6,
+    "modes": 7,
+    "main": 8,
+    "__main__": 9,
 }
+MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "edit", "encode", "likelihood",
+         "plan")
+MIRRORED = ("runs", "pipelines", "evaluation", "planning")
+"""Folders each of whose files has a file of tests of its name."""
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.name != "__init__.py")
 
 
@@ -56,3 +64,32 @@ def test_training_knows_tasks_by_protocol_only(path):
 def test_files_are_short():
     long = {str(path): n for path in FILES if (n := len((ROOT / path).read_text().splitlines())) > 400}
     assert not long
+
+
+def test_the_modes_are_eleven_and_their_options():
+    assert {path.stem for path in FILES if part(path) == "modes"} == {"options", *MODES}
+
+
+@pytest.mark.parametrize("name", ["options", *MODES])
+def test_a_mode_knows_no_other_mode_and_their_options_know_none(name):
+    modules = [module.split(".") for module in imported(Path("modes", f"{name}.py"))]
+    assert not {parts[2] for parts in modules if parts[:2] == ["diffusion_jax", "modes"]} & {*MODES} - {name}
+
+
+def test_the_front_door_imports_nothing_at_once():
+    """Names are imported when they are used; what stands under TYPE_CHECKING is for tools."""
+    body = ast.parse((ROOT / "__init__.py").read_text()).body
+    names = [node.module for node in body if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+    assert set(names) == {"__future__", "importlib", "typing"}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if part(path) in MIRRORED], ids=str)
+def test_every_file_of_the_upper_house_has_its_tests(path):
+    assert (TESTS / path.parent / f"test_{path.name}").is_file()
+
+
+def test_tests_of_the_upper_house_are_of_a_file():
+    files = {TESTS / path.parent / f"test_{path.name}" for path in FILES}
+    extra = [file for name in MIRRORED for file in (TESTS / name).glob("test_*.py") if file not in files]
+    assert not extra

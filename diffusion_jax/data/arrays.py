@@ -17,7 +17,7 @@ import zipfile
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,16 @@ from diffusion_jax.data.source import Record, class_indices, existing, inside, n
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is a system's own: .DS_Store, .cache, macOS's ._x.png and the __MACOSX of its archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def is_image(path: PurePath) -> bool:
+    """Whether a path, relative to its data set, is that of an image: by suffix, and neither hidden nor in a hidden folder."""
+    return path.suffix.lower() in SUFFIXES and not any(map(is_hidden, path.parts))
+
+
 class _Members:
     """The images of a zip file, in the order of their names."""
 
@@ -36,7 +46,7 @@ class _Members:
         with readable(path):
             self.archive = zipfile.ZipFile(path)
         names = [inside(name, path) for name in self.archive.namelist()]
-        self.names = sorted(n for n in names if n.lower().endswith(SUFFIXES) and not PurePosixPath(n).name.startswith("."))
+        self.names = sorted(name for name in names if is_image(PurePosixPath(name)))
 
     def __len__(self) -> int:
         return len(self.names)

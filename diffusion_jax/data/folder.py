@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.data.arrays import SUFFIXES
+from diffusion_jax.data.arrays import SUFFIXES, is_hidden, is_image
 from diffusion_jax.data.image import read
 from diffusion_jax.data.source import Record, class_indices, existing, inside
 
@@ -65,14 +65,19 @@ class Folder:
         return _from_metadata(listed) if listed.exists() else _from_folders(path)
 
 
-def _images(paths: list[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+def images_in(folder: Path, deep: bool = False) -> list[Path]:
+    """The images in a folder, by name; with `deep` those in its folders too, without the dotted ones.
+
+    Everything else that may lie there (notes, metadata.jsonl, Thumbs.db, .DS_Store) is no image and left out.
+    """
+    paths = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(path for path in paths if is_image(path.relative_to(folder)))
 
 
 def _from_folders(path: Path) -> _Index:
-    loose = _images(list(path.iterdir()))
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    of_class = {folder.name: images for folder in folders if (images := _images(list(folder.rglob("*"))))}
+    loose = images_in(path)
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
+    of_class = {folder.name: images for folder in folders if (images := images_in(folder, deep=True))}
     if loose and of_class:
         raise ConfigError(f"{path}: images lie both in it and in its folders; move them all into class folders, or none")
     if not loose and not of_class:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.data.source import Record, npz
+from diffusion_jax.data.source import Record
 
 Resampling = Image.Resampling
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -56,7 +55,7 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     image = opaque(image)
     if image.shape[-1] == channels:
         return image
-    return np.repeat(image, 3, axis=-1) if channels == 3 else _array(_picture(image).convert("L"))
+    return np.repeat(image, 3, axis=-1) if channels == 3 else from_pillow(to_pillow(image).convert("L"))
 
 
 def read(data: bytes | str | Path, name: str | None = None) -> np.ndarray:
@@ -89,35 +88,6 @@ def read(data: bytes | str | Path, name: str | None = None) -> np.ndarray:
         raise ConfigError(f"{name}: cannot read this image ({reason}); mend or remove it") from error
 
 
-def read_batch(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images of one size from a file of samples or a folder: what `--out` writes.
-
-    Args:
-      path: an .npz with arr_0 uint8 [N, H, W, C] and perhaps labels arr_1 [N], an image file, or a folder of them (by name).
-
-    Returns:
-      (uint8 [N, H, W, C], labels or None).
-
-    Raises:
-      ConfigError: no such file, no image, or images of several sizes.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise ConfigError(f"there is no {path}: give an .npz, an image or a folder of images")
-    if path.suffix == ".npz":
-        with npz(path) as found:
-            arrays = {name: found[name] for name in ("arr_0", "arr_1") if name in found}
-        images = arrays.get("arr_0")
-        if images is None or images.ndim != 4 or images.dtype != np.uint8:
-            raise ConfigError(f"{path} needs an array 'arr_0', uint8 [N, H, W, C], as --out x.npz writes it")
-        return images, arrays.get("arr_1")
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    pictures = [read(file) for file in files]
-    if len({picture.shape for picture in pictures}) != 1:
-        raise ConfigError(f"{path} needs images of one size, it has {len({picture.shape for picture in pictures})}")
-    return np.stack(pictures), None
-
-
 def _has_all_rows(png: bytes) -> bool:
     """Whether the compressed data of a PNG are those of all rows: where they end early, Pillow makes the rest black."""
     place, packed, found, wanted = 8, zlib.decompressobj(), 0, 0
@@ -147,16 +117,16 @@ def _eight_bit(picture: Image.Image, name: str) -> np.ndarray:
         raise ConfigError(f"{name}: has 32-bit pixels; convert it to 8 or 16 bits")
     grey = picture.mode in ("1", "L", "LA", "La")
     if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        return opaque(_array(picture.convert("LA" if grey else "RGBA")))
-    return _array(picture.convert("L" if grey else "RGB"))
+        return opaque(from_pillow(picture.convert("LA" if grey else "RGBA")))
+    return from_pillow(picture.convert("L" if grey else "RGB"))
 
 
-def _picture(image: np.ndarray) -> Image.Image:
+def to_pillow(image: np.ndarray) -> Image.Image:
     """uint8 [h, w, c] -> Pillow image."""
     return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
 
 
-def _array(picture: Image.Image) -> np.ndarray:
+def from_pillow(picture: Image.Image) -> np.ndarray:
     """Pillow image -> uint8 [h, w, c]."""
     array = np.asarray(picture)
     return array[..., None] if array.ndim == 2 else array
@@ -175,16 +145,16 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         total = image.reshape(height, h // height, width, w // width, -1).sum((1, 3), dtype=np.uint32)
         return ((total + area // 2) // area).astype(np.uint8)
     filter_ = Resampling.LANCZOS if height < h or width < w else Resampling.BICUBIC
-    return _array(_picture(image).resize((width, height), filter_))
+    return from_pillow(to_pillow(image).resize((width, height), filter_))
 
 
 def _shorter_side(image: np.ndarray, side: int) -> np.ndarray:
     """ADM's resize: halved by boxes while that leaves the shorter side >= `side`, then bicubic until it is `side`."""
-    picture = _picture(image)
+    picture = to_pillow(image)
     while min(picture.size) >= 2 * side:
         picture = picture.resize((picture.width // 2, picture.height // 2), Resampling.BOX)
     scale = side / min(picture.size)
-    return _array(picture.resize((round(picture.width * scale), round(picture.height * scale)), Resampling.BICUBIC))
+    return from_pillow(picture.resize((round(picture.width * scale), round(picture.height * scale)), Resampling.BICUBIC))
 
 
 def center_crop_adm(image: np.ndarray, size: int) -> np.ndarray:
@@ -208,32 +178,6 @@ def random_crop(image: np.ndarray, size: int, rng: np.random.Generator, least: f
 def flip(image: np.ndarray) -> np.ndarray:
     """[h, w, c] mirrored left to right."""
     return image[:, ::-1]
-
-
-def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
-    """uint8 [N, H, W, C] -> one uint8 image, row by row, with white lines of `gap` pixels between; about square by default."""
-    count, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = -(-count // columns)
-    cells = np.full((rows * columns, height + gap, width + gap, channels), 255, np.uint8)
-    cells[:count, :height, :width] = images
-    sheet = cells.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
-    sheet = sheet.reshape(rows * (height + gap), columns * (width + gap), channels)
-    return sheet[:sheet.shape[0] - gap, :sheet.shape[1] - gap]
-
-
-def save_png(path: str | Path, image: np.ndarray) -> None:
-    """Writes uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4] as PNG, whole or not at all; makes the folder if there is none."""
-    if image.dtype != np.uint8:
-        raise TypeError(f"save_png wants uint8, got {image.dtype}; use to_uint8")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        _picture(image if image.ndim == 3 else image[..., None]).save(unfinished, format="PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _needed(rng: np.random.Generator | None) -> np.random.Generator:

@@ -15,20 +15,40 @@ of its grid, which must be a noisy one (the least noisy that was trained): a cle
 """
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.diffusion.process import bcast, noised, posterior, ratio, starts_from_pure_noise
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Noise, Prediction, Process, Sampler, State
 
+RAW = ("image", "label", "tokens", "low_res", "clip_image", "clip_text")
+"""Keys of conditions that are not embedded yet."""
 CHURN_LIMIT = 2**0.5 - 1        # 2206.00364 alg. 2: never add more noise than there is
 
 
-def sample(denoise: Denoiser, sampler: Sampler, x: Array, times: Array, cond: Cond, key: Key, keep: bool = False) -> Array:
-    """Runs a sampler over a grid of times: the only scan of the package's diffusion.
+class Progress(NamedTuple):
+    """A run of a sampler between two steps.
+
+    Attributes:
+      x: where it is, [B, ...].
+      state: what the sampler remembers.
+      x0: what the denoiser took the image for at the beginning of the last step, [B, ...]; zeros before the first.
+    """
+
+    x: Array
+    state: State
+    x0: Array
+
+
+def sample(denoise: Denoiser, sampler: Sampler, x: Array, times: Array | np.ndarray, cond: Cond, key: Key,
+           keep: bool = False) -> Array:
+    """Runs a sampler over a grid of times.
 
     Args:
       denoise: a denoiser, guided or not.
@@ -38,24 +58,80 @@ def sample(denoise: Denoiser, sampler: Sampler, x: Array, times: Array, cond: Co
       cond: what the network sees, embedded.
       key: randomness of the sampler and of guidance that draws.
       keep: return every state [N, B, ...] instead of the last.
+
+    Raises:
+      ConfigError: what `check_call` refuses.
     """
+    check_call(denoise, times, cond)
+    pairs = pairs_of(times)
+    keys = jax.random.split(key, len(pairs))
+    progress, path = advance(denoise, sampler, begin(sampler, x, len(pairs)), pairs, keys, cond, keep)
+    return path if keep else progress.x
+
+
+def check_call(denoise: Denoiser, times: Array | np.ndarray, cond: Cond) -> None:
+    """Refuses what `sample` is given by mistake.
+
+    Raises:
+      ConfigError: a number of steps where times belong, a guidance that was given no denoiser, or a condition that was not
+        embedded.
+    """
+    if jnp.ndim(times) not in (1, 2) or len(times) < (2 if jnp.ndim(times) == 1 else 1):
+        raise ConfigError(f"times are a grid such as trailing(process, 20), not a number of steps: got {times}")
+    if not callable(denoise) or _takes_one(denoise):
+        raise ConfigError("sample takes a denoiser: give the guidance one, as in CFG(3.0, null)(task.denoiser(params))")
+    for name in cond:
+        if name in RAW:
+            raise ConfigError(f"{name!r} is not what a network sees: embed it first, cond = task.embed(params, raw)")
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    """Whether a function takes a single argument, as guidance takes its denoiser."""
+    parameters = list(inspect.signature(function).parameters.values())
+    return len(parameters) == 1 and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL
+
+
+def pairs_of(times: Array | np.ndarray) -> Array:
+    """The steps (t, s) of a grid of times [N + 1], as [N, 2]; pairs as they are."""
     times = jnp.asarray(times)
-    pairs = times if times.ndim == 2 else jnp.stack([times[:-1], times[1:]], axis=1)     # [N, 2]
+    return times if times.ndim == 2 else jnp.stack([times[:-1], times[1:]], axis=1)
 
-    def bound(x: Array, t: Array, key: Key) -> Prediction:
-        return denoise(x, t, cond, key)
 
-    def body(carry, step):
+def begin(sampler: Sampler, x: Array, steps: int) -> Progress:
+    """A run of `steps` steps in all, before the first."""
+    return Progress(x, sampler.init(x, steps), jnp.zeros_like(x))
+
+
+def advance(denoise: Denoiser, sampler: Sampler, progress: Progress, pairs: Array, keys: Array, cond: Cond,
+            keep: bool = False) -> tuple[Progress, Array | None]:
+    """Some steps of a run: the only scan of the package's diffusion, whole in `sample`, in parts where somebody watches.
+
+    Args:
+      denoise, sampler, cond, keep: as in `sample`.
+      progress: where the run is.
+      pairs: the steps to make, [n, 2].
+      keys: a key for each, [n].
+
+    Returns:
+      (where the run is then, its path [n, B, ...] or None).
+    """
+    def body(progress: Progress, step: tuple[Array, Key]) -> tuple[Progress, Array | None]:
         (t, s), key = step
-        x, state = sampler.step(bound, *carry, t, s, key)
-        return (x, state), x if keep else None
+        estimates = []
 
-    state = sampler.init(x, len(pairs))
-    (x, _), path = jax.lax.scan(body, (x, state), (pairs, jax.random.split(key, len(pairs))))
-    return path if keep else x
+        def bound(x: Array, t: Array, key: Key) -> Prediction:
+            prediction = denoise(x, t, cond, key)
+            estimates.append(prediction.x0)
+            return prediction
+
+        x, state = sampler.step(bound, progress.x, progress.state, t, s, key)
+        return Progress(x, state, estimates[0].astype(progress.x0.dtype)), x if keep else None
+
+    return jax.lax.scan(body, progress, (pairs, keys))
 
 
-def start(process: Process, times: Array, key: Key, shape: tuple[int, ...], noise: Noise = jax.random.normal) -> Array:
+def start(process: Process, times: Array | np.ndarray, key: Key, shape: tuple[int, ...],
+          noise: Noise = jax.random.normal) -> Array:
     """x at times[0] of data that is negligible beside the noise there: N(0, alpha^2 + sigma^2) for unit-variance x."""
     t = jnp.asarray(times).reshape(-1)[0]
     level = jnp.where(process.alpha(t) < 1, jnp.hypot(process.alpha(t), process.sigma(t)), process.sigma(t))

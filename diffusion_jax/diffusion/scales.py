@@ -15,8 +15,8 @@ each paper's own simple loss.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import jax.numpy as jnp
 
@@ -24,8 +24,13 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.process import DDPM, bcast, posterior, starts_from_pure_noise
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Network, Prediction, Process, Scales
 
-Scale = Callable[[Process, Array], Scales]
-"""(process, t) -> the four scalars, each shaped like t."""
+
+class Scale(Protocol):
+    """What a network predicts, as the four scalars."""
+
+    def __call__(self, process: Process, t: Array) -> Scales:
+        """The scalars at t, each shaped like it."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data.rows import filled
 from diffusion_jax.metrics.images import Batch, Images
 from diffusion_jax.metrics.moments import Moments, moments, over_processes, total
 from diffusion_jax.types import Array, Params
@@ -151,8 +152,8 @@ def extract(network: Network, images: Images, folder: Path, batch: int = 250) ->
         write: Callable[[], None] | None = None
         for (first, file), examples in zip(missing, images.batches([first for first, _ in missing], batch), strict=True):
             pixels = examples["image"]
-            filled = pixels[np.minimum(np.arange(batch), len(pixels) - 1)]              # the last batch too: one program
-            found = _see(network.see, params, jax.device_put(filled, rows))
+            whole = pixels[filled(0, batch, len(pixels))]
+            found = _see(network.see, params, jax.device_put(whole, rows))
             if write:
                 write()                                                                 # while the devices are busy
             write = functools.partial(_write, file, found, examples, SHOWN if first == starts[0] else 0)

@@ -1,17 +1,6 @@
-"""Conditioners: from what a batch holds (Raw) to what a network sees (Cond).
+"""Conditioners of labels and small images: from what a batch holds (Raw) to what a network sees (Cond).
 
-A conditioner is embedded once per image, the network runs once per step. The null condition of classifier-free guidance is the
-embedding of a null raw condition, whatever that is for the model at hand: here one more row of the label table. So every
-conditioner has
-
-    __call__(raw) -> Cond        the embedding, with parameters
-    prepare(raw, key, ...)       what follows from the batch itself: an image made small, and noised
-    null(raw) -> Raw             the same batch with its condition taken away
-    check(raw)                   on the host: refuses a raw condition that a jitted program would accept silently
-    keys                         the raw keys that it reads
-    derived                      those of them that `prepare` makes of the image: a data set need not hold them
-    droppable                    those of them that `null` replaces, each of which may be dropped at its own rate
-    num_classes                  how many labels there are, 0 where it reads none
+What a conditioner is, `types.Conditioner` says.
 """
 from __future__ import annotations
 

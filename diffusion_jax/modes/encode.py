@@ -1,8 +1,11 @@
-"""Mode `encode`: the images of a page through a trained or imported autoencoder, as a data set of latents to train on.
+"""Mode `encode`: the images of a page through an autoencoder, as a data set of latents to train on.
 
-    out/train.array_record, test.array_record      mean and deviation of every image's posterior, float16
-    out/latents.json                               mean and deviation of each channel over the training images
-    out/first_stage                                the autoencoder with that scale: what config.first_stage of a page names
+    out/train.array_record     mean and deviation of every image's posterior, float16
+    out/test.array_record      the same of held-out images
+    out/latents.json           mean and deviation of each channel over the training images
+    out/first_stage            the autoencoder with that scale: for config.first_stage of a page
+
+The autoencoder is trained here or imported.
 """
 from __future__ import annotations
 
@@ -10,99 +13,151 @@ import functools
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, build
+from diffusion_jax.build import ConfigError, build, check_options, option
 from diffusion_jax.data.image import Decode, to_unit
 from diffusion_jax.data.latents import ABOUT, Writer
+from diffusion_jax.data.rows import filled
 from diffusion_jax.data.source import Source
-from diffusion_jax.modes.first_stage import NAME
-from diffusion_jax.tasks.autoencoder import Autoencoder
-from diffusion_jax.train.checkpoint import Checkpoints, available, load
+from diffusion_jax.modes.options import Page, Weights, group
+from diffusion_jax.runs import page
+from diffusion_jax.runs.folder import FIRST, Model, Run, holds_run, open_run, save_start
+from diffusion_jax.tasks import kinds
 from diffusion_jax.train.state import plain
-from diffusion_jax.types import Array, Params, TrainState
+from diffusion_jax.types import Array
+
+LOSSES = ("losses", "first_stage")
+"""Of an autoencoder's task, what its latents do not need."""
 
 
-def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What to encode, and where to."""
+
+    config: Page | None = None
+    out: str = option("", "The new folder of the data set")
+    batch: int = option(32, "Images at a time", least=1)
+    weights: Weights = group(Weights)
+
+    def __post_init__(self):
+        check_options(self)
+        if not self.out:
+            raise ConfigError("mode encode needs --out, a new folder")
+        if Path(self.out, ABOUT).exists() or holds_run(Path(self.out, FIRST)):
+            raise ConfigError(f"{self.out} holds latents already: choose another --out")
+
+
+class Part(NamedTuple):
+    """What is summed up over a batch.
+
+    Attributes:
+      count: of its images.
+      moments: the means of z and of z^2 in each channel, [2, c].
+    """
+
+    count: int
+    moments: np.ndarray
+
+
+def run(options: Options, workdir: str) -> None:
     """Encodes the training and held-out images.
 
     Args:
-      config: a page whose section data says what to encode; None takes the autoencoder's own.
+      options: a page whose section data says what to encode, the autoencoder's own without one;
+        the new folder.
       workdir: the autoencoder's folder.
-      options: out, the new folder; which, step, batch.
 
     Raises:
-      ConfigError: no --out, one that is there already, or a folder of another kind of model.
+      ConfigError: a folder of another kind of model, or no data.
     """
-    options = dict(options)
-    out, batch = Path(options.pop("out", "")), options.pop("batch", 32)
-    stored, task, params = load(workdir, options.pop("which", "ema"), options.pop("step", None))
-    stored = plain(stored)
-    data = (plain(config) if config is not None else stored).get("data", {})
-    if not isinstance(task, Autoencoder):
-        raise ConfigError(f"{workdir} holds a {type(task).__name__}: give the folder of an autoencoder")
-    if options or not out.name or (out / ABOUT).exists() or "train" not in data:
-        raise ConfigError("mode encode takes --out, a new folder, --which, --step, --batch, and a --config where the autoencoder "
-                          "was not trained here")
-    sums, counts, began = [], {}, time.time()
-    for split in ("train", "test"):
-        found = list(encoded(task, params, build(data[split]), build(data["decode"]), batch, out, split))
-        counts[split] = sum(count for count, _ in found)
-        sums += found if split == "train" else []
-    first, second = np.average([moments for _, moments in sums], axis=0, weights=[count for count, _ in sums])
-    std = np.sqrt(np.maximum(second - first**2, 1e-12))
+    weights = options.weights
+    coder = open_run(workdir, kinds.Encoding, weights.which, weights.step)
+    config = coder.config if options.config is None else plain(options.config)
+    data = page.data_of(config, "give a --config that says what to encode")
+    out = Path(options.out).expanduser()
+    start = time.time()
+    train, test = (
+        list(encoded(coder.model, data, split, options.batch, out)) for split in ("train", "test")
+    )
+    counts = {"train": sum(part.count for part in train), "test": sum(part.count for part in test)}
+    mean, square = np.average(
+        [part.moments for part in train], axis=0, weights=[part.count for part in train]
+    )
+    std = np.sqrt(np.maximum(square - mean**2, 1e-12))
+    save_scaled(out / FIRST, coder, mean, std)
     names = build(data["train"]).names
-    about = {"names": list(names) if names else None, "mean": first.tolist(), "std": std.tolist(), "count": counts}
+    about = {
+        "names": list(names) if names else None,
+        "mean": mean.tolist(),
+        "std": std.tolist(),
+        "count": counts,
+    }
     (out / ABOUT).write_text(json.dumps(about))
-    keep(out / NAME, stored, {"model": params["model"]}, first, std)
-    speed = sum(counts.values()) / (time.time() - began)
-    print(f"{counts['train']} and {counts['test']} latents at {speed:.1f} images/s, std {np.round(std, 3).tolist()}: {out}")
+    speed = sum(counts.values()) / (time.time() - start)
+    latents = f"{counts['train']} and {counts['test']} latents"
+    print(f"{latents} at {speed:.1f} images/s, std {np.round(std, 3).tolist()}: {out}")
 
 
 def encoded(
-    task: Autoencoder, params: Params, source: Source, decode: Decode, batch: int, out: Path, split: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Writes a split; yields for each batch its size and the means of z and of z^2 over it, [2, c]."""
+    model: Model, data: Mapping[str, Any], split: str, size: int, out: Path
+) -> Iterator[Part]:
+    """Writes a split into `out`, `size` images at a time.
+
+    Raises:
+      ConfigError: latents that are not finite.
+    """
     from tqdm import tqdm
 
-    views, decode = (2 if decode.flip else 1), replace(decode, flip=False, crop="center", tokenizer=None)
-    moments = jax.jit(functools.partial(_moments, task, views=views))
+    source: Source = build(data[split])
+    page_decode: Decode = build(data["decode"])
+    views = 2 if page_decode.flip else 1
+    decode = replace(page_decode, flip=False, crop="center", tokenizer=None)
     with Writer(out, split) as writer, tqdm(total=len(source), unit="image") as bar:
-        for begin in range(0, len(source), batch):
-            records = [source[i] for i in range(begin, min(begin + batch, len(source)))]
+        for first in range(0, len(source), size):
+            count = min(size, len(source) - first)
+            records = [source[i] for i in range(first, first + count)]
             images = np.stack([decode(record)["image"] for record in records])
-            padded = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
-            found = np.asarray(moments(params, to_unit(padded)))[: len(images)]                    # [b, views, 2, h, w, c]
-            if not np.isfinite(found).all():
-                raise ConfigError("latents are not finite: this autoencoder is broken, or these are not its images")
-            for record, each in zip(records, found, strict=True):
+            rows = to_unit(images[filled(0, size, count)])
+            moments = np.asarray(_moments(model, rows, views))[:count]  # [b, views, 2, h, w, c]
+            if not np.isfinite(moments).all():
+                reasons = "this autoencoder is broken, or these are not its images"
+                raise ConfigError(f"latents are not finite: {reasons}")
+            for record, each in zip(records, moments, strict=True):
                 writer.write(each, record)
-            mean, std = found[:, :, 0], found[:, :, 1]
-            axes = (0, 1, 2, 3)
-            yield len(images), np.stack([mean.mean(axes), (mean**2 + std**2).mean(axes)])
-            bar.update(len(images))
+            yield Part(count, _summed(moments))
+            bar.update(count)
 
 
-def _moments(task: Autoencoder, params: Params, images: Array, views: int) -> Array:
-    """[b, views, 2, h, w, c] of images [b, H, W, C]."""
-    found = []
+@functools.partial(jax.jit, static_argnames=("views",))
+def _moments(model: Model, images: Array, views: int) -> Array:
+    """Mean and deviation of latents of images [B, H, W, C]; with two views of mirrored ones too."""
+    parts = []
     for x in (images, images[:, :, ::-1])[:views]:
-        posterior = task.posterior(params, x)
-        found.append(jnp.stack([posterior.mean, posterior.std], axis=1))
-    return jnp.stack(found, axis=1)
+        posterior = model.task.posterior(model.params, x)
+        parts.append(jnp.stack([posterior.mean, posterior.std], axis=1))
+    return jnp.stack(parts, axis=1)  # [B, views, 2, h, w, c]
 
 
-def keep(folder: Path, stored: Mapping[str, Any], params: Params, mean: np.ndarray, std: np.ndarray) -> None:
+def _summed(moments: np.ndarray) -> np.ndarray:
+    """The means of z and z^2 over [b, views, 2, h, w, c]: [2, c]."""
+    mean, std = moments[:, :, 0], moments[:, :, 1]
+    axes = (0, 1, 2, 3)
+    return np.stack([mean.mean(axes), (mean**2 + std**2).mean(axes)])
+
+
+def save_scaled(folder: Path, coder: Run, mean: np.ndarray, std: np.ndarray) -> None:
     """The autoencoder without its losses, with the scale of these latents, as a checkpoint."""
-    if folder.is_dir() and available(folder):
-        raise ConfigError(f"{folder} holds a run: choose another --out")
-    kept = {key: value for key, value in stored["task"].items() if key not in ("losses", "first_stage")}
-    task = kept | {"scale": (1 / std).tolist(), "shift": mean.tolist()}
-    with Checkpoints(folder, {"task": task, "model": stored["model"]}, every=1, keep=1) as checkpoints:
-        checkpoints.save(TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=(), ema={}))
+    task = {key: value for key, value in coder.config["task"].items() if key not in LOSSES}
+    task |= {"scale": (1 / std).tolist(), "shift": mean.tolist()}
+    save_start(
+        folder,
+        {"task": task, "model": coder.config["model"]},
+        {"model": coder.model.params["model"]},
+    )

@@ -1,48 +1,66 @@
-"""Mode `posthoc_ema`: averages of any length, made of a run's snapshots after training; each is a folder that samples."""
+"""Mode `posthoc_ema`: averages of any length, made of a run's snapshots after training.
+
+Each is a folder that samples:
+
+    --std 0.05,0.10,0.15        writes <out>/0.05, <out>/0.10 and <out>/0.15
+"""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build import ConfigError
-from diffusion_jax.train.checkpoint import Checkpoints, available
+from diffusion_jax.build import ConfigError, check_options, option
+from diffusion_jax.runs.folder import holds_run, save_start
 from diffusion_jax.train.posthoc import reconstruct
-from diffusion_jax.types import TrainState
 
 
-def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Options:
+    """Which averages."""
+
+    std: str = option("", "Lengths of averages, relative to the run's: 0.05,0.10")
+    step: int | None = option(
+        None, "The update at which they end; the last snapshot's by default", least=0
+    )
+    out: str | None = option(None, "Folder of the averages; posthoc in the run's folder by default")
+
+    def __post_init__(self):
+        check_options(self)
+        if not self.std:
+            raise ConfigError(
+                "mode posthoc_ema needs --std, lengths of averages: --std=0.05,0.10,0.15"
+            )
+        try:
+            tuple(map(float, self.names))
+        except ValueError:
+            raise ConfigError(f"--std is a list of numbers, got {self.std}") from None
+
+    @property
+    def names(self) -> list[str]:
+        """The lengths as they were written, which are the names of their folders."""
+        return self.std.split(",")
+
+
+def run(options: Options, workdir: str) -> None:
     """Writes a folder <out>/<std> for each length.
 
     Args:
-      config: not needed: the snapshots carry the run's.
+      options: which.
       workdir: the run's folder, trained with config.snapshots.
-      options: std, relative standard deviations as text; step, the update at which the averages end, the last snapshot's by
-        default; out, 'posthoc' in the run's folder by default.
 
     Raises:
-      ConfigError: no std, one that is no number, what `reconstruct` refuses, or a folder that is there already.
+      ConfigError: what `reconstruct` refuses, or a folder that is there already.
     """
-    options = dict(options)
-    if "std" not in options:
-        raise ConfigError("mode posthoc_ema needs --std, lengths of averages: --std=0.05,0.10,0.15")
-    names, step = options.pop("std"), options.pop("step", None)
-    out = Path(options.pop("out", Path(workdir, "posthoc")))
-    for name in options:
-        raise ConfigError(f"--{name} is not for averages: give --std and perhaps --step and --out")
-    try:
-        stds = [float(name) for name in names]
-    except ValueError:
-        raise ConfigError(f"--std is a list of numbers, got {','.join(names)}") from None
-    taken = [name for name in names if (out / name).is_dir() and available(out / name)]
+    out = Path(workdir, "posthoc") if options.out is None else Path(options.out).expanduser()
+    taken = [name for name in options.names if holds_run(out / name)]
     if taken:
         raise ConfigError(f"{out / taken[0]} holds an average already: choose another --out")
-    stored, end, averages = reconstruct(workdir, stds, step)
-    for name, average in zip(names, averages, strict=True):
-        with Checkpoints(out / name, stored, every=1, keep=1) as checkpoints:
-            params = jax.tree.map(jnp.asarray, average)
-            checkpoints.save(TrainState(step=jnp.int32(end), params=params, opt_state=(), ema={}))
+    config, end, averages = reconstruct(
+        workdir, [float(name) for name in options.names], options.step
+    )
+    for name, average in zip(options.names, averages, strict=True):
+        save_start(out / name, config, jax.tree.map(jnp.asarray, average), end)
         print(f"average of std {name} at step {end}: {out / name}")

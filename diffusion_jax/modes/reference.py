@@ -1,44 +1,72 @@
-"""Mode `reference`: the statistics of one's own data, to measure against: mu, sigma and, of Inception, mu_s, sigma_s."""
+"""Mode `reference`: the statistics of one's own data, to measure against.
+
+    mu, sigma        mean and covariance of the features
+    mu_s, sigma_s    those of Inception's spatial features
+"""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, check_options, option
+from diffusion_jax.evaluation import features
+from diffusion_jax.evaluation.options import BATCH, Features
 from diffusion_jax.metrics import moments
-from diffusion_jax.modes.evaluate import BATCH
-from diffusion_jax.modes.measure import data_of, found_in, images_at, network_of
+from diffusion_jax.modes.options import Page, group
 from diffusion_jax.train.state import plain
 
 
-def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
-    """Computes the statistics of a page's training data, or of given images.
+@dataclass(frozen=True)
+class Options:
+    """Of which images, in whose features."""
+
+    config: Page | None = None
+    features: Features = group(Features)
+    images: str | None = option(
+        None,
+        "Images to take the statistics of: a folder or an .npz; the page's training data without",
+    )
+    batch: int | None = option(None, "Images at a time", least=1)
+    out: str | None = option(None, "x.npz; reference.npz in the working folder by default")
+
+    def __post_init__(self):
+        check_options(self)
+        if self.images is None and self.config is None:
+            raise ConfigError(
+                "mode reference needs images: --images, a folder or an .npz, or the training data "
+                "of a --config"
+            )
+        if self.images is not None and self.config is not None:
+            raise ConfigError(
+                "mode reference takes the training data of a --config or --images: leave one out"
+            )
+        if self.out is not None and Path(self.out).suffix != ".npz":
+            raise ConfigError(f"--out {self.out}: end it in .npz")
+
+
+def run(options: Options, workdir: str) -> None:
+    """Computes the statistics of a page's training data, or of images.
 
     Args:
-      config: the page whose data is meant, where no images are given.
-      workdir: where features are kept meanwhile.
-      options: features and resize; images; batch; out, the file, 'reference.npz' in the working folder.
+      options: of what, and in whose features.
+      workdir: where features are kept, and the file goes by default.
 
     Raises:
-      ConfigError: neither images nor a page, an option that is not taken, or what `network_of` and `images_at` refuse.
+      ConfigError: what `network_of` and `images_at` refuse.
     """
-    options = dict(options)
-    network, path, batch = network_of(options), options.pop("images", None), options.pop("batch", BATCH)
-    out = Path(options.pop("out", Path(workdir, "reference.npz")))
-    for name in options:
-        raise ConfigError(f"mode reference takes no --{name}")
-    if path is None and config is None:
-        raise ConfigError("mode reference needs images: --images, a folder or an .npz, or the training data of a --config")
-    if out.suffix != ".npz":
-        raise ConfigError(f"--out {out}: end it in .npz")
-    data = plain(config)["data"] if path is None else {}
-    images = images_at(path) if path else data_of(data, "train")
-    found = found_in(network, images, workdir, {"images": path, "data": data}, batch, 0.0)
-    spatial = found.moments("spatial") if found.has("spatial") else None
-    statistics = found.moments("features")
+    network = features.network_of(options.features.features, options.features.resize)
+    extractor = features.Extractor(network, workdir, options.batch or BATCH)
+    if options.images is None:
+        data = plain(options.config)["data"]
+        extracted = extractor(features.data_of(data, "train"), {"data": data})
+    else:
+        images = features.images_at(options.images)
+        extracted = extractor(images, features.identity_at(options.images))
+    spatial = extracted.moments("spatial") if extracted.has("spatial") else None
+    statistics = extracted.moments("features")
     if jax.process_index() == 0:
-        moments.save(out, statistics, spatial, network=network.label, images=found.count)
-        print(f"reference: {out}, {found.count} images in the features of {network.label}")
+        out = Path(options.out or Path(workdir, "reference.npz"))
+        moments.save(out, statistics, spatial, network=network.label, images=extracted.count)
+        print(f"reference: {out}, {extracted.count} images in the features of {network.label}")

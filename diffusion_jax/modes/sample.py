@@ -1,168 +1,138 @@
-"""Mode `sample`: a run's folder -> a grid, a folder of PNGs, or an npz for an evaluator."""
+"""Mode `sample`: a run's folder -> a grid, a folder of PNGs, or an npz for an evaluator.
+
+    --out x.png     a grid; with several prompts a row for each
+    --out x.npz     arr_0, and arr_1 the labels
+    --out x/        a PNG each, written as they come
+
+All of them say what they were made from: `diffusion_jax.read_request("x.png")` reads it.
+"""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from diffusion_jax.build import ConfigError
-from diffusion_jax.data import image
-from diffusion_jax.modes import config as page
-from diffusion_jax.modes import first_stage, prompts, text, unclip
-from diffusion_jax.pipelines.cascade import Stage, generate_cascade
-from diffusion_jax.pipelines.diffusion import Guide, Weak, conditions
-from diffusion_jax.pipelines.latent import Space, decoded
-from diffusion_jax.tasks.classifier import NoisyClassifier
-from diffusion_jax.tasks.clip import Contrastive
-from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.train.checkpoint import config_of, load
-from diffusion_jax.train.state import plain
+from diffusion_jax.build import ConfigError, check_options, option
+from diffusion_jax.data.pictures import checked_out
+from diffusion_jax.modes.options import Helpers, Sampling, Weights, group
+from diffusion_jax.pipelines import unclip
+from diffusion_jax.pipelines.pipeline import Job, Pipeline, pipeline
+from diffusion_jax.pipelines.request import Request
+from diffusion_jax.pipelines.samples import Samples, save_folder
+from diffusion_jax.runs.folder import open_run
+from diffusion_jax.tasks import kinds
 
-TOKENS = "diffusion_jax.tasks.autoregressive:Autoregressive"
+OF_PROMPT, OF_PROMPT_TOKENS = 8, 16
+"""Images for each prompt of a diffusion model, and of a transformer over tokens."""
+ALONE = 64
+"""Images without a prompt."""
 
 
-def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
-    """Samples from the newest checkpoint; the folder alone is enough.
+@dataclass(frozen=True)
+class Options:
+    """What to sample, and where to write it."""
+
+    out: str | None = option(
+        None, "grid.png, x.npz or folder/; samples.png in the run's folder by default"
+    )
+    num: int | None = option(
+        None,
+        "Images to make of each prompt; 8, of a transformer over tokens 16, by default, and 64 "
+        "without a prompt",
+        least=1,
+    )
+    seed: int = option(0, "Of sampling", least=0, most=2**32 - 1)
+    batch: int = option(100, "Images at a time", least=1)
+    request: Request = group(Request)
+    weights: Weights = group(Weights)
+    sampling: Sampling = group(Sampling)
+    helpers: Helpers = group(Helpers)
+
+    def __post_init__(self):
+        check_options(self)
+        if self.out is not None:
+            checked_out(self.out)
+        rerank = self.helpers.rerank
+        alone = (rerank is None) != (self.helpers.candidates is None)
+        if alone or (rerank is not None and self.request.complete is not None):
+            judge = "--rerank, the folder of a classifier or a CLIP"
+            raise ConfigError(f"reranking needs {judge}, and --candidates, and no --complete")
+
+
+def run(options: Options, workdir: str) -> None:
+    """Samples from a checkpoint; the folder alone is enough.
 
     Args:
-      config: not needed: the checkpoint carries its own.
+      options: what is not given comes from the checkpoint's page.
       workdir: the run's folder.
-      options: num, label, seed, out, which, step, batch, classifier (a run's folder), weak (another, and perhaps weak_step),
-        upsampler (a list of them), low_res (a file that `image.read_batch` reads), prompt (a list: num images for each, a row
-        of the grid; held-out captions where a model that reads text is given none), negative (a text to guide away from),
-        truncate (cut prompts that are too long), prior, prior_guidance, prior_steps and prior_best (of unCLIP's decoder, see
-        `unclip.conditions_of`), and the fields of `Recipe`; what is not given comes from the checkpoint's config. A transformer
-        over tokens takes those of `prompts.images_of`.
 
     Raises:
-      ConfigError: a bad `out`, what `load`, `conditions` or `generate` refuse, or samples that are not finite.
+      ConfigError: what `open_run` and `Pipeline.start` refuse, or samples that are not finite.
     """
-    options = dict(options)
-    target = checked_out(options.pop("out", str(Path(workdir, "samples.png"))))
-    if config_of(workdir, options.get("step"))["task"]["name"] == TOKENS:
-        images, asked = prompts.images_of(workdir, options)
-        prompts.write(target, images, asked)
-        print(f"{len(images)} samples: {target}")
+    pipe = pipeline_of(options, workdir).using(**options.sampling.changes)
+    num = options.num or number_of(pipe, options.request)
+    job = pipe.start(options.request, num, options.seed, options.batch)
+    out = checked_out(options.out or str(Path(workdir, "samples.png")))
+    write(out, job)
+    print(f"{job.total} samples: {out}")
+
+
+def pipeline_of(options: Options, workdir: str) -> Pipeline:
+    """What makes the pictures, sampling as its page says.
+
+    Raises:
+      ConfigError: what `pipeline` refuses, or options of a prior where there is none.
+    """
+    helpers = options.helpers
+    weak = None
+    if helpers.weak is not None:
+        weak = open_run(helpers.weak, kinds.Pictures, step=helpers.weak_step, flag="--weak ")
+    pipe = pipeline(
+        workdir,
+        upsamplers=helpers.upsampler,
+        classifier=helpers.classifier,
+        weak=weak,
+        prior=helpers.prior,
+        rerank=helpers.rerank,
+        candidates=helpers.candidates or 1,
+        which=options.weights.which,
+        step=options.weights.step,
+    )
+    changes = {"guidance": helpers.prior_guidance, "steps": helpers.prior_steps}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if not changes and helpers.prior_best is None:
+        return pipe
+    if not isinstance(pipe.prior, unclip.Prior):
+        names = "--prior_guidance, --prior_steps and --prior_best"
+        raise ConfigError(f"{names} are of a prior's folder: give --prior FOLDER")
+    best = helpers.prior_best or pipe.prior.best
+    return replace(pipe, prior=unclip.prior_of(pipe.prior.run, pipe.run, best, **changes))
+
+
+def number_of(pipe: Pipeline, request: Request) -> int:
+    """How many images to make where nobody says."""
+    if request.prompt is None:
+        return ALONE
+    return OF_PROMPT_TOKENS if pipe.makes_tokens else OF_PROMPT
+
+
+def write(out: str, job: Job) -> None:
+    """Makes the pictures; into a folder they are written as they come."""
+    batches = counted(job)
+    if out.endswith("/"):
+        save_folder(out, batches, job.origin, job.labels, job.prompts)
         return
-    guide_folder = options.pop("classifier", None)
-    guide, weak = guide_of(guide_folder), weak_of(options)
-    larger = options.pop("upsampler", None) or unclip.own_upsamplers(workdir)
-    given = options.pop("low_res", None)
-    asked = options.pop("prompt", None)
-    how_read = {name: options.pop(name) for name in ("negative", "truncate") if name in options}
-    how_read |= {"prior": unclip.options_of(options)}
-    num, label = options.pop("num", 8 if asked else 64) * len(asked or "1"), options.pop("label", None)
-    seed, batch = options.pop("seed", 0), options.pop("batch", 100)
-    out = Path(target)
-    base = stage_of(workdir, options.pop("which", "ema"), options.pop("step", None), options)
-    if guide is None and "classifier_scale" in options:
-        raise ConfigError("--classifier_scale needs a --classifier")
-    raw = small_images(given, base.task) if given else {}
-    raw |= text.conditions_of(workdir, base.task, asked, num, guide_folder if guide else None, **how_read)
-    raw = conditions(base.task, num, label, raw, guide)
-    stages = [base, *(stage_of(folder, "ema", None, {}) for folder in larger)]
-    samples = decoded(stages[-1].task, first_stage.kept(workdir), generate_cascade(stages, raw, num, seed, batch, guide, weak))
-    batches = pixels_of(samples, num)
-    if target.endswith("/"):
-        write_folder(out, batches, raw)
-    else:
-        images = np.concatenate(list(batches))
-        if out.suffix == ".npz":
-            out.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(out, arr_0=images, **({"arr_1": raw["label"]} if "label" in raw else {}))
-        else:
-            image.save_png(out, image.grid(images, num // len(asked) if asked and num > len(asked) > 1 else None))
-    print(f"{num} samples: {out}")
+    Samples(np.concatenate(list(batches)), job.origin, job.labels, job.prompts).save(out)
 
 
-def checked_out(out: str) -> str:
-    """`out`, which says by its end what to write; `ConfigError` where it does not."""
-    if not out.endswith("/") and Path(out).suffix not in (".png", ".npz"):
-        raise ConfigError(f"--out {out}: end it in .png (a grid), .npz (arr_0, arr_1) or / (a folder of PNGs)")
-    return out
-
-
-def stage_of(folder: str, which: str, step: int | None, options: Mapping[str, Any]) -> Stage:
-    """A diffusion model and its page's way of sampling with `options` over it.
-
-    Raises:
-      ConfigError: what `load` refuses, or a folder of another kind of model.
-    """
-    stored, task, params = load(folder, which, step)
-    if not isinstance(task, Diffusion):
-        raise ConfigError(f"{folder} holds a {type(task).__name__}, which makes no images: give the folder of a diffusion model")
-    if task.embeds:
-        raise ConfigError(f"{folder} holds a prior, which makes embeddings: give the folder of its decoder, and --prior {folder}")
-    return Stage(task, params, page.recipe_of(plain(stored), options))
-
-
-def guide_of(folder: str | None, flag: str = "classifier") -> Guide | None:
-    """The newest classifier in a run's folder, which was given as `flag`.
-
-    Raises:
-      ConfigError: what `load` refuses, or a folder of another kind of model.
-    """
-    if folder is None:
-        return None
-    _, task, params = load(folder)
-    if not isinstance(task, NoisyClassifier) and not (isinstance(task, Contrastive) and flag == "classifier"):
-        raise ConfigError(f"--{flag} {folder} holds a {type(task).__name__}: give the folder of a noisy classifier")
-    return Guide(task, params)
-
-
-def weak_of(options: dict[str, Any]) -> Weak | None:
-    """The model to guide away from, of the options weak, a run's folder, and weak_step, which are taken out of `options`.
-
-    Raises:
-      ConfigError: what `load` refuses, a folder of another kind of model, or a weak_step without a folder.
-    """
-    folder, step = options.pop("weak", None), options.pop("weak_step", None)
-    if folder is None:
-        if step is not None:
-            raise ConfigError("--weak_step is a step of the run --weak: give that too")
-        return None
-    _, task, params = load(folder, step=step)
-    if not isinstance(task, Diffusion):
-        raise ConfigError(f"--weak {folder} holds a {type(task).__name__}: give the folder of a diffusion model")
-    return Weak(task, params)
-
-
-def small_images(path: str, task: Diffusion) -> dict[str, np.ndarray]:
-    """The raw conditions in a file: low_res in [-1, 1] and, if there are any, labels."""
-    images, labels = image.read_batch(path)
-    small = image.to_unit(np.stack([image.to_channels(picture, Space(task).shape[-1]) for picture in images]))
-    return {"low_res": small} | ({} if labels is None else {"label": labels.astype(np.int32)})
-
-
-def pixels_of(batches: Iterator[np.ndarray], num: int) -> Iterator[np.ndarray]:
-    """The batches as uint8, with a bar that counts images."""
+def counted(job: Job) -> Iterator[np.ndarray]:
+    """The batches of a job, with a bar that counts images."""
     from tqdm import tqdm
 
-    with tqdm(total=num, unit="image", disable=jax.process_index() > 0) as bar:
-        for batch in batches:
-            yield to_pixels(batch)
+    with tqdm(total=job.total, unit="image", disable=jax.process_index() > 0) as bar:
+        for batch in job.batches():
+            yield batch
             bar.update(len(batch))
-
-
-def to_pixels(batch: np.ndarray) -> np.ndarray:
-    """Samples as uint8.
-
-    Raises:
-      ConfigError: one that is not finite, which would look like a black one.
-    """
-    if not np.isfinite(batch).all():
-        raise ConfigError("the samples are not finite: change the sampler's options, or the weights (--which, --step)")
-    return image.to_uint8(batch)
-
-
-def write_folder(out: Path, batches: Iterator[np.ndarray], raw: Mapping[str, np.ndarray]) -> None:
-    """One PNG per image, 000000.png on, with the label in the name where there is one: 000000_3.png."""
-    number = 0
-    for batch in batches:
-        for pixels in batch:
-            name = f"{number:06d}_{raw['label'][number]}.png" if "label" in raw else f"{number:06d}.png"
-            image.save_png(out / name, pixels)
-            number += 1

@@ -5,103 +5,215 @@
     --over which --values ema,params                the weights; `step` likewise
     --over run --values A,B,C                       runs that lie side by side in the working folder
 
-The other options stay as given, and each value is measured as mode `evaluate` would.
+The other options stay as given, and each value is measured as mode `evaluate` would. All values are
+checked before the first is measured, and the table grows with every value.
 """
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.modes import config as page
-from diffusion_jax.modes import evaluate
+from diffusion_jax.build import ConfigError, check_options, option, unknown
+from diffusion_jax.evaluation import compare, metrics, report, series
+from diffusion_jax.evaluation import options as measurement
+from diffusion_jax.evaluation.report import Measured
+from diffusion_jax.modes.options import Batch, Helpers, Sampling, Weights, group
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.runs import page
+from diffusion_jax.runs.folder import Run, open_run
 from diffusion_jax.train.checkpoint import config_of
 from diffusion_jax.train.state import plain
 
-NUMBERS = {field.name: type(field.default) for field in fields(Recipe) if not isinstance(field.default, str)}
+NUMBERS = {
+    leaf.name: type(leaf.default)
+    for leaf in fields(Recipe)
+    if isinstance(leaf.default, int | float)
+}
+"""The fields of a recipe that are numbers, and of which kind."""
+WORDS = {"0": False, "false": False, "1": True, "true": True}
+"""Values of fields that are either true or false."""
 NESTED = ("sampler", "times", "schedule", "cads")
-COLUMNS = 4                                                                      # of panels
-OVER = ("run", "which", "step", "blur", "candidates", *(field.name for field in fields(Recipe)))
+"""Fields of a recipe that are followed by options."""
+OF_FOLDER = ("run", "which", "step")
+OVER = (*OF_FOLDER, "blur", "candidates", *(leaf.name for leaf in fields(Recipe)))
 
 
-def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What is changed, and what is measured."""
+
+    over: str = option(
+        "",
+        "What to change: an option of sampling, 'cads.s' for example, or which, step, run, blur, "
+        "candidates",
+    )
+    values: str = option(
+        "", "Its values: 1,2,4; one that has commas of its own in double quotes"
+    )
+    out: str | None = option(
+        None, "Where the files go, without a suffix; sweep in the working folder by default"
+    )
+    measure: measurement.Measure = group(measurement.Measure)
+    features: measurement.Features = group(measurement.Features)
+    weights: Weights = group(Weights)
+    batch: Batch = group(Batch)
+    helpers: Helpers = group(Helpers)
+    sampling: Sampling = group(Sampling)
+
+    def __post_init__(self):
+        check_options(self)
+        for name in ("over", "values"):
+            if not getattr(self, name):
+                raise ConfigError(f"mode sweep needs --{name}")
+        name, _, inner = self.over.partition(".")
+        if name not in OVER:
+            raise unknown("thing to sweep over", self.over, OVER)
+        if inner and name not in NESTED:
+            raise ConfigError(
+                f"--over {self.over}: {name} has no options, as {', '.join(NESTED)} have"
+            )
+        if self.measure.images is not None and name in OF_FOLDER:
+            raise ConfigError(f"--over {name} is of a run: --images are measured as they are")
+
+
+class Point(NamedTuple):
+    """One value in its place.
+
+    Attributes:
+      value: itself, as it was written.
+      folder: of the run, or what images are measured in.
+      which, step: the weights.
+      options: what is measured.
+    """
+
+    value: str
+    folder: str
+    which: str
+    step: int | None
+    options: measurement.Options
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        """What tells one run from another."""
+        return self.folder, self.which, self.step
+
+
+def run(options: Options, workdir: str) -> None:
     """Measures a run, or several, once for each value.
 
     Args:
-      config: not needed: the checkpoints carry their own.
+      options: what to change, and what to measure.
       workdir: the run's folder, or that of the runs' folders.
-      options: over and values; out, where the files go without their suffix ('sweep' in the working folder); and those of
-        `evaluate.run`, of which metric is 'features' where features is given.
 
     Raises:
-      ConfigError: what is missing or unknown, or what `evaluate.run` refuses.
+      ConfigError: what mode `evaluate` would refuse of any value, before one is measured.
     """
-    options = dict(options)
-    missing = [name for name in ("over", "values") if name not in options]
-    if missing:
-        raise ConfigError(f"mode sweep needs --{missing[0]}")
-    over, values = options.pop("over"), options.pop("values")
-    if over.partition(".")[0] not in OVER:
-        raise unknown("thing to sweep over", over, OVER)
-    out = Path(options.pop("out", Path(workdir, "sweep")))
-    options.setdefault("metric", "features" if "features" in options else "pixels")
-    rows = []
-    for value in values:
-        report = evaluate.measured(*changed(workdir, options, over, value))
-        figures = {name: figure for name, figure in report.items() if isinstance(figure, (int, float))}
-        rows.append({over: value} | {name: figure for name, figure in figures.items() if name != over})
-        print(f"{over} = {value}\n{evaluate.table(report)}\n", flush=True)
+    points = points_of(options, workdir)
+    opened = checked(points)
+    out = Path(options.out or Path(workdir, "sweep"))
+    rows: list[Mapping[str, Any]] = []
+    for point in points:
+        measured = measured_at(point, opened)
+        numbers = {
+            name: figure for name, figure in measured.numbers.items() if name != options.over
+        }
+        rows.append({options.over: point.value} | numbers)
+        if jax.process_index() == 0:
+            series.write_table(out, rows)
+        print(f"{options.over} = {point.value}\n{report.table(measured.figures)}\n", flush=True)
     if jax.process_index() == 0:
-        write(out, over, rows)
+        series.write(out, options.over, rows)
 
 
-def changed(workdir: str, options: Mapping[str, Any], over: str, value: str) -> tuple[str, dict[str, Any]]:
-    """(folder, options) with one value in its place."""
+def checked(points: list[Point]) -> Run | None:
+    """Goes through all values without measuring; returns the run, opened once, where all have one.
+
+    Raises:
+      ConfigError: what `metrics.check` refuses of one of them.
+    """
+    if points[0].options.images is not None:
+        return None
+    several = len({point.weights for point in points}) > 1
+    run = None
+    for point in points:
+        if run is None or several:
+            run = open_run(point.folder, which=point.which, step=point.step)
+        metrics.check(run, point.options)
+    return None if several else run
+
+
+def measured_at(point: Point, opened: Run | None) -> Measured:
+    """What is measured of one value."""
+    if point.options.images is not None:
+        return compare.of_images(point.folder, point.options)
+    run = opened or open_run(point.folder, which=point.which, step=point.step)
+    return metrics.measured(run, point.options)
+
+
+def points_of(options: Options, workdir: str) -> list[Point]:
+    """One for each value.
+
+    Raises:
+      ConfigError: a value that is no number where a number belongs.
+    """
+    weights = options.weights
+    groups = (options.measure, options.features, options.batch, options.helpers, options.sampling)
+    whole = measurement.Options.of(*groups, swept=options.over.partition(".")[0])
+    base = Point("", workdir, weights.which, weights.step, whole)
+    return [changed(base._replace(value=value), options.over) for value in split(options.values)]
+
+
+def split(values: str) -> list[str]:
+    """'1,2' -> ['1', '2']; a value that has commas of its own stands in double quotes."""
+    (parts,) = csv.reader([values], skipinitialspace=True)
+    return [part.strip() for part in parts if part.strip()]
+
+
+def changed(point: Point, over: str) -> Point:
+    """The point with its value where it belongs.
+
+    Raises:
+      ConfigError: a value that is no number where a number belongs.
+    """
     name, _, inner = over.partition(".")
+    options = point.options
     if name == "run":
-        return str(Path(workdir, value)), dict(options)
+        return point._replace(folder=str(Path(point.folder, point.value)))
+    if name == "which":
+        return point._replace(which=point.value)
+    if name == "step":
+        return point._replace(step=_number(name, int, point.value))
+    if name == "blur":
+        return point._replace(options=replace(options, blur=_number(name, float, point.value)))
+    if name == "candidates":
+        return point._replace(options=replace(options, candidates=_number(name, int, point.value)))
     if inner:
-        if name not in NESTED:
-            raise ConfigError(f"--over {over}: {name} has no options, as {', '.join(NESTED)} have")
-        stored = options.get(name, page.recipe_options(plain(config_of(workdir, options.get("step")))).get(name, ""))
-        return workdir, {**options, name: ",".join(part for part in (stored, f"{inner}={value}") if part)}
-    kind = {"step": int, "candidates": int, "blur": float}.get(name) or NUMBERS.get(name, str)
+        value: Any = _with(_written(point, name), f"{inner}={point.value}")
+    else:
+        value = _number(name, NUMBERS[name], point.value) if name in NUMBERS else point.value
+    return point._replace(options=replace(options, changes={**options.changes, name: value}))
+
+
+def _written(point: Point, name: str) -> str:
+    """A field of the recipe as it was given, or as the page has it."""
+    if name in point.options.changes:
+        return point.options.changes[name]
+    return page.recipe_fields(plain(config_of(point.folder, point.step))).get(name, "")
+
+
+def _with(text: str, option: str) -> str:
+    return f"{text},{option}" if text else option
+
+
+def _number(name: str, kind: type, value: str) -> Any:
+    if name == "steps":
+        return value  # may be a respacing; `Recipe` reads it
     try:
-        return workdir, {**options, name: kind(value)}
-    except ValueError:
+        return WORDS[value] if kind is bool else kind(value)
+    except (ValueError, KeyError):
         raise ConfigError(f"--values {value}: {name} takes a number") from None
-
-
-def write(out: Path, over: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows as <out>.csv and, a panel for each figure that varies, as <out>.png."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with Path(f"{out}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    names = [name for name in rows[0] if name != over and len({row[name] for row in rows}) > 1]
-    pairs = [(over, name) for name in names]
-    pairs += [(a, b) for a in names for b in names if a.startswith("precision") and b == a.replace("precision", "recall")]
-    lines = -(-len(pairs) // COLUMNS) or 1
-    figure, axes = pyplot.subplots(lines, COLUMNS, figsize=(3 * COLUMNS, 3 * lines), layout="constrained")
-    for axis in axes.flat[len(pairs) :]:
-        axis.set_axis_off()
-    for (x, y), axis in zip(pairs, axes.flat, strict=False):
-        axis.plot([str(row[x]) if x == over else row[x] for row in rows], [row[y] for row in rows], marker="o")
-        axis.set(xlabel=x, title=y)
-        for row in rows if x != over else ():                                            # fidelity against diversity
-            axis.annotate(str(row[over]), (row[x], row[y]))
-    figure.savefig(f"{out}.png", dpi=100)
-    pyplot.close(figure)
-    print(f"sweep: {out}.csv, {out}.png")

@@ -1,149 +1,286 @@
-"""Mode `train`: config -> checkpoints, metrics, sample grids, and a report at the end.
+"""Mode `train`: a page -> checkpoints, metrics, sample grids, and a report at the end.
 
-The same command resumes: everything is in the working folder.
+    python -m diffusion_jax.main --config configs/digits.py --workdir runs/digits
+
+The same command resumes: everything is in the working folder. What a run is, its page says:
+--config.<key>=<value> changes it.
 """
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, build
-from diffusion_jax.data import image
-from diffusion_jax.data.loader import stream
-from diffusion_jax.modes import config as page
-from diffusion_jax.modes import embedder, evaluate, first_stage
-from diffusion_jax.pipelines.diffusion import conditions, generate
-from diffusion_jax.pipelines.latent import decoded
+from diffusion_jax.build import ConfigError, build, option
+from diffusion_jax.data import pictures
+from diffusion_jax.data.image import to_uint8
+from diffusion_jax.data.loader import Batches, stream
+from diffusion_jax.evaluation import metrics
+from diffusion_jax.evaluation import options as measurement
+from diffusion_jax.evaluation import report as reports
+from diffusion_jax.models.clip import unit
+from diffusion_jax.modes.options import Page
+from diffusion_jax.pipelines import unclip
+from diffusion_jax.pipelines.conditions import conditions, held_out_conditions
+from diffusion_jax.pipelines.pipeline import Pipeline
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.tasks.diffusion import Diffusion
+from diffusion_jax.pipelines.sampling import generate
+from diffusion_jax.runs import first_stage, page
+from diffusion_jax.runs.folder import Model, Run, open_run
+from diffusion_jax.tasks import kinds
 from diffusion_jax.train import loop, shard
 from diffusion_jax.train.checkpoint import Checkpoints, load
 from diffusion_jax.train.log import Trace, Writer
 from diffusion_jax.train.posthoc import Snapshots
 from diffusion_jax.train.state import plain, task_of
-from diffusion_jax.types import Params, Raw, Task, TrainState
+from diffusion_jax.types import Params, Raw, TrainState
 
 SAMPLES = 200
 """Measured while training, where a page says how often and not how many."""
 
 
-def run(config: Any, workdir: str, options: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class Options:
+    """A page, and what is traced of its run."""
+
+    config: Page | None = None
+    profile_steps: str | None = option(None, "Steps of training to trace for TensorBoard: '10:15'")
+
+    def __post_init__(self):
+        if self.config is None:
+            raise ConfigError("mode train needs --config configs/<page>.py")
+
+
+class Watch(NamedTuple):
+    """What is looked at while a run trains.
+
+    Attributes:
+      run: the folder, its page, and a model whose parameters are not yet there.
+      recipe: how to sample; None where the task makes nothing.
+      raw: conditions of the samples that are shown.
+      writer: gets figures and grids.
+    """
+
+    run: Run
+    recipe: Recipe | None
+    raw: Raw
+    writer: Writer
+
+    def at(self, step: int, state: TrainState) -> Run:
+        """The run at a step, under the average that it is judged by."""
+        params = state.params if self.run.which == "params" else state.ema[self.run.which]
+        return self.run._replace(step=step, model=replace(self.run.model, params=params))
+
+
+def run(options: Options, workdir: str) -> None:
     """Trains to config.steps, sampling on the way where the task makes images, then evaluates.
 
     Args:
-      config: a whole run's config.
+      options: a whole run's page, and perhaps steps to trace.
       workdir: the run's folder.
-      options: profile_steps, '10:15'.
 
     Raises:
-      ConfigError: anything that the user can mend; all that can be known before is checked before anything compiles.
+      ConfigError: anything that the user can mend; all that can be known before is checked before
+        anything compiles.
     """
-    trace = Trace(workdir, options["profile_steps"]) if "profile_steps" in options else None
-    for key in options.keys() - {"profile_steps"}:
-        raise ConfigError(f"--{key} is for sampling: a training run is described by its config (--config.<key>=<value>)")
-    config = plain(config)
-    page.check(config)
-    config, frozen = first_stage.joined(config, workdir)
-    task = task_of(config)
-    images = isinstance(task, Diffusion)
-    if images != ("sample" in config):
-        said = "images: it needs" if images else "no images: leave out"
-        raise ConfigError(f"a {type(task).__name__} makes {said} config.sample")
-    recipe = page.recipe_of(config, {}) if images else None
-    emas = {name: build(spec) for name, spec in config["ema"].items()}
-    which = next(iter(emas), "params")
-    batches = page.batches_of(config, jax.process_index(), jax.process_count())
-    mesh = shard.make_mesh(**config["mesh"])
-    page.fits(task, batches, mesh, config["accumulate"])
-    if recipe:
-        recipe.check(task)
-        num = config["sample"]["num"]
-        raw = conditions(task, num, given=page.derived_conditions(task, config["data"], num, frozen))
-    said = config["evaluate"]
-    numbers = said["num"], said.get("samples", SAMPLES) if said.get("every") else 0
-    evaluate.ready(task, config, [number for number in numbers if number], len(batches.source.names or ()))
-    saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
-    snapshots = Snapshots(workdir, config, emas, **config["snapshots"]) if "snapshots" in config else contextlib.nullcontext()
-    initial = initial_of(config.get("init") or {}) if saved.latest is None else None
-    with saved as checkpoints, Writer(workdir) as writer, snapshots as kept:
-        steps = loop.steps(
-            task=task, optimizer=build(config["optim"]), emas=emas,
-            batches=functools.partial(stream, batches, workers=config.get("workers", 0)),
-            checkpoints=checkpoints, writer=writer, total=config["steps"], mesh=mesh,
-            rules=tuple(map(tuple, config["sharding"])), seed=config["seed"], accumulate=config["accumulate"],
-            log_every=config["log_every"], initial=initial, frozen=frozen, loss_scale=config.get("loss_scale", 1.0),
-            gather=config.get("gather", "step"), activations=config.get("activations", ()),
-        )
+    trace = None if options.profile_steps is None else Trace(workdir, options.profile_steps)
+    start, batches, mesh = checked(plain(options.config), workdir)
+    config = start.config
+    recipe, raw = sampling_of(start)
+    metrics.ready(start.task, config, numbers_of(config), len(batches.source.names or ()))
+    with contextlib.ExitStack() as files:
+        saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
+        checkpoints = files.enter_context(saved)
+        initial = initial_of(config.get("init") or {}) if checkpoints.latest is None else None
+        watch = Watch(start, recipe, raw, files.enter_context(Writer(workdir)))
+        snapshots = None
+        if "snapshots" in config:
+            snapshots = files.enter_context(snapshots_of(start))
+        steps = steps_of(start, batches, mesh, checkpoints, watch.writer, initial)
+        # Closed here, not when the interpreter goes down: what it waits for would be gone by then.
+        files.enter_context(contextlib.closing(steps))
         for step, state in steps:
             if trace:
                 trace.at(step, state)
-            if kept:
-                kept.offer(step, state, last=step == config["steps"])
-            if recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):
-                shown = embedder.show if task.embeds else show
-                shown(task, state, which, recipe, raw, config, Path(workdir), step, writer, frozen)
-            if config["evaluate"].get("every") and step % config["evaluate"]["every"] == 0:
-                measure(task, state, which, config, workdir, step, writer)
+            if snapshots:
+                snapshots.offer(step, state, last=step == config["steps"])
+            look(watch, step, state)
     if config["evaluate"]["num"]:
-        evaluate.run(config, workdir, {"which": which} | measuring(config))
+        finish(start)
+
+
+def checked(config: Page, workdir: str) -> tuple[Run, Batches, jax.sharding.Mesh]:
+    """(the run before its first step, its data, its devices).
+
+    Raises:
+      ConfigError: a page whose parts are unknown, missing, or do not go together.
+    """
+    page.check(config)
+    config, first = first_stage.joined(config, workdir)
+    task = task_of(config)
+    which = next(iter(config["ema"]), "params")
+    start = Run(workdir, 0, which, config, Model(params={}, first=first, task=task))
+    batches = page.batches_of(config, jax.process_index(), jax.process_count())
+    mesh = shard.make_mesh(**config["mesh"])
+    page.fits(task, batches, mesh, config["accumulate"])
+    return start, batches, mesh
+
+
+def snapshots_of(start: Run) -> Snapshots:
+    """What keeps the run's power averages for mode posthoc_ema."""
+    config = start.config
+    averages = {name: build(spec) for name, spec in config["ema"].items()}
+    return Snapshots(start.folder, config, averages, **config["snapshots"])
+
+
+def steps_of(
+    start: Run,
+    batches: Batches,
+    mesh: jax.sharding.Mesh,
+    checkpoints: Checkpoints,
+    writer: Writer,
+    initial: Mapping[str, Params] | None,
+) -> Generator[tuple[int, TrainState], None, None]:
+    """The steps of a run, from its newest checkpoint on: (step, state after it)."""
+    config = start.config
+    yield from loop.steps(
+        task=start.task,
+        optimizer=build(config["optim"]),
+        emas={name: build(spec) for name, spec in config["ema"].items()},
+        batches=functools.partial(stream, batches, workers=config.get("workers", 0)),
+        checkpoints=checkpoints,
+        writer=writer,
+        total=config["steps"],
+        mesh=mesh,
+        rules=tuple(map(tuple, config["sharding"])),
+        seed=config["seed"],
+        accumulate=config["accumulate"],
+        log_every=config["log_every"],
+        initial=initial,
+        frozen=start.model.frozen,
+        loss_scale=config.get("loss_scale", 1.0),
+        gather=config.get("gather", "step"),
+        activations=config.get("activations", ()),
+    )
+
+
+def sampling_of(start: Run) -> tuple[Recipe | None, Raw]:
+    """(how a run samples while it trains, under which conditions).
+
+    (None, {}) where its task samples nothing.
+
+    Raises:
+      ConfigError: a section `sample` for what makes no images, or none for what does; what
+        `Recipe.check` refuses.
+    """
+    task, config = start.task, start.config
+    samples = isinstance(task, kinds.Denoising)
+    if samples and "sample" not in config:
+        raise ConfigError(f"{task.noun} makes images: it needs config.sample")
+    if not samples:
+        if "sample" in config:
+            raise ConfigError(f"{task.noun} makes no images: leave out config.sample")
+        return None, {}
+    recipe = Recipe.of(start.recipe())
+    recipe.check(task)
+    num = config["sample"]["num"]
+    if isinstance(task, kinds.Prior):
+        clip = start.task.first_stage
+        return recipe, unclip.held_out(clip, start.model.first, config["data"], num)
+    return recipe, conditions(task, num, raw=held_out_conditions(start, num))
+
+
+def numbers_of(config: Page) -> list[int]:
+    """How many samples, or held-out images, are measured at the end, and while training."""
+    section = config["evaluate"]
+    while_training = section.get("samples", SAMPLES) if section.get("every") else 0
+    return [number for number in (section["num"], while_training) if number]
 
 
 def initial_of(spec: str | Mapping[str, str]) -> dict[str, Params]:
-    """What `state.create` starts from: 'folder' for all parameters, or {'path': 'folder:path in it'} for those of some parts.
+    """What `state.create` starts from.
+
+    Args:
+      spec: 'folder' for all parameters, or {'path': 'folder:path in it'} for those of some parts.
 
     Raises:
       ConfigError: what `load` refuses; no such path.
     """
-    found = {}
-    for place, where in ({"": spec} if isinstance(spec, str) else spec).items():
-        folder, _, path = where.partition(":")
+    parts = {}
+    for target, source in ({"": spec} if isinstance(spec, str) else spec).items():
+        folder, _, path = source.partition(":")
         part = load(folder)[2]
         for key in path.split("/") if path else ():
             if not isinstance(part, Mapping) or key not in part:
                 raise ConfigError(f"config.init: {folder} has no parameters {path!r}")
             part = part[key]
-        found[place] = part
-    return found
+        parts[target] = part
+    return parts
 
 
-def measuring(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of mode `evaluate` in a config: how to sample, how many, and in whose features."""
-    recipe = page.recipe_options(config) if "sample" in config else {}
-    recipe.pop("classifier_scale", None)                               # no classifier guides what is measured here
-    return recipe | {name: value for name, value in config["evaluate"].items() if value and name not in ("every", "samples")}
-
-
-def measure(
-    task: Task, state: TrainState, which: str, config: Mapping[str, Any], workdir: str, step: int, writer: Writer,
-) -> None:
-    """Measures a few samples while training goes on; the figures go where the loss goes."""
+def look(watch: Watch, step: int, state: TrainState) -> None:
+    """Samples and measures, where the page says so for this step."""
+    config = watch.run.config
     if jax.process_count() > 1:
-        return                          # as for `show`; measure the checkpoint
-    params = state.params if which == "params" else state.ema[which]
-    said = {"run": str(Path(workdir).resolve()), "which": which, "step": step}
-    options = measuring(config) | {"num": config["evaluate"].get("samples", SAMPLES)}
-    report, _ = evaluate.of_model(evaluate.Model(config, task, params, workdir, said), options)
-    skip = (*Recipe.__dataclass_fields__, "samples")
-    writer.scalars(step, {name: value for name, value in report.items() if isinstance(value, float) and name not in skip})
+        return  # the parameters of one process are not all of them; sample from the checkpoint
+    if watch.recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):
+        if isinstance(watch.run.task, kinds.Prior):
+            show_nearness(watch, watch.recipe, step, state)
+        else:
+            show(watch, watch.recipe, step, state)
+    if config["evaluate"].get("every") and step % config["evaluate"]["every"] == 0:
+        measure(watch, step, state)
 
 
-def show(
-    task: Diffusion, state: TrainState, which: str, recipe: Recipe, raw: Raw, config: Mapping[str, Any], workdir: Path, step: int,
-    writer: Writer, frozen: Params = None,
-) -> None:
+def show(watch: Watch, recipe: Recipe, step: int, state: TrainState) -> None:
     """Writes a grid of samples to samples/<step>.png and to TensorBoard."""
-    if jax.process_count() > 1:
-        return                          # the parameters of one process are not all of them; sample from the checkpoint
-    num = config["sample"]["num"]
-    params = state.params if which == "params" else state.ema[which]
-    images = np.concatenate(list(decoded(task, frozen, generate(task, params, recipe, raw, num, config["seed"], num))))
-    path = workdir / "samples" / f"{step:08d}.png"
-    image.save_png(path, image.grid(image.to_uint8(images)))
-    writer.images(step, {"samples": images})
+    num, seed = watch.run.config["sample"]["num"], watch.run.config["seed"]
+    pipe = Pipeline(watch.at(step, state), recipe)
+    images = np.concatenate(list(pipe.images(watch.raw, num, seed, num)))
+    path = Path(watch.run.folder, "samples", f"{step:08d}.png")
+    pictures.save_png(path, pictures.grid(to_uint8(images)))
+    watch.writer.images(step, {"samples": jnp.asarray(images)})
     print(f"samples of step {step}: {path}")
+
+
+def show_nearness(watch: Watch, recipe: Recipe, step: int, state: TrainState) -> None:
+    """Logs how near a prior's embeddings of held-out texts are to those of images.
+
+    Of the text's own image, and of others' images.
+    """
+    model = watch.at(step, state).model
+    num, seed = watch.run.config["sample"]["num"], watch.run.config["seed"]
+    x = np.concatenate(list(generate(model, recipe, watch.raw, num, seed, num)))
+    made = unit(model.task.embeddings(model.first, x))
+    cosines = np.asarray(made @ unit(watch.raw["clip_image"]).T)
+    near = float(np.mean(np.diag(cosines)))
+    far = float((cosines.sum() - np.trace(cosines)) / (num * num - num))
+    watch.writer.scalars(step, {"cosine": near, "cosine_of_others": far})
+    own = f"cosine {near:.3f} with those of their images"
+    print(f"embeddings of step {step}: {own}, {far:.3f} with those of others")
+
+
+def measure(watch: Watch, step: int, state: TrainState) -> None:
+    """Measures a few samples while training goes on; the figures go where the loss goes."""
+    config = watch.run.config
+    options = measurement.of_page(config, config["evaluate"].get("samples", SAMPLES))
+    figures = metrics.measured(watch.at(step, state), options).figures
+    of_recipe = (*Recipe.__dataclass_fields__, "samples")
+    floats = {name: value for name, value in figures.items() if isinstance(value, float)}
+    logged = {name: value for name, value in floats.items() if name not in of_recipe}
+    watch.writer.scalars(step, logged)
+
+
+def finish(start: Run) -> None:
+    """Measures the last checkpoint and writes the report."""
+    trained = open_run(start.folder, which=start.which)
+    options = measurement.of_page(start.config, start.config["evaluate"]["num"])
+    measured = metrics.measured(trained, options)
+    reports.write(start.folder, measured)

@@ -1,34 +1,35 @@
-"""From prompts to images: text tokens -> image tokens, one after the other -> the first stage's decoder -> the best of N.
+"""From prompts to images: text tokens -> image tokens, one after the other -> the first stage's
+decoder -> the best of N.
 
-    code_i ~ softmax(cut(logits_i / temperature)),   logits_i = null_i + w (cond_i - null_i)         (1)
+    code_i ~ softmax(cut(logits_i / temperature)),   logits_i = null_i + w (cond_i - null_i)    (1)
 
-The keys and values of all layers are kept, and one `lax.scan` over the tokens that are not given fills them. Image number i of a
-seed is the same whatever the batch it is made in: its draws come from fold_in(fold_in(key, i), place).
+The keys and values of all layers are kept, and one `lax.scan` over the tokens that are not given
+fills them. Image number i of a seed is the same whatever the batch it is made in: its draws come
+from fold_in(fold_in(key, i), place).
 """
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.build import ConfigError, check_options, option
+from diffusion_jax.data.rows import filled
 from diffusion_jax.models.dalle import DALLE
 from diffusion_jax.nn.tokens import choose, filtered
-from diffusion_jax.tasks.autoregressive import FIRST, Autoregressive
-from diffusion_jax.types import Array, Key, Params
-
-Score = Callable[[np.ndarray], np.ndarray]
-"""Images uint8 [N, H, W, C] -> how well each fits its prompt, [N]; larger is better."""
+from diffusion_jax.pipelines.recipe import fields_of
+from diffusion_jax.runs.folder import Model
+from diffusion_jax.types import Array, Key, Params, Raw
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How image tokens are drawn.
+    """How image tokens are drawn: what a `Recipe` is to diffusion.
 
     Attributes:
       temperature: the softmax's.
@@ -40,40 +41,63 @@ class Draw:
       ConfigError: values that have no meaning.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 0.0
-    guidance: float = 1.0
+    temperature: float = option(1.0, "Of the choice of tokens")
+    top_k: int = option(0, "Choose among the k most likely tokens; 0 is all", least=0)
+    top_p: float = option(
+        0.0,
+        "Choose among the most likely tokens that together have this probability; 0 is all",
+        least=0,
+        most=1,
+    )
+    guidance: float = option(1.0, "Classifier-free guidance scale; 1 is none")
 
     def __post_init__(self):
-        if self.temperature <= 0 or self.top_k < 0 or not 0 <= self.top_p <= 1:
-            got = f"{self.temperature}, {self.top_k} and {self.top_p}"
-            raise ConfigError(f"temperature is positive, top_k 0 or more, top_p 0 ... 1: got {got}")
+        check_options(self)
+        if self.temperature <= 0:
+            raise ConfigError(f"temperature is positive: got {self.temperature}")
 
     @classmethod
-    def of(cls, options: dict[str, Any]) -> Draw:
+    def of(cls, options: Mapping[str, Any]) -> Draw:
         """From a config's section `sample`.
 
         Raises:
           ConfigError: an unknown key; the message names the nearest known one.
         """
-        known = [field.name for field in fields(cls)]
-        for key in options:
-            if key not in known:
-                raise unknown("sampling option", key, known)
-        return cls(**options)
+        return cls(**fields_of(cls, options))
+
+    def using(self, **changes: Any) -> Draw:
+        """The same with some of its fields changed; errors as in `of`."""
+        return replace(self, **fields_of(Draw, changes))
+
+    @property
+    def guides(self) -> bool:
+        """Whether there is guidance at all."""
+        return self.guidance != 1
+
+    def split(self) -> tuple[Draw, Array]:
+        """(this without its scale, of which only is left whether there is one: static; the
+        scale, which is traced)."""
+        return replace(self, guidance=0.0 if self.guides else 1.0), jnp.float32(self.guidance)
 
 
-def draw(model: DALLE, how: Draw, params: Params, text: Array, given: Array, index: Array, key: Key,
-         guidance: Array | float = 1.0) -> Array:
+def draw(
+    model: DALLE,
+    how: Draw,
+    params: Params,
+    text: Array,
+    start: Array,
+    index: Array,
+    key: Key,
+    guidance: Array | float = 1.0,
+) -> Array:
     """Codes of a batch of images.
 
     Args:
-      model: the transformer; it, `how` and the shape of `given` are static.
+      model: the transformer; it, `how` and the shape of `start` are static.
       how: but for its guidance, of which only is read whether it is 1.
       params: {'model': ...}.
       text: [B, T].
-      given: the first codes of the images, [B, n] with n < g^2; [B, 0] for none.
+      start: the first codes of the images, [B, n] with n < g^2; [B, 0] for none.
       index: the images' numbers, [B].
       key: the seed's.
       guidance: w of (1), may be traced.
@@ -81,7 +105,8 @@ def draw(model: DALLE, how: Draw, params: Params, text: Array, given: Array, ind
     Returns:
       int32 [B, g^2].
     """
-    bound, guided = {"params": params["model"]}, how.guidance != 1
+    bound = {"params": params["model"]}
+    guided = how.guides
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
     def twice(x: Array) -> Array:
@@ -91,7 +116,9 @@ def draw(model: DALLE, how: Draw, params: Params, text: Array, given: Array, ind
         if guided:
             cond, null = jnp.split(logits, 2)
             logits = null + guidance * (cond - null)
-        noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, place), logits.shape[1:]))(keys)
+        noise = jax.vmap(
+            lambda k: jax.random.gumbel(jax.random.fold_in(k, place), logits.shape[1:])
+        )(keys)
         return choose(filtered(logits, how.temperature, how.top_k, how.top_p), noise)
 
     def step(carry: tuple, place: Array) -> tuple[tuple, Array]:
@@ -101,89 +128,122 @@ def draw(model: DALLE, how: Draw, params: Params, text: Array, given: Array, ind
         return (code, cache), code
 
     both = jnp.concatenate([text, jnp.zeros_like(text)]) if guided else text
-    logits, cache = model.apply(bound, both, twice(given), method="prefill")
-    first = token(logits, jnp.int32(given.shape[1]))
-    places = jnp.arange(given.shape[1], model.grid**2 - 1, dtype=jnp.int32)
+    logits, cache = model.apply(bound, both, twice(start), method="prefill")
+    first = token(logits, jnp.int32(start.shape[1]))
+    places = jnp.arange(start.shape[1], model.grid**2 - 1, dtype=jnp.int32)
     _, rest = jax.lax.scan(step, (first, cache), places)
-    return jnp.concatenate([given, first[:, None], rest.T], axis=1)
+    return jnp.concatenate([start, first[:, None], rest.T], axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("task", "how"))
-def _images(task: Autoregressive, how: Draw, params: Params, first: Params, text: Array, given: Array, index: Array, key: Key,
-            guidance: Array) -> Array:
+@functools.partial(jax.jit, static_argnames=("how",))
+def _images(
+    model: Model, how: Draw, text: Array, codes: Array, index: Array, key: Key, guidance: Array
+) -> Array:
     """Images [B, H, W, C]; see `draw`."""
-    return task.coder.decode(first, draw(task.model, how, params, text, given, index, key, guidance))
+    task = model.task
+    drawn = draw(task.model, how, model.params, text, codes, index, key, guidance)
+    return task.coder.decode(model.first, drawn)
 
 
-def generate(task: Autoregressive, params: Params, frozen: Params, how: Draw, text: np.ndarray, num: int, seed: int,
-             batch: int = 100, given: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Batches of images [b, H, W, C] in about [-1, 1], `num` in all, in order; the last may be smaller.
+def generate(
+    model: Model,
+    how: Draw,
+    text: np.ndarray,
+    num: int,
+    seed: int,
+    batch: int = 100,
+    codes: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """Batches of images [b, H, W, C] in about [-1, 1], `num` in all, in order; the last may be
+    smaller.
 
     Args:
-      task, params: a trained transformer.
-      frozen: {'first_stage': its first stage's parameters}.
+      model: a trained transformer with its first stage.
       how: how tokens are drawn.
       text: captions [num, T], from the tokenizer.
       num, seed: image i of a seed does not depend on `num` or `batch`.
       batch: images at a time.
-      given: the first codes of every image, [num, n]; see `upper`.
+      codes: the first codes of every image, [num, n]; see `upper`.
 
     Raises:
-      ConfigError: no first stage; captions or given codes that do not fit; guidance where captions were never dropped.
+      ConfigError: no first stage; captions or codes that do not fit; guidance where captions were
+        never dropped.
     """
-    if task.coder is None or not frozen or FIRST not in frozen:
-        raise ConfigError("images are made by a first stage: this folder has none")
-    if how.guidance != 1 and not task.drop:
-        raise ConfigError("this model never saw an empty caption (task.drop is 0): leave guidance at 1")
-    given = np.zeros((num, 0), np.int32) if given is None else given
-    if text.shape != (num, task.model.text_length) or len(given) != num or given.shape[1] >= task.model.grid**2:
-        raise ConfigError(f"{num} images need as many captions of {task.model.text_length} tokens, and less than "
-                          f"{task.model.grid**2} given codes: got {text.shape} and {given.shape}")
-    static, scale = replace(how, guidance=float(how.guidance == 1)), jnp.float32(how.guidance)
+    task = model.task
+    check_first_stage(model)
+    if how.guides and not task.drop:
+        raise ConfigError(
+            "this model never saw an empty caption (task.drop is 0): leave guidance at 1"
+        )
+    codes = np.zeros((num, 0), np.int32) if codes is None else codes
+    places = task.model.grid**2
+    if text.shape != (num, task.model.text_length) or len(codes) != num or codes.shape[1] >= places:
+        raise ConfigError(
+            f"{num} images need as many captions of {task.model.text_length} tokens, and less than "
+            f"{places} codes to begin with: got {text.shape} and {codes.shape}"
+        )
+    static, scale = how.split()
     key, size = jax.random.key(seed), min(batch, num)
 
     def batches() -> Iterator[np.ndarray]:
-        for start in range(0, num, size):
-            rows = np.minimum(np.arange(start, start + size), num - 1)           # the last batch is filled up: one program
-            part = text[rows], given[rows], rows
-            yield np.asarray(_images(task, static, params, frozen[FIRST], *part, key, scale))[: num - start]
+        for first in range(0, num, size):
+            rows = filled(first, size, num)
+            yield np.asarray(_images(model, static, text[rows], codes[rows], rows, key, scale))[
+                : num - first
+            ]
 
     return batches()
 
 
-def upper(task: Autoregressive, frozen: Params, images: np.ndarray, share: float = 0.5) -> np.ndarray:
+def check_first_stage(model: Model) -> None:
+    """Raises ConfigError where the codes of a model cannot become images."""
+    if model.task.coder is None or model.first is None:
+        raise ConfigError("images are made by a first stage: this folder has none")
+
+
+def upper(model: Model, images: np.ndarray, share: float = 0.5) -> np.ndarray:
     """The codes of the upper part of images, [N, n], to be completed.
 
     Args:
-      task, frozen: see `generate`.
-      images: [N, H, W, C] in [-1, 1]; what lies below the part plays no role but for what the encoder's kernels see.
+      model: see `generate`.
+      images: [N, H, W, C] in [-1, 1]; what lies below the part plays no role but for what the
+        encoder's kernels see.
       share: of the rows of tokens, 0 ... 1, rounded down.
     """
-    codes = task.coder.encode(frozen[FIRST], jnp.asarray(images))
-    return np.asarray(codes)[:, : int(task.model.grid * share) * task.model.grid]
+    check_first_stage(model)
+    grid = model.task.model.grid
+    codes = _encode(model, jnp.asarray(images))
+    return np.asarray(codes)[:, : int(grid * share) * grid]
 
 
-def rerank(images: np.ndarray, scores: np.ndarray, keep: int) -> np.ndarray:
-    """The `keep` best of N images of each prompt: images [P, N, H, W, C], scores [P, N] -> [P, keep, H, W, C], best first."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :keep]
-    return np.take_along_axis(images, order[:, :, None, None, None], axis=1)
+@jax.jit
+def _encode(model: Model, images: Array) -> Array:
+    return model.task.coder.encode(model.first, images)
 
 
-def likelihood(task: Autoregressive, params: Params, frozen: Params, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
-    """Bits per token of held-out captions and of images given their captions, and of images with no caption.
+def likelihood(model: Model, batches: Iterable[Raw]) -> dict[str, float]:
+    """Bits per token of held-out captions and of images given their captions, and of images with no
+    caption.
 
     Args:
-      task, params, frozen: see `generate`.
+      model: see `generate`.
       batches: each with 'tokens' [b, T] and 'image' [b, H, W, C] in [-1, 1], or 'codes'.
     """
-    @jax.jit
-    def bits(params: Params, frozen: Params, batch: dict[str, Array]) -> dict[str, Array]:
-        codes, text = task.codes(frozen, batch), batch["tokens"]
-        terms, blind = task.terms(params, text, codes), task.terms(params, jnp.zeros_like(text), codes)
-        return {"text": terms["text"], "image": terms["image"], "image_without_text": blind["image"]}
-
     rows: dict[str, list[np.ndarray]] = {}
     for batch in batches:
-        for name, value in bits(params, frozen, batch).items():
+        for name, value in _nats(model, batch).items():
             rows.setdefault(name, []).append(np.asarray(value) / np.log(2))
-    return {f"{name} (bits per token)": float(np.concatenate(values).mean()) for name, values in rows.items()}
+    return {
+        f"{name} (bits per token)": float(np.concatenate(values).mean())
+        for name, values in rows.items()
+    }
+
+
+@jax.jit
+def _nats(model: Model, batch: Raw) -> dict[str, Array]:
+    """-ln p per token of every caption, image given its caption, and image alone, [B] each."""
+    task, text = model.task, batch["tokens"]
+    codes = task.codes(model.frozen, batch)
+    terms = task.terms(model.params, text, codes)
+    blind = task.terms(model.params, jnp.zeros_like(text), codes)
+    return {"text": terms["text"], "image": terms["image"], "image_without_text": blind["image"]}

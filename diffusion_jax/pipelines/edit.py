@@ -1,18 +1,24 @@
 """Changing pictures with a trained diffusion model, and conditions half-way.
 
-    strength    a picture noised to the time t with u(t) = strength, and sampled from there (SDEdit, 2108.01073)      (1)
-    inversion   DDIM from the picture up to noise, which DDIM brings back (2010.02502; 2105.05233, app. F)            (2)
-    switch      the first k steps under one condition, the rest under another                                         (3)
-    mix         a condition between two: (1 - m) embed(a) + m embed(b)                                                (4)
-    inpainting  what is known pasted into x0 at every step where the network sees it (2112.10741), else into x_t      (5)
+    strength    a picture noised to the time t with u(t) = strength, and sampled from there    (1)
+                (SDEdit, 2108.01073)
+    inversion   DDIM from the picture up to noise, which DDIM brings back                      (2)
+                (2010.02502; 2105.05233, app. F)
+    switch      the first k steps under one condition, the rest under another                  (3)
+    mix         a condition between two: (1 - m) embed(a) + m embed(b)                         (4)
+    inpainting  what is known pasted into x0 at every step where the network sees it           (5)
+                (2112.10741), else into x_t
 
-Pictures are what the network sees: latents, where there is a first stage (pipelines/latent.py goes between).
+What is changed is what the network sees: latents, where there is a first stage (pipelines/latent.py
+goes between).
 
-All are one program for one batch: what is swept, the numbers of `How`, is traced, so a sweep compiles once.
+All are one program for one batch: what is swept, the numbers of `Change` and `Strengths`, is
+traced, so a sweep compiles once.
 """
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -24,28 +30,54 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.guidance import Known
 from diffusion_jax.diffusion.process import noised
 from diffusion_jax.diffusion.samplers import ddim_inversion, sample, start, with_known
-from diffusion_jax.pipelines.diffusion import per_image
-from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.types import Array, Cond, Denoiser, Guidance, Key, Params, Prediction, Process, Raw, Sampler
+from diffusion_jax.pipelines.recipe import Recipe, Strengths
+from diffusion_jax.pipelines.sampling import embedded, per_image
+from diffusion_jax.runs.folder import Model
+from diffusion_jax.types import (
+    Array,
+    Cond,
+    Denoiser,
+    Guidance,
+    Key,
+    Prediction,
+    Process,
+    Raw,
+    Sampler,
+)
+
+LAST = 10**6
+"""A step that no run reaches."""
 
 
-class How(NamedTuple):
+class Change(NamedTuple):
     """The numbers of an edit.
 
     Attributes:
-      guidance: scale of classifier-free guidance.
-      phi: its rescaled phi.
       switch: k of (3), the steps under the first condition; as many as there are by default.
       mix: m of (4).
       strength: of (1), in [0, 1]: 0 is the picture, 1 a new one.
     """
 
-    guidance: float | Array = 1.0
-    phi: float | Array = 0.0
-    switch: int | Array = 10**6
-    mix: float | Array = 0.0
-    strength: float | Array = 1.0
+    switch: Array | int = LAST
+    mix: Array | float = 0.0
+    strength: Array | float = 1.0
+
+
+class Inputs(NamedTuple):
+    """The arrays of an edit, each None where the edit has none.
+
+    Attributes:
+      second: the other condition of (3) and (4), raw.
+      image: x of the picture of (1) and (5), [B, h, w, c].
+      mask: 1 where the picture is known, [B, h, w, 1], for (5). A network of latents that inpaints
+        sees it in raw['inpaint'].
+      x: where to start, in place of noise: what `invert` found, [B, h, w, c].
+    """
+
+    second: Raw | None = None
+    image: Array | None = None
+    mask: Array | None = None
+    x: Array | None = None
 
 
 def Switch(second: Cond, after: Array) -> Guidance:
@@ -61,124 +93,178 @@ def Switch(second: Cond, after: Array) -> Guidance:
     return guide
 
 
-def held(sampler: Sampler, process: Process, image: Array, eps: Array, strength: Array) -> Sampler:
-    """(1): `sampler`, but until the clock has passed `strength`, x_s is the noised image [B, H, W, C] itself."""
+def held(
+    sampler: Sampler, process: Process, image: Array, eps: Array, strength: Array | float
+) -> Sampler:
+    """(1): `sampler`, but until the clock has passed `strength`, x_s is the noised image [B, H,
+    W, C] itself."""
 
     def step(denoise, x, state, t, s, key):
         x, state = sampler.step(denoise, x, state, t, s, key)
-        return jnp.where(jnp.maximum(process.unit(s), 0) >= strength, noised(process, image, s, eps), x), state
+        return jnp.where(
+            jnp.maximum(process.unit(s), 0) >= strength, noised(process, image, s, eps), x
+        ), state
 
     return Sampler(sampler.init, step)
 
 
-def interpolated(a: Cond, b: Cond, share: Array) -> Cond:
+def interpolated(a: Cond, b: Cond, share: Array | float) -> Cond:
     """(4) of what is a number; masks are those of either."""
-    between = {name: (1 - share) * a[name] + share * b[name] for name in a if jnp.issubdtype(a[name].dtype, jnp.floating)}
+    between = {
+        name: (1 - share) * a[name] + share * b[name]
+        for name in a
+        if jnp.issubdtype(a[name].dtype, jnp.floating)
+    }
     return {name: between[name] if name in between else a[name] | b[name] for name in a}
 
 
-@functools.partial(jax.jit, static_argnames=("task", "recipe", "guided"))
+@functools.partial(jax.jit, static_argnames=("recipe",))
 def edit(
-    task: Diffusion, recipe: Recipe, params: Params, raw: Raw, index: Array, key: Key, how: How, guided: bool = True,
-    second: Raw | None = None, image: Array | None = None, mask: Array | None = None, x: Array | None = None,
+    model: Model,
+    recipe: Recipe,
+    strengths: Strengths,
+    raw: Raw,
+    index: Array,
+    key: Key,
+    change: Change = Change(),
+    inputs: Inputs = Inputs(),
 ) -> Array:
-    """One batch of edited pictures, [B, H, W, C].
+    """One batch of edited pictures, x [B, h, w, c].
 
     Args:
-      task: what was trained; static, as is the recipe, whose guidance and phi are not read.
-      recipe: how to sample.
-      params: the task's parameters.
+      model: what was trained, without its first stage.
+      recipe: how to sample, without its scales: static.
+      strengths: how strongly to guide.
       raw: conditions, [B, ...] each.
       index: the numbers of the images, [B]; their noise depends on nothing else.
       key: the seed's key.
-      how: the numbers.
-      guided: whether to guide without a classifier at all (twice the cost).
-      second: the other condition of (3) and (4), for which `how.switch` or `how.mix` says when.
-      image: the picture of (1) and (5), in [-1, 1].
-      mask: [B, H, W, 1], 1 where the picture is known, for (5). A network of latents that inpaints sees it in raw['inpaint'].
-      x: where to start, in place of noise: what `invert` found.
+      change, inputs: what the edit is.
     """
+    task, process = model.task, model.task.process
     noise = per_image(index)
     k_start, k_run, k_cond = jax.random.split(key, 3)
-    times, process = recipe.grid(task.process), task.process
-    if mask is not None:
+    times = jnp.asarray(recipe.grid(process))
+    image, mask = inputs.image, inputs.mask
+    if mask is not None and image is not None:
         raw = {**raw, "mask": mask, "known": image}
-    raw = task.cond.prepare(raw, k_cond, noise, recipe.augment)
-    cond, null = task.embed(params, raw), task.embed(params, task.away(raw)) if guided else None
-    recipe = replace(recipe, phi=how.phi)
-    denoise = recipe.make_guidance(task, how.guidance, null, noise)(task.denoiser(params))
-    if second is not None:
-        other = task.embed(params, task.cond.prepare({**raw, **second}, k_cond, noise, recipe.augment))
-        cond = interpolated(cond, other, how.mix)
-        after = jnp.asarray(times)[jnp.minimum(how.switch, len(times) - 1)]
-        denoise = Switch(other, after)(denoise)
+    seen = embedded(model, recipe, strengths, raw, k_cond, noise)
+    denoise = recipe.make_guidance(task, strengths, seen.null, noise)(task.denoiser(model.params))
+    cond = seen.cond
+    if inputs.second is not None:
+        other = task.embed(
+            model.params,
+            task.cond.prepare({**seen.raw, **inputs.second}, k_cond, noise, recipe.augment),
+        )
+        cond = interpolated(cond, other, change.mix)
+        denoise = Switch(other, times[jnp.minimum(change.switch, len(times) - 1)])(denoise)
     sampler = recipe.make_sampler(task, noise)
-    eps = start(process, times, k_start, (len(index), *task.shape), noise)
-    x = eps if x is None else x
+    x = start(process, times, k_start, (len(index), *task.shape), noise)
+    if inputs.x is not None:
+        x = inputs.x
     if image is not None:
-        sampler = held(sampler, process, image, noise(k_start, eps.shape), how.strength)
-        first = noised(process, image, jnp.asarray(times)[0], noise(k_start, eps.shape))
-        x = jnp.where(process.unit(jnp.asarray(times)[0]) > how.strength, first, x)
-    if mask is not None:
-        denoise = Known(image, mask)(denoise) if "mask" in task.cond.keys else denoise
-        sees = {"mask", "inpaint"} & set(task.cond.keys)
-        sampler = sampler if sees else with_known(sampler, process, image, mask, noise)
-    made = sample(denoise, sampler, x, times, cond, k_run)
-    return made if mask is None else mask * image + (1 - mask) * made
+        eps = noise(k_start, x.shape)
+        sampler = held(sampler, process, image, eps, change.strength)
+        x = jnp.where(
+            process.unit(times[0]) > change.strength, noised(process, image, times[0], eps), x
+        )
+    if mask is None or image is None:
+        return sample(denoise, sampler, x, times, cond, k_run)
+    if "mask" in task.cond.keys:
+        denoise = Known(image, mask)(denoise)
+    elif "inpaint" not in task.cond.keys:
+        sampler = with_known(sampler, process, image, mask, noise)
+    return mask * image + (1 - mask) * sample(denoise, sampler, x, times, cond, k_run)
 
 
-@functools.partial(jax.jit, static_argnames=("task", "recipe", "guided"))
-def invert(
-    task: Diffusion, recipe: Recipe, params: Params, raw: Raw, image: Array, how: How, guided: bool = False
-) -> Array:
-    """(2): the noise [B, H, W, C] from which `edit` with 'ddim' makes the picture again.
+@functools.partial(jax.jit, static_argnames=("recipe",))
+def invert(model: Model, recipe: Recipe, strengths: Strengths, raw: Raw, image: Array) -> Array:
+    """(2): the noise [B, h, w, c] from which `edit` with 'ddim' makes x of a picture [B, h, w, c]
+    again.
 
-    The network is asked at the time stepped to (samplers.ddim_inversion), so that the picture itself is the start.
+    The network is asked at the time stepped to (samplers.ddim_inversion), so that the picture
+    itself is the start.
     """
-    key = jax.random.key(0)
-    raw = task.cond.prepare(raw, key, level=recipe.augment)
-    cond, null = task.embed(params, raw), task.embed(params, task.away(raw)) if guided else None
-    denoise = replace(recipe, phi=how.phi).make_guidance(task, how.guidance, null, jax.random.normal)(task.denoiser(params))
-    return sample(denoise, ddim_inversion(task.process), image, recipe.grid(task.process)[::-1], cond, key)
+    task, key = model.task, jax.random.key(0)
+    seen = embedded(model, recipe, strengths, raw, key, jax.random.normal)
+    denoise = recipe.make_guidance(task, strengths, seen.null, jax.random.normal)(
+        task.denoiser(model.params)
+    )
+    return sample(
+        denoise,
+        ddim_inversion(task.process),
+        image,
+        recipe.grid(task.process)[::-1],
+        seen.cond,
+        key,
+    )
 
 
-def swept(
-    task: Diffusion, params: Params, recipe: Recipe, raw: Raw, seed: int, how: How, over: str, values: list[float],
-    second: Raw | None = None, image: Array | None = None, x: Array | None = None,
-) -> np.ndarray:
-    """`edit` for each value of a field of `How`: [values, B, H, W, C]; the same noise for all.
+def sweep(
+    model: Model,
+    recipe: Recipe,
+    raw: Raw,
+    seed: int,
+    over: str,
+    values: Sequence[float],
+    inputs: Inputs = Inputs(),
+) -> list[Array]:
+    """`edit` for each value of 'guidance', 'phi' or a field of `Change`, x [B, h, w, c] each; the
+    same noise for all.
 
     Raises:
-      ConfigError: the recipe does not go with the task.
+      ConfigError: the recipe does not go with the task, or a value has no meaning.
     """
-    guided = over in ("guidance", "phi") or float(how.guidance) != 1
-    check(task, replace(recipe, guidance=2.0 if guided else 1.0))
-    static, count = replace(recipe, guidance=1.0, phi=0.0), len(next(iter(raw.values()))) if raw else len(image)
-    index, key, images = jnp.arange(count), jax.random.key(seed), []
-    kind = jnp.int32 if over == "switch" else jnp.float32
-    numbers = How(*(jnp.int32(value) if name == "switch" else jnp.float32(value) for name, value in how._asdict().items()))
+    check_values(over, values)
+    if over == "phi" and not recipe.guides:
+        raise ConfigError(
+            "op phi rescales guidance, which is 1 here, none: give guidance (--guidance) too"
+        )
+    scaled = replace(recipe, guidance=2.0) if over == "guidance" else recipe
+    scaled.check(model.task)
+    static, strengths = scaled.split()
+    count = len(jax.tree.leaves((dict(raw), inputs.image))[0])
+    index, key, rows = jnp.arange(count), jax.random.key(seed), []
+    none = Change(jnp.int32(LAST), jnp.float32(0), jnp.float32(1))
     for value in values:
-        now = numbers._replace(**{over: kind(value)})
-        images.append(np.asarray(edit(task, static, params, raw, index, key, now, guided, second, image, None, x)))
-    return np.stack(images)
+        change = none
+        if over in strengths._fields:
+            strengths = strengths._replace(**{over: jnp.float32(value)})
+        else:
+            change = none._replace(
+                **{over: jnp.int32(value) if over == "switch" else jnp.float32(value)}
+            )
+        rows.append(edit(model, static, strengths, raw, index, key, change, inputs))
+    return rows
 
 
-def check(task: Diffusion, recipe: Recipe) -> None:
-    """Raises ConfigError where a recipe does not go with a task."""
-    recipe.check(task)
-    if isinstance(recipe.phi, float) and recipe.phi and not task.cond.droppable:
-        raise ConfigError("phi rescales guidance, and this model has no condition that could guide it")
+def check_values(over: str, values: Sequence[float]) -> None:
+    """Raises ConfigError for values of a sweep that have no meaning."""
+    if not len(values):
+        raise ConfigError(f"op {over} needs values (--values): numbers, separated by commas")
+    if not np.isfinite(np.asarray(values, float)).all():
+        raise ConfigError(f"values of {over} are finite numbers: got {', '.join(map(str, values))}")
+    if over == "switch" and any(value != int(value) or value < 0 for value in values):
+        raise ConfigError(
+            f"values of switch are numbers of steps, from 0 on: got {', '.join(map(str, values))}"
+        )
+    if over in ("strength", "mix") and any(not 0 <= value <= 1 for value in values):
+        raise ConfigError(f"values of {over} lie in 0 ... 1: got {', '.join(map(str, values))}")
 
 
-def rectangles(shape: tuple[int, ...], rects: list[list[int]]) -> np.ndarray:
-    """A mask [1, H, W, 1] for images of `shape` (H, W, C): 0 inside rectangles (top, left, bottom, right), 1 elsewhere.
+def rectangles(shape: tuple[int, ...], rects: Sequence[Sequence[int]]) -> np.ndarray:
+    """A mask [1, H, W, 1] for images of `shape` (H, W, C): 0 inside rectangles (top, left, bottom,
+    right), 1 elsewhere.
 
     Raises:
       ConfigError: a rectangle that is empty or leaves the image.
     """
     mask = np.ones((1, *shape[:2], 1), np.float32)
     for rect in rects:
-        if len(rect) != 4 or not (0 <= rect[0] < rect[2] <= shape[0] and 0 <= rect[1] < rect[3] <= shape[1]):
-            raise ConfigError(f"rectangle {rect} is not top,left,bottom,right inside {shape[0]}x{shape[1]} pixels")
+        if len(rect) != 4 or not (
+            0 <= rect[0] < rect[2] <= shape[0] and 0 <= rect[1] < rect[3] <= shape[1]
+        ):
+            raise ConfigError(
+                f"rectangle {rect} is not top,left,bottom,right inside {shape[0]}x{shape[1]} pixels"
+            )
         mask[:, rect[0] : rect[2], rect[1] : rect[3]] = 0
     return mask

@@ -1,92 +1,71 @@
-"""How to sample, as text: what a config's `sample` section and the command line share.
+"""How to sample: everything about it that is not the model.
 
-    sampler   'ddim', 'ddim,eta=0.5', 'edm,s_churn=40' ...     a function of diffusion/samplers.py or multistep.py
-    times     'uniform', 'trailing', 'karras,rho=7' ...        a grid of diffusion/times.py
-    schedule  'constant', 'dynamic_cfg,tau2=0.8', 'power_cosine,power=4'
-    cads      's=0.1', 's=0.25,tau1=0.6,tau2=0.9,psi=1'        options of guidance.CADS
-
-A name is followed by the options of that function, separated by commas.
+A recipe is what a page's section `sample` and the flags of the command line say. Samplers, times
+and guidance are named there as text, 'ddim,eta=0.5' (pipelines/spelling.py); the strengths of
+guidance are numbers, which are traced where one compiles.
 """
 from __future__ import annotations
 
-import ast
-import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, build, symbol, unknown
+from diffusion_jax.build import ConfigError, build, check_options, option, unknown
 from diffusion_jax.diffusion import guidance as g
 from diffusion_jax.diffusion.samplers import sample
-from diffusion_jax.tasks.diffusion import Diffusion
-from diffusion_jax.types import Array, Cond, Denoiser, Guidance, Key, Noise, Prediction, Process, Sampler
+from diffusion_jax.pipelines.spelling import (
+    CADS,
+    DETERMINISTIC,
+    GRIDS,
+    SAMPLERS,
+    SCHEDULES,
+    named,
+    parse,
+    spec_of,
+)
+from diffusion_jax.types import (
+    Array,
+    Cond,
+    Denoiser,
+    Guidance,
+    Key,
+    Noise,
+    Prediction,
+    Process,
+    Sampler,
+)
+
+OF_GUIDANCE = ("schedule", "phi", "interval", "channels", "keep_parallel")
+"""Fields that change guidance, and nothing where there is none."""
 
 
-def constant(w: Array, unit: g.Schedule) -> g.Schedule:
-    """The guidance scale w at all times."""
-    return lambda t: w
+def fields_of(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """`options`, all of which are fields of a dataclass; `ConfigError` names the nearest for one
+    that is not."""
+    names = [field.name for field in fields(kind)]
+    for key in options:
+        if key not in names:
+            raise unknown("sampling option", key, names)
+    return dict(options)
 
 
-def _in(module: str, *names: str) -> dict[str, str]:
-    return {name: f"diffusion_jax.diffusion.{module}:{name}" for name in names}
+class Strengths(NamedTuple):
+    """How strongly a recipe guides: traced, so that all scales share one compiled program.
 
-
-SAMPLERS = _in("samplers", "ancestral", "ddim", "euler", "euler_ancestral", "heun", "edm") | _in(
-    "multistep", "plms", "dpm_solver", "dpmpp_2m", "dpmpp_2m_sde")
-DETERMINISTIC = ("heun", "plms", "dpmpp_2m")
-GRIDS = _in("times", "respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform")
-SCHEDULES = {"constant": f"{__name__}:constant"} | _in("guidance", "dynamic_cfg", "power_cosine")
-CADS = "diffusion_jax.diffusion.guidance:CADS"
-
-
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """'name,key=value,...' -> (name, {key: value}); without a name ('key=value,...') the name is ''.
-
-    Raises:
-      ConfigError: an option that is not key=value, or a value that is not a Python literal.
+    Attributes:
+      guidance: scale of classifier-free guidance or of autoguidance; None for none, which halves
+        the cost.
+      classifier: scale of a classifier's gradient.
+      phi: rescaled phi; None for none.
     """
-    name, options = "", {}
-    for i, part in enumerate(part.strip() for part in text.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            if i:
-                raise ConfigError(f"{text!r}: write options as key=value, separated by commas; {part!r} is not")
-            name = part
-            continue
-        try:
-            options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[key] = value
-    return name, options
 
-
-def named(kind: str, text: str, table: Mapping[str, str]) -> dict[str, Any]:
-    """The build spec of 'name,key=value,...' whose name is in `table`.
-
-    Raises:
-      ConfigError: an unknown name or option (the message names the nearest known one), or a value of the wrong kind.
-    """
-    name, options = parse(text)
-    if name not in table:
-        raise unknown(kind, name, table)
-    return _spec(table[name], options, text)
-
-
-def _spec(name: str, options: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """The build spec of `name`; `text` is what errors quote. What defaults to a word takes a word, the rest takes a number."""
-    kinds = (bool, int, float, str, type(None))
-    known = {p.name: p.default for p in inspect.signature(symbol(name)).parameters.values() if isinstance(p.default, kinds)}
-    for key, value in options.items():
-        if key not in known:
-            what = name.partition(":")[2]
-            raise unknown(f"option of {what}", key, known) if known else ConfigError(f"{text!r}: {what} takes no options")
-        if not isinstance(value, str if isinstance(known[key], str) else (bool, int, float)):
-            raise ConfigError(f"{text!r}: {key} takes a {'word' if isinstance(known[key], str) else 'number'}, not {value!r}")
-    return {"name": name, **options}
+    guidance: Array | float | None = None
+    classifier: Array | float = 1.0
+    phi: Array | float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,62 +73,86 @@ class Recipe:
     """Everything about sampling that is not the model.
 
     Attributes:
-      sampler, times, schedule: see the top of this file.
-      steps: network calls of a first-order sampler, or an official respacing ('ddim50', '10,15,20', 'fast27') with times
-        'respace'.
+      sampler, times, schedule: see pipelines/spelling.py.
+      steps: network calls of a first-order sampler, or an official respacing ('ddim50', '10,15,20',
+        'fast27') with times 'respace'.
       guidance: classifier-free guidance scale; 1 is none.
       phi: rescaled phi, in the space of what the network predicts.
       interval: 'low,high': guide only where low < sigma / alpha <= high.
-      channels: guide only the first so many channels.
+      channels: guide only the first so many channels; 0 is all.
+      keep_parallel: the share of guidance parallel to the prediction that is kept (2410.02416); 1
+        is all of it.
+      plus_plus: CFG++: the step's eps is that of the null prediction (2406.08070).
       cads: options of CADS; '' is none.
       clip: clip x0 to [-clip, clip]; 0 is not.
       threshold: quantile of dynamic thresholding; 0 is none.
       classifier_scale: that of a classifier's gradient, where there is a classifier.
       augment: the level of conditioning augmentation that an upsampler samples at.
       temperature: factor of the noise that sampling starts from; GLIDE's upsampler has 0.997.
-      levels: of the pixels of the images that an upsampler is given: 256, as in a file, or 0 for those that were made.
+      levels: of the pixels of the images that an upsampler is given: 256, as in a file, or 0 for
+        those that were made.
 
     Raises:
-      ConfigError: a name or option that does not exist, at construction.
+      ConfigError: a name or option that does not exist, a number that is not finite or out of
+        bounds, at construction.
     """
 
-    sampler: str = "ddim"
-    steps: int | str = 50
-    times: str = "uniform"
-    guidance: float = 1.0
-    schedule: str = "constant"
-    phi: float = 0.0
-    interval: str = ""
-    channels: int = 0
-    cads: str = ""
-    clip: float = 0.0
-    threshold: float = 0.0
-    classifier_scale: float = 1.0
-    augment: float = 0.0
-    temperature: float = 1.0
+    sampler: str = option(
+        "ddim", "ddim, ancestral, plms, heun, edm, dpmpp_2m ...; options follow: 'ddim,eta=0.5'"
+    )
+    steps: int | str = option(
+        50, "Steps, or a respacing ('ddim50', '10,15,20', 'fast27') with --times respace"
+    )
+    times: str = option("uniform", "uniform, trailing, leading, linspace, karras, log_snr, respace")
+    guidance: float = option(1.0, "Classifier-free guidance scale; 1 is none")
+    schedule: str = option(
+        "constant", "Of the scale: constant, dynamic_cfg, 'power_cosine,power=4'"
+    )
+    phi: float = option(0.0, "Rescaled phi of guidance")
+    interval: str = option("", "Noise levels to guide in: 'low,high' in sigma / alpha")
+    channels: int = option(0, "Guide only the first so many channels", least=0)
+    keep_parallel: float = option(
+        1.0, "Share of guidance along the prediction itself that is kept; 1 is all, 0 none"
+    )
+    plus_plus: bool = option(False, "CFG++: take the step's noise from the null prediction")
+    cads: str = option("", "CADS options: 's=0.1,tau1=0.6,tau2=0.9,psi=1'")
+    clip: float = option(0.0, "Clip x0 to [-clip, clip]; 0 is not", least=0)
+    threshold: float = option(0.0, "Quantile of dynamic thresholding; 0 is none", least=0, most=1)
+    classifier_scale: float = option(1.0, "Scale of a classifier's gradient, 1 by default")
+    augment: float = option(
+        0.0, "Noise level that an upsampler's images are augmented with", least=0, most=1
+    )
+    temperature: float = option(1.0, "Of the noise that sampling starts from", least=0)
     levels: int = 256
 
     def __post_init__(self):
+        if isinstance(self.steps, str) and self.steps.isascii() and self.steps.isdecimal():
+            object.__setattr__(self, "steps", int(self.steps))  # as one types it
+        check_options(self)
         named("sampler", self.sampler, SAMPLERS)
         named("times", self.times, GRIDS)
         named("schedule", self.schedule, SCHEDULES)
-        if self.interval and not (len(self._interval) == 2 and self._interval[0] < self._interval[1]):
-            raise ConfigError(f"interval {self.interval!r}: write 'low,high' in units of sigma / alpha")
-        if not str(self.steps).isdigit() and parse(self.times)[0] != "respace":
-            raise ConfigError(f"steps {self.steps!r} is a respacing: it goes with times 'respace'")
-        if str(self.steps) == "0":
-            raise ConfigError("steps 0 makes no images: at least 1")
+        if self.interval and not (
+            len(self._interval) == 2 and self._interval[0] < self._interval[1]
+        ):
+            raise ConfigError(
+                f"interval {self.interval!r}: write 'low,high' in units of sigma / alpha"
+            )
+        self._check_steps()
         if self.cads and parse(self.cads)[0]:
-            raise ConfigError(f"cads {self.cads!r}: write options, for example 's=0.1,tau1=0.6,tau2=0.9'")
-        _spec(CADS, parse(self.cads)[1], self.cads)
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold {self.threshold} is a quantile, 0 ... 1")
-        if self.clip < 0 or self.channels < 0:
-            raise ConfigError(f"clip and channels are 0 (off) or positive, got {self.clip} and {self.channels}")
+            raise ConfigError(
+                f"cads {self.cads!r}: write options, for example 's=0.1,tau1=0.6,tau2=0.9'"
+            )
+        spec_of(CADS, parse(self.cads)[1], self.cads)
         if self.levels not in (0, 256):
             raise ConfigError(f"levels {self.levels} is 256, as in a file, or 0")
-        if not 0 <= self.augment <= 1:
-            raise ConfigError(f"augment {self.augment} is a level of noise, 0 ... 1")
+
+    def _check_steps(self) -> None:
+        if isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps == 0:
+            raise ConfigError("steps 0 makes no images: at least 1")
+        respacing = not isinstance(self.steps, int) or self.steps < 0
+        if respacing and parse(self.times)[0] != "respace":
+            raise ConfigError(f"steps {self.steps!r} is a respacing: it goes with times 'respace'")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Recipe:
@@ -158,11 +161,29 @@ class Recipe:
         Raises:
           ConfigError: an unknown key; the message names the nearest known one.
         """
-        known = [field.name for field in fields(cls)]
-        for key in options:
-            if key not in known:
-                raise unknown("sampling option", key, known)
-        return cls(**options)
+        return cls(**fields_of(cls, options))
+
+    def using(self, **changes: Any) -> Recipe:
+        """This recipe with some of its fields changed.
+
+        Raises:
+          ConfigError: an unknown field (the message names the nearest known one), or a value that
+            it cannot have.
+        """
+        return replace(self, **fields_of(Recipe, changes))
+
+    @property
+    def guides(self) -> bool:
+        """Whether it guides away from anything."""
+        return self.guidance != 1 or self.plus_plus
+
+    def split(self) -> tuple[Recipe, Strengths]:
+        """(the recipe without its scales, which is static where one compiles; its scales, which
+        are traced)."""
+        guidance = jnp.float32(self.guidance) if self.guides else None
+        phi = jnp.float32(self.phi) if self.phi else None
+        static = replace(self, guidance=1.0, classifier_scale=1.0, phi=0.0)
+        return static, Strengths(guidance, jnp.float32(self.classifier_scale), phi)
 
     @property
     def _interval(self) -> tuple[float, ...]:
@@ -173,10 +194,9 @@ class Recipe:
 
     def grid(self, process: Process) -> np.ndarray:
         """The times, [N + 1]."""
-        steps = int(self.steps) if str(self.steps).isdigit() else self.steps
-        return build(named("times", self.times, GRIDS), process, steps)
+        return build(named("times", self.times, GRIDS), process, self.steps)
 
-    def make_sampler(self, task: Diffusion, noise: Noise) -> Sampler:
+    def make_sampler(self, task: Any, noise: Noise) -> Sampler:
         """The sampler; an ancestral one takes the task's own variance unless told otherwise."""
         spec = named("sampler", self.sampler, SAMPLERS)
         name, _ = parse(self.sampler)
@@ -185,29 +205,66 @@ class Recipe:
         return build(spec, task.process, **({} if name in DETERMINISTIC else {"noise": noise}))
 
     def make_guidance(
-        self, task: Diffusion, scale: Array, null: Cond | None, noise: Noise, classifier: Guidance | None = None,
+        self,
+        task: Any,
+        strengths: Strengths,
+        null: Cond | None,
+        noise: Noise,
+        classifier: Guidance | None = None,
         weak: Denoiser | None = None,
     ) -> Guidance:
-        """All guidance in its order: on x0 (clips what was thresholded), then a classifier's, then CADS, then classifier-free
-        guidance where `null` is given, or autoguidance where `weak` is.
+        """All guidance in its order: on x0 (clips what was thresholded), then a classifier's, then
+        CADS, then classifier-free guidance where `null` is given, or autoguidance where `weak` is.
 
-        The ancestral sampler shifts its mean by the classifier's gradient; for the others it is folded into x0.
+        The ancestral sampler shifts its mean by the classifier's gradient; for the others it is
+        folded into x0.
+
+        Args:
+          task: what is guided, tasks/kinds.py:Pictures or a diffusion prior.
+          strengths: the scales; the recipe's own are not read.
+          null: the embedded null condition.
+          noise: the source of noise of CADS.
+          classifier: guidance by a classifier's gradient.
+          weak: what to guide away from in place of `null`.
         """
         process = task.process
         parts = [g.Clip(self.clip)] if self.clip else []
         parts += [g.Threshold(self.threshold)] if self.threshold else []
         if classifier is not None:
-            parts += [classifier] if parse(self.sampler)[0] == "ancestral" else [g.Fold(process), classifier]
+            parts += [classifier] if self.ancestral else [g.Fold(process), classifier]
         if self.cads:
-            parts.append(build(_spec(CADS, parse(self.cads)[1], self.cads), process.unit, noise=noise))
+            parts.append(
+                build(spec_of(CADS, parse(self.cads)[1], self.cads), process.unit, noise=noise)
+            )
         if null is not None or weak is not None:
-            mix = g.Mix(self.phi, (process, task.scale), channels=self.channels or None)
-            w = build(named("schedule", self.schedule, SCHEDULES), scale, process.unit)
-            away = g.Autoguidance(w, weak, mix) if weak is not None else g.CFG(w, null, mix)
-            parts.append(g.interval(away, process, *self._interval) if self.interval else away)
+            parts.append(self._away(task, strengths, null, weak))
         return g.chain(*parts)
 
-    def check(self, task: Diffusion, weak: bool = False) -> None:
+    def _away(
+        self, task: Any, strengths: Strengths, null: Cond | None, weak: Denoiser | None
+    ) -> Guidance:
+        """Guidance away from the null condition, or from a weaker model."""
+        process = task.process
+        mix = g.Mix(
+            phi=0.0 if strengths.phi is None else strengths.phi,
+            space=(process, task.scale),
+            remove_parallel=self.keep_parallel != 1,
+            keep_parallel=self.keep_parallel,
+            channels=self.channels or None,
+            plus_plus=self.plus_plus,
+        )
+        scale = build(named("schedule", self.schedule, SCHEDULES), strengths.guidance, process.unit)
+        away = (
+            g.Autoguidance(scale, weak, mix) if weak is not None else g.CFG(scale, null or {}, mix)
+        )
+        return g.interval(away, process, *self._interval) if self.interval else away
+
+    @property
+    def ancestral(self) -> bool:
+        """Whether the sampler takes the posterior's mean, which knows x0 alone."""
+        return parse(self.sampler)[0] == "ancestral"
+
+    def check(self, task: Any, weak: bool = False) -> None:
         """Goes through the motions for `task`, without its network and without computing anything.
 
         Args:
@@ -215,12 +272,24 @@ class Recipe:
           weak: whether there is a weak model to guide away from.
 
         Raises:
-          ConfigError: times, sampler or guidance that do not go with the task's process, parametrisation or conditions.
+          ConfigError: times, sampler or guidance that do not go with the task's process,
+            parametrisation or conditions.
         """
-        if self.guidance != 1 and not task.cond.droppable and not weak:
-            raise ConfigError("this model has no condition that could guide it: leave guidance at 1, or give a --weak model")
+        if self.guides and not task.cond.droppable and not weak:
+            raise ConfigError(
+                "this model has no condition that could guide it: leave guidance at 1, or give a "
+                "--weak model"
+            )
+        if self.plus_plus and self.ancestral:
+            raise ConfigError(
+                "CFG++ changes the noise of a step, which the ancestral sampler does not read: "
+                "choose ddim"
+            )
         if self.cads and not _embeds(task):
-            raise ConfigError("CADS perturbs an embedded label or text, which this model does not see: leave cads out")
+            raise ConfigError(
+                "CADS perturbs an embedded label or text, which this model does not see: leave "
+                "cads out"
+            )
 
         def denoise(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
             task.scale(task.process, t)
@@ -228,16 +297,67 @@ class Recipe:
 
         times, sampler = self.grid(task.process), self.make_sampler(task, jax.random.normal)
         cond = {"vec": jnp.zeros((1, 2))} if self.cads else {}
-        guided = self.make_guidance(task, jnp.float32(self.guidance), cond, jax.random.normal)(denoise)
+        _, strengths = self.split()
+        null = None if strengths.guidance is None else cond
+        guided = self.make_guidance(task, strengths, null, jax.random.normal)(denoise)
         x = jax.ShapeDtypeStruct((1, *task.shape), jnp.float32)
-        jax.eval_shape(lambda x, key: sample(guided, sampler, x, times, cond, key), x, jax.random.key(0))
+        jax.eval_shape(
+            lambda x, key: sample(guided, sampler, x, times, cond, key), x, jax.random.key(0)
+        )
+
+    def check_changes(
+        self, names: Iterable[str], task: Any, classifier: bool = False, swept: str = ""
+    ) -> None:
+        """Refuses fields that somebody set and that change nothing.
+
+        Args:
+          names: the fields that were set; those with their default value are left alone.
+          task: what is sampled from.
+          classifier: whether a classifier guides.
+          swept: the field that takes other values than its own, in a sweep.
+
+        Raises:
+          ConfigError: names the field, and says why it changes nothing.
+        """
+        names = [
+            name
+            for name in names
+            if getattr(self, name) != Recipe.__dataclass_fields__[name].default
+        ]
+        for name in names:
+            if name in OF_GUIDANCE and not self.guides and swept != "guidance":
+                raise ConfigError(
+                    f"{name} (--{name}) is of guidance, which is 1 here, none: give guidance too"
+                )
+            if name == "classifier_scale" and not classifier:
+                raise ConfigError("--classifier_scale needs a --classifier")
+            if name == "augment" and not _augments(task):
+                raise ConfigError(
+                    "augment (--augment) is for an upsampler that was trained with it: leave it out"
+                )
 
 
-def _embeds(task: Diffusion) -> bool:
-    """Whether the network sees a vec or a seq, as far as labels and what is made of images tell; texts are always embedded."""
+def _augments(task: Any) -> bool:
+    """Whether the model's small image is noised to a level."""
+    if "low_res" not in task.cond.keys:
+        return False
+    raw = {"low_res": jax.ShapeDtypeStruct((1, 8, 8, task.shape[-1]), jnp.float32)}
+    return "level" in jax.eval_shape(
+        lambda raw: dict(task.cond.prepare(raw, jax.random.key(0), level=0.0)), raw
+    )
+
+
+def _embeds(task: Any) -> bool:
+    """Whether the network sees a vec or a seq, as far as labels and what is made of images tell;
+    texts are always embedded."""
     if not set(task.cond.keys) <= {"label", *task.cond.derived}:
         return True
-    raw = {"image": jax.ShapeDtypeStruct((1, *task.shape), jnp.float32), "label": jax.ShapeDtypeStruct((1,), jnp.int32)}
+    raw = {
+        "image": jax.ShapeDtypeStruct((1, *task.shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
+    }
     key = jax.random.key(0)
-    cond, _ = jax.eval_shape(lambda raw: task.cond.init_with_output(key, task.cond.prepare(raw, key)), raw)
+    cond, _ = jax.eval_shape(
+        lambda raw: task.cond.init_with_output(key, task.cond.prepare(raw, key)), raw
+    )
     return not {"vec", "seq"}.isdisjoint(cond)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from diffusion_jax.models.cond import Joint, Nothing
 from diffusion_jax.models.unet import Backbone, UNet
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import CONV, POINT, SAME, TRANSPOSE, Layout, Rule
+from diffusion_jax.pretrained.rules import CONV, POINT, SAME, TRANSPOSE, Layout, Rule, layer, norm
 from diffusion_jax.types import Array, Params
 
 
@@ -54,52 +53,49 @@ def per_head(parts: int, heads: Callable[[int], int]) -> Layout:
     return Layout(ours, official)
 
 
-def _layer(key: str, path: str, weight: Layout, bias: Layout = SAME, name: str = "kernel") -> list[Rule]:
-    """The rules of a layer with weight and bias."""
-    return [Rule(rf"{key}\.weight", f"{path}/{name}", weight), Rule(rf"{key}\.bias", f"{path}/bias", bias)]
-
-
-_linear = partial(_layer, weight=TRANSPOSE)
-_conv = partial(_layer, weight=CONV)
-_norm = partial(_layer, weight=SAME, name="scale")
-
-
 def _attention(blocks: str, heads: Callable[[int], int], new_order: bool) -> list[Rule]:
     """The rules of the attention blocks whose names match `blocks`."""
-    qkv, kv = per_head(3, heads), per_head(2, heads)
+    qkv = per_head(3, heads)
+    kv = per_head(2, heads)
+    weight, bias = (POINT, SAME) if new_order else (qkv, qkv)    # the new order is ours
     return [
-        *_norm(rf"({blocks})\.norm", r"model/\1/norm"),
-        *_layer(rf"({blocks})\.qkv", r"model/\1/qkv", *((POINT, SAME) if new_order else (qkv, qkv))),
-        *_layer(rf"({blocks})\.encoder_kv", r"model/\1/kv", kv, kv),
-        *_layer(rf"({blocks})\.proj_out", r"model/\1/proj", POINT),
+        *norm(rf"({blocks})\.norm", r"model/\1/norm"),
+        *layer(rf"({blocks})\.qkv", r"model/\1/qkv", weight, bias=bias),
+        *layer(rf"({blocks})\.encoder_kv", r"model/\1/kv", kv, bias=kv),
+        *layer(rf"({blocks})\.proj_out", r"model/\1/proj", POINT),
     ]
 
 
 _RES = r"(\w+_res_\d+|\w+_resize)"
 BLOCKS = [
-    *_linear(r"time_embed\.0", "model/time/fc1"),
-    *_linear(r"time_embed\.2", "model/time/fc2"),
-    *_conv("stem", "model/stem"),
-    *_norm(rf"{_RES}\.in_layers\.0", r"model/\1/norm1"),
-    *_conv(rf"{_RES}\.in_layers\.2", r"model/\1/conv1"),
-    *_linear(rf"{_RES}\.emb_layers\.1", r"model/\1/emb"),
-    *_norm(rf"{_RES}\.out_layers\.0", r"model/\1/norm2"),
-    *_conv(rf"{_RES}\.out_layers\.3", r"model/\1/conv2"),
-    *_layer(rf"{_RES}\.skip_connection", r"model/\1/skip", POINT),
-    *_conv(r"(\w+_resize)\.(?:op|conv)", r"model/\1"),
+    *layer(r"time_embed\.0", "model/time/fc1"),
+    *layer(r"time_embed\.2", "model/time/fc2"),
+    *layer("stem", "model/stem", CONV),
+    *norm(rf"{_RES}\.in_layers\.0", r"model/\1/norm1"),
+    *layer(rf"{_RES}\.in_layers\.2", r"model/\1/conv1", CONV),
+    *layer(rf"{_RES}\.emb_layers\.1", r"model/\1/emb"),
+    *norm(rf"{_RES}\.out_layers\.0", r"model/\1/norm2"),
+    *layer(rf"{_RES}\.out_layers\.3", r"model/\1/conv2", CONV),
+    *layer(rf"{_RES}\.skip_connection", r"model/\1/skip", POINT),
+    *layer(r"(\w+_resize)\.(?:op|conv)", r"model/\1", CONV),
 ]
-FINAL = [*_norm(r"out\.0", "model/final_norm"), *_conv(r"out\.2", "model/final_conv")]
+FINAL = [*norm(r"out\.0", "model/final_norm"), *layer(r"out\.2", "model/final_conv", CONV)]
 _POOLS = {
-    "adaptive": [*_norm(r"out\.0", "model/final_norm"), *_layer(r"out\.3", "model/final_linear", POINT)],
-    "attention": [
-        *_norm(r"out\.0", "model/final_norm"),
-        Rule(r"out\.2\.positional_embedding", "model/pool_attn/position", TRANSPOSE),
-        *_layer(r"out\.2\.qkv_proj", "model/pool_attn/qkv", POINT),
-        *_layer(r"out\.2\.c_proj", "model/pool_attn/proj", POINT),
+    "adaptive": [
+        *norm(r"out\.0", "model/final_norm"),
+        *layer(r"out\.3", "model/final_linear", POINT),
     ],
-    "spatial": [*_linear(r"out\.0", "model/hidden"), *_linear(r"out\.2", "model/final_linear")],
+    "attention": [
+        *norm(r"out\.0", "model/final_norm"),
+        Rule(r"out\.2\.positional_embedding", "model/pool_attn/position", TRANSPOSE),
+        *layer(r"out\.2\.qkv_proj", "model/pool_attn/qkv", POINT),
+        *layer(r"out\.2\.c_proj", "model/pool_attn/proj", POINT),
+    ],
+    "spatial": [*layer(r"out\.0", "model/hidden"), *layer(r"out\.2", "model/final_linear")],
     "spatial_v2": [
-        *_linear(r"out\.0", "model/hidden"), *_norm(r"out\.1", "model/final_norm"), *_linear(r"out\.3", "model/final_linear"),
+        *layer(r"out\.0", "model/hidden"),
+        *norm(r"out\.1", "model/final_norm"),
+        *layer(r"out\.3", "model/final_linear"),
     ],
 }
 
@@ -126,7 +122,8 @@ def block_names(model: Backbone) -> dict[str, str]:
     """Official block -> ours, 'input_blocks.4.1' -> 'down_1_attn_0' for example."""
     names = {"input_blocks.0.0": "stem"}
     names |= {f"middle_block.{j}": name for j, name in enumerate(("mid_res_0", "mid_attn", "mid_res_1"))}
-    number, levels = 1, range(len(model.mults))
+    levels = range(len(model.mults))
+    number = 1
     for level in levels:
         for i in range(model.depth):
             names |= {f"input_blocks.{number}.0": f"down_{level}_res_{i}", f"input_blocks.{number}.1": f"down_{level}_attn_{i}"}
@@ -163,18 +160,20 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         Options left out have the official defaults.
     """
     o = official
-    size, heads = _given(o.get("num_head_channels")), o.get("num_heads", 1)
+    size = _or_none(o.get("num_head_channels"))
+    heads = o.get("num_heads", 1)
+    resample = "conv" if o.get("conv_resample", True) else "pool"
     mults = tuple(o.get("channel_mult", (1, 2, 4, 8)))
     levels = {2**level for level in range(len(mults))}                          # some published lists name more of them
     blocks = dict(
         width=o["model_channels"], mults=mults, depth=o["num_res_blocks"],
         attend=tuple(sorted(levels & set(o["attention_resolutions"]))), dropout=float(o.get("dropout", 0)),
         heads=1 if size else heads, head_channels=size, scale_shift=o.get("use_scale_shift_norm", False),
-        resample="res" if o.get("resblock_updown") else "conv" if o.get("conv_resample", True) else "pool",
+        resample="res" if o.get("resblock_updown") else resample,
     )
     if "pool" in o:
         return _classifier(blocks | dict(num_classes=o["out_channels"], pool=o["pool"])), label(None, 0)
-    heads_up = _given(o.get("num_heads_upsample"))
+    heads_up = _or_none(o.get("num_heads_upsample"))
     blocks |= dict(channels=o["in_channels"], learn_sigma=o["out_channels"] == 2 * o["in_channels"])
     blocks |= dict(heads_up=None if size or heads_up == heads else heads_up)
     factor = o["large_size"] // o["small_size"] if "large_size" in o else 1
@@ -235,15 +234,17 @@ def published(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     Raises:
       ConfigError: see `recognised`.
     """
-    found = recognised(state_dict)
-    if found.classifier:
-        return _classifier(classifier.preset(found.preset)), label(None, 0), False
-    options, labels = unet.preset(found.preset), state_dict.get("label_emb.weight")
+    network = recognised(state_dict)
+    if network.classifier:
+        return _classifier(classifier.preset(network.preset)), label(None, 0), False
+    options = unet.preset(network.preset)
+    labels = state_dict.get("label_emb.weight")
     classes = None if labels is None else labels.shape[0]
-    return _unet(options), label(classes, options["width"], found.factor), found.new_order
+    cond = label(classes, options["width"], network.factor)
+    return _unet(options), cond, network.new_order
 
 
-def _given(number: int | None) -> int | None:
+def _or_none(number: int | None) -> int | None:
     """The official options say -1 for None."""
     return None if number == -1 else number
 
@@ -280,7 +281,8 @@ def shapes(model: Backbone, cond: nn.Module, state_dict: Mapping[str, Any]) -> P
     one = jnp.zeros(1, jnp.int32)
 
     def init() -> Params:
-        key, conditions = jax.random.key(0), {}
+        key = jax.random.key(0)
+        conditions: dict[str, Array] = {}
         if isinstance(model, Classifier):
             return {"model": model.init(key, jnp.zeros((1, side, side, channels)), one)["params"], "cond": {}}
         if channels > model.channels:
@@ -317,16 +319,30 @@ def revert(
     params: Params, shapes: Mapping[str, rules.Shape], model: Backbone, new_order: bool = False, cond: nn.Module = Nothing()
 ) -> dict[str, Array]:
     """Parameters (or gradients) as an official state dict of the given shapes."""
-    official = rename({key: key for key in shapes}, model)
-    found = rules.revert(params, table(model, new_order, cond), {ours: shapes[key] for ours, key in official.items()})
-    return {official[ours]: value for ours, value in found.items()}
+    names = rename({key: key for key in shapes}, model)
+    return rules.revert_renamed(params, table(model, new_order, cond), shapes, names)
+
+
+def export(
+    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
+) -> dict[str, Array]:
+    """A run's parameters as an official state dict of the given shapes; the inverse of `load`.
+
+    Raises:
+      ConfigError: shapes of an unpublished network: a run does not hold its order of channels.
+    """
+    new_order = recognised(rules.structs(shapes)).new_order
+    cond = build(page["task"].get("cond", label(None, 0)))                # a classifier has none
+    return revert(params, shapes, build(page["model"]), new_order, cond)
 
 
 def page(model: Mapping[str, Any], cond: Mapping[str, Any], size: int, schedule: str) -> dict[str, Any]:
     """The sections model, task and, but for a classifier, sample of the published recipe for images of size x size."""
-    shape, process = (size, size, 3), dict(name="diffusion_jax.diffusion.process:DDPM", schedule=schedule)
+    shape = (size, size, 3)
+    process = dict(name="diffusion_jax.diffusion.process:DDPM", schedule=schedule)
     if model["name"].endswith(":Classifier"):
-        return dict(model=model, task=dict(name="diffusion_jax.tasks.classifier:NoisyClassifier", process=process, shape=shape))
+        name = "diffusion_jax.tasks.classifier:NoisyClassifier"
+        return dict(model=model, task=dict(name=name, process=process, shape=shape))
     learned = model.get("learn_sigma", True)
     task = dict(
         name="diffusion_jax.tasks.diffusion:Diffusion", cond=cond, process=process,
@@ -354,11 +370,17 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     Raises:
       ConfigError: see `read`, `recognised` and `convert`.
     """
-    state_dict, official = read(path), official or {}
+    state_dict = read(path)
+    official = official or {}
     if set(official) - {"image_size"}:
-        (model, cond), new_order = config(official), official.get("use_new_attention_order", False)
-        size, schedule = official["image_size"], SCHEDULES[official.get("noise_schedule", "linear")]
+        model, cond = config(official)
+        new_order = official.get("use_new_attention_order", False)
+        size = official["image_size"]
+        schedule = SCHEDULES[official.get("noise_schedule", "linear")]
     else:
-        (model, cond, new_order), found = published(state_dict), recognised(state_dict)
-        size, schedule = official.get("image_size", found.size), found.schedule
-    return page(model, cond, size, schedule), convert(state_dict, build(model), build(cond), new_order)
+        model, cond, new_order = published(state_dict)
+        network = recognised(state_dict)
+        size = official.get("image_size", network.size)
+        schedule = network.schedule
+    params = convert(state_dict, build(model), build(cond), new_order)
+    return page(model, cond, size, schedule), params

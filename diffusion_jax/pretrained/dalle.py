@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.dalle import DALLE
 from diffusion_jax.nn.sparse_attention import Pattern, mask
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import TRANSPOSE, Constant, Rule
+from diffusion_jax.pretrained.rules import TRANSPOSE, Constant, Rule, layer, norm
 from diffusion_jax.train import checkpoint
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Array, Params
@@ -34,28 +34,24 @@ TABLES = {"text_embeddings": "text", "image_embeddings": "image", "text_pos_embe
           "image_row_embeddings": "row", "image_col_embeddings": "column"}
 
 
-def _norm(key: str, path: str) -> list[Rule]:
-    return [Rule(rf"{key}\.weight", f"{path}/scale"), Rule(rf"{key}\.bias", f"{path}/bias")]
-
-
-def _linear(key: str, path: str) -> list[Rule]:
-    return [Rule(rf"{key}\.weight", f"{path}/kernel", TRANSPOSE), Rule(rf"{key}\.bias", f"{path}/bias")]
-
-
 RUDALLE = [
     *(Rule(rf"{key}\.weight", f"{path}/embedding") for key, path in TABLES.items()),
-    *(rule for key, path in NORMS.items() for rule in _norm(LAYER + key, rf"blocks_\1/{path}")),
-    *(rule for key, path in LINEARS.items() for rule in _linear(LAYER + key, rf"blocks_\1/{path}")),
-    *_norm(r"transformer\.final_layernorm", "norm"), *_norm(r"to_logits\.0", "head_norm"), *_linear(r"to_logits\.1", "head"),
+    *(rule for key, path in NORMS.items() for rule in norm(LAYER + key, rf"blocks_\1/{path}")),
+    *(rule for key, path in LINEARS.items() for rule in layer(LAYER + key, rf"blocks_\1/{path}")),
+    *norm(r"transformer\.final_layernorm", "norm"),
+    *norm(r"to_logits\.0", "head_norm"),
+    *layer(r"to_logits\.1", "head"),
 ]
 """ru-DALL-E's keys, but for its masks, to our parameters."""
 
 MINDALLE = [
     Rule(r"tok_emb_txt\.weight", "text/embedding"), Rule(r"tok_emb_img\.weight", "image/embedding"),
     Rule(r"pos_emb_txt\.weight", "text_position/embedding"), Rule(r"pos_emb_img\.weight", "image_position/embedding"),
-    *_norm(r"blocks\.(\d+)\.ln([12])", r"blocks_\1/norm\2"), *_norm("ln_f", "norm"),
-    *_linear(r"blocks\.(\d+)\.attn\.(qkv|proj)", r"blocks_\1/\2"),
-    *_linear(r"blocks\.(\d+)\.mlp\.0", r"blocks_\1/fc1"), *_linear(r"blocks\.(\d+)\.mlp\.2", r"blocks_\1/fc2"),
+    *norm(r"blocks\.(\d+)\.ln([12])", r"blocks_\1/norm\2"),
+    *norm("ln_f", "norm"),
+    *layer(r"blocks\.(\d+)\.attn\.(qkv|proj)", r"blocks_\1/\2"),
+    *layer(r"blocks\.(\d+)\.mlp\.0", r"blocks_\1/fc1"),
+    *layer(r"blocks\.(\d+)\.mlp\.2", r"blocks_\1/fc2"),
     Rule(r"head_img\.weight", "head_image/kernel", TRANSPOSE), Rule(r"head_txt\.weight", "head_text/kernel", TRANSPOSE),
 ]
 """minDALL-E's keys, once `joined`, to our parameters."""
@@ -74,17 +70,17 @@ def masks(model: DALLE) -> list[Constant]:
 
 def joined(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """minDALL-E's state dict with query, key and value of every layer in one, as q, k, v."""
-    found = {}
+    whole: dict[str, Any] = {}
     for key, value in state_dict.items():
         match = re.fullmatch(r"(blocks\.\d+\.attn\.)(query|key|value)(\.\w+)", key)
         if match is None:
-            found[key] = value
+            whole[key] = value
         elif match[2] == "query":
             parts = [state_dict.get(f"{match[1]}{part}{match[3]}") for part in PARTS]
             if any(part is None for part in parts):
                 raise ConfigError(f"the weights do not fit the model: {key} has no key or no value beside it")
-            found[f"{match[1]}qkv{match[3]}"] = jnp.concatenate([jnp.asarray(part) for part in parts])
-    return found
+            whole[f"{match[1]}qkv{match[3]}"] = jnp.concatenate([jnp.asarray(part) for part in parts])
+    return whole
 
 
 def options(state_dict: Mapping[str, Any], official: Mapping[str, Any] = FrozenDict()) -> dict[str, Any]:
@@ -105,7 +101,8 @@ def options(state_dict: Mapping[str, Any], official: Mapping[str, Any] = FrozenD
         if version not in ("v2", "v3"):
             raise ConfigError(f"hf_version {version!r} is not known: v2 or v3")
         text_codes, width = shape["text_embeddings.weight"]
-        text_length, old = shape["text_pos_embeddings.weight"][0] - 1, version == "v2"
+        text_length = shape["text_pos_embeddings.weight"][0] - 1
+        old = version == "v2"
         return dict(
             text_codes=text_codes, image_codes=shape["image_embeddings.weight"][0], text_length=text_length,
             grid=shape["image_row_embeddings.weight"][0], width=width, depth=depth, layout="rudalle",
@@ -115,10 +112,10 @@ def options(state_dict: Mapping[str, Any], official: Mapping[str, Any] = FrozenD
     if "tok_emb_txt.weight" not in shape:
         raise ConfigError("this is no state dict of ru-DALL-E or minDALL-E: there is no text_embeddings or tok_emb_txt")
     text_codes, width = shape["tok_emb_txt.weight"]
-    places = shape["pos_emb_img.weight"][0]
+    tokens = shape["pos_emb_img.weight"][0]
     return dict(
         text_codes=text_codes, image_codes=shape["tok_emb_img.weight"][0], text_length=shape["pos_emb_txt.weight"][0],
-        grid=int(places**0.5), width=width, depth=depth, layout="dense", heads=official.get("n_heads", 16), pad=False,
+        grid=int(tokens**0.5), width=width, depth=depth, layout="dense", heads=official.get("n_heads", 16), pad=False,
         axial=False, joint=False, act="quick_gelu" if official.get("gelu_use_approx") else "gelu",
         attn_bias="blocks.0.attn.query.bias" in shape, mlp_bias="blocks.0.mlp.0.bias" in shape,
     )
@@ -126,7 +123,8 @@ def options(state_dict: Mapping[str, Any], official: Mapping[str, Any] = FrozenD
 
 def shapes(model: DALLE) -> Params:
     """Shapes and types of the network's parameters; computes nothing."""
-    text, image = jnp.zeros((1, model.text_length), jnp.int32), jnp.zeros((1, model.grid**2), jnp.int32)
+    text = jnp.zeros((1, model.text_length), jnp.int32)
+    image = jnp.zeros((1, model.grid**2), jnp.int32)
     return jax.eval_shape(lambda: model.init(jax.random.key(0), text, image))["params"]
 
 
@@ -148,13 +146,27 @@ def revert(params: Params, model: DALLE, wanted: Mapping[str, rules.Shape]) -> d
     """Parameters, or their gradients, as a state dict of ru-DALL-E or minDALL-E with the given shapes."""
     if model.joint:
         return rules.revert(params, [*RUDALLE, *masks(model)], wanted)
-    whole = {re.sub(r"attn\.query\.", "attn.qkv.", key): (3 * shape[0], *shape[1:]) if "attn.query." in key else tuple(shape)
-             for key, shape in wanted.items() if not re.search(r"attn\.(key|value)\.", key)}
-    found = rules.revert(params, MINDALLE, whole)
-    for key in [key for key in found if ".attn.qkv." in key]:
-        for name, part in zip(PARTS, jnp.split(found.pop(key), 3), strict=True):
-            found[key.replace(".qkv.", f".{name}.")] = part
-    return found
+    whole: dict[str, rules.Shape] = {}
+    for key, shape in wanted.items():
+        if ".attn.query." in key:
+            whole[key.replace(".query.", ".qkv.")] = (3 * shape[0], *shape[1:])
+        elif not re.search(r"attn\.(key|value)\.", key):
+            whole[key] = tuple(shape)
+    official: dict[str, Array] = {}
+    for key, value in rules.revert(params, MINDALLE, whole).items():
+        if ".attn.qkv." not in key:
+            official[key] = value
+            continue
+        for name, part in zip(PARTS, jnp.split(value, 3), strict=True):
+            official[key.replace(".qkv.", f".{name}.")] = part
+    return official
+
+
+def export(
+    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
+) -> dict[str, Array]:
+    """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
+    return revert(params["model"], build(page["model"]), shapes)
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
@@ -171,16 +183,16 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     """
     official = official or {}
     state_dict = read(path, key="state_dict")
-    found = options(state_dict, official)
-    as_text = "mask_text" in found and found["start"] is None
+    network = options(state_dict, official)
+    as_text = "mask_text" in network and network["start"] is None
     task = dict(name="diffusion_jax.tasks.autoregressive:Autoregressive", first_as_text=as_text)
-    model = DALLE(**found)
-    page = dict(model=dict(name="diffusion_jax.models.dalle:DALLE", **found), task=task)
+    model = DALLE(**network)
+    page = dict(model=dict(name="diffusion_jax.models.dalle:DALLE", **network), task=task)
     params = {"model": convert(state_dict, model)}
     if "first_stage" in official:
-        stored, first, params["first_stage"] = checkpoint.load(official["first_stage"])
-        stored = plain(stored)
-        task["first_stage"] = stored["task"] | ({"model": stored["model"]} if "model" in stored else {})
+        config, first, params["first_stage"] = checkpoint.load(official["first_stage"])
+        config = plain(config)
+        task["first_stage"] = config["task"] | ({"model": config["model"]} if "model" in config else {})
         task_of(page)                                                               # its codes are the transformer's
         if "tokenizer" in official:
             decode = dict(name="diffusion_jax.data.image:Decode", size=first.shape[0], channels=first.shape[-1])

@@ -20,7 +20,7 @@ from diffusion_jax.models.diffit import DiffiT, relative_positions
 from diffusion_jax.models.dit import unstack_layers
 from diffusion_jax.pretrained import dit, rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import Constant, Rule
+from diffusion_jax.pretrained.rules import Constant, Rule, layer
 from diffusion_jax.types import Array, Params
 
 TABLE = "blocks.0.attn.relative_position_bias_table"
@@ -35,7 +35,7 @@ def _positions(shape: rules.Shape) -> np.ndarray:
 
 RULES = [
     *dit.TRUNK,
-    *dit.linear(r"blocks\.(\d+)\.attn\.qkv_temb", r"model/blocks_\1/attn/qkv_time"),
+    *layer(r"blocks\.(\d+)\.attn\.qkv_temb", r"model/blocks_\1/attn/qkv_time"),
     Rule(r"blocks\.(\d+)\.attn\.relative_position_bias_table", r"model/blocks_\1/attn/table"),
     Constant(r"blocks\.\d+\.attn\.relative_position_index", _positions),
 ]
@@ -84,6 +84,13 @@ def convert(state_dict: rules.Weights, model: DiffiT, cond: Label) -> Params:
 def revert(params: Params, shapes: Mapping[str, rules.Shape]) -> dict[str, Array]:
     """Parameters (or gradients) with scanned or unrolled blocks as an official state dict of the given shapes."""
     return rules.revert(unstack_layers(params), RULES, shapes)
+
+
+def export(
+    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
+) -> dict[str, Array]:
+    """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
+    return revert(params, shapes)
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:

@@ -16,34 +16,22 @@ from diffusion_jax.data.resize import DINOV2, bicubic
 from diffusion_jax.models.dinov2 import DINOv2
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import PATCH, TRANSPOSE, Layout, Rule
+from diffusion_jax.pretrained.rules import PATCH, ROW, UNBATCHED, Rule, layer, norm
 from diffusion_jax.types import Params
 
 FILE = "dinov2_vitl14_pretrain.pth"
-PLACE = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/"
+URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/"
 SLACK = 0.1
-ROW = Layout(lambda w: w.reshape(-1), lambda w, shape: w.reshape(shape))
-"""A single row."""
-
-
-def _affine(key: str, path: str, ours: str) -> list[Rule]:
-    return [
-        Rule(rf"{key}\.weight", f"{path}/{ours}", TRANSPOSE if ours == "kernel" else rules.SAME),
-        Rule(rf"{key}\.bias", f"{path}/bias"),
-    ]
-
-
 BLOCK = r"blocks\.(?:\d+\.)?(\d+)\."                      # a file of the training code counts chunks of blocks too
 RULES = [
     Rule(r"cls_token", "cls", ROW),
-    Rule(r"pos_embed", "pos", Layout(lambda w: w[0], lambda w, shape: w[None])),
-    Rule(r"patch_embed\.proj\.weight", "stem/kernel", PATCH),
-    Rule(r"patch_embed\.proj\.bias", "stem/bias"),
-    *(rule for i in (1, 2) for rule in _affine(rf"{BLOCK}norm{i}", rf"block_\1/norm{i}", "scale")),
-    *(Rule(rf"{BLOCK}ls{i}\.gamma", rf"block_\1/gain{i}") for i in (1, 2)),
-    *(rule for name in ("qkv", "proj") for rule in _affine(rf"{BLOCK}attn\.{name}", rf"block_\1/{name}", "kernel")),
-    *(rule for name in ("fc1", "fc2") for rule in _affine(rf"{BLOCK}mlp\.{name}", rf"block_\1/{name}", "kernel")),
-    *_affine("norm", "norm", "scale"),
+    Rule(r"pos_embed", "pos", UNBATCHED),
+    *layer(r"patch_embed\.proj", "stem", PATCH),
+    *norm(rf"{BLOCK}norm([12])", r"block_\1/norm\2"),
+    Rule(rf"{BLOCK}ls([12])\.gamma", r"block_\1/gain\2"),
+    *layer(rf"{BLOCK}attn\.(qkv|proj)", r"block_\1/\2"),
+    *layer(rf"{BLOCK}mlp\.(fc1|fc2)", r"block_\1/\2"),
+    *norm("norm", "norm"),
 ]
 UNUSED = "mask_token"
 """Stands for hidden patches while the network is trained."""
@@ -82,5 +70,5 @@ def load(path: str | Path) -> Params:
     path = Path(path)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise ConfigError(f"there are no DINOv2 weights {path}: get {PLACE}{FILE} and put it there")
+        raise ConfigError(f"there are no DINOv2 weights {path}: get {URL}{FILE} and put it there")
     return convert(read(path))

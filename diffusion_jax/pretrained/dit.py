@@ -21,7 +21,8 @@ from diffusion_jax.models.dit import PRESETS, DiT, stack_layers, unstack_layers
 from diffusion_jax.nn.embed import sincos_2d
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import PATCH, SAME, TRANSPOSE, Constant, Layout, Rule
+from diffusion_jax.pretrained.rules import PATCH, SAME, Constant, Rule, layer
+from diffusion_jax.pretrained.vae import SCALE
 from diffusion_jax.types import Array, Params
 
 
@@ -31,30 +32,27 @@ def positions(shape: rules.Shape) -> np.ndarray:
     return sincos_2d(side, side, shape[2])[None]
 
 
-def linear(key: str, path: str, weight: Layout = TRANSPOSE) -> list[Rule]:
-    """The rules of a layer with weight and bias."""
-    return [Rule(rf"{key}\.weight", f"{path}/kernel", weight), Rule(rf"{key}\.bias", f"{path}/bias")]
-
-
 TRUNK = [
     Constant(r"pos_embed", positions),
-    *linear(r"x_embedder\.proj", "model/patch", PATCH),
-    *linear(r"t_embedder\.mlp\.0", "model/time/fc1"),
-    *linear(r"t_embedder\.mlp\.2", "model/time/fc2"),
+    *layer(r"x_embedder\.proj", "model/patch", PATCH),
+    *layer(r"t_embedder\.mlp\.0", "model/time/fc1"),
+    *layer(r"t_embedder\.mlp\.2", "model/time/fc2"),
     Rule(r"y_embedder\.embedding_table\.weight", "cond/table", SAME),
-    *linear(r"blocks\.(\d+)\.attn\.(qkv|proj)", r"model/blocks_\1/attn/\2"),
-    *linear(r"blocks\.(\d+)\.mlp\.(fc1|fc2)", r"model/blocks_\1/mlp/\2"),
-    *linear(r"final_layer\.linear", "model/final/linear"),
+    *layer(r"blocks\.(\d+)\.attn\.(qkv|proj)", r"model/blocks_\1/attn/\2"),
+    *layer(r"blocks\.(\d+)\.mlp\.(fc1|fc2)", r"model/blocks_\1/mlp/\2"),
+    *layer(r"final_layer\.linear", "model/final/linear"),
 ]
 """What DiT shares with other transformers that grew from its code."""
 RULES = [
     *TRUNK,
-    *linear(r"blocks\.(\d+)\.adaLN_modulation\.1", r"model/blocks_\1/modulation/linear"),
-    *linear(r"final_layer\.adaLN_modulation\.1", "model/final/modulation/linear"),
+    *layer(r"blocks\.(\d+)\.adaLN_modulation\.1", r"model/blocks_\1/modulation/linear"),
+    *layer(r"final_layer\.adaLN_modulation\.1", "model/final/modulation/linear"),
 ]
 """Official keys to our parameters with unrolled blocks; use `convert`, which stacks them where the model scans."""
 
 
+LATENTS = dict(scale=SCALE)
+"""How the published models use Stable Diffusion's first stage."""
 DEFAULTS = {"mlp_ratio": 4.0, "learn_sigma": True, "class_dropout_prob": 0.1}
 """Of the official constructor."""
 
@@ -126,7 +124,8 @@ def convert(state_dict: rules.Weights, model: DiT, cond: Label) -> Params:
 
 def fill(state_dict: rules.Weights, table: rules.Rules, model: nn.Module, cond: Label, x: Array) -> Params:
     """`convert` by any table for any network that has the option `scan`; x is an image that it takes."""
-    one, scanned = jnp.zeros(1, jnp.int32), model.clone(scan=True)      # scanned, because a single block is then traced
+    one = jnp.zeros(1, jnp.int32)
+    scanned = model.clone(scan=True)                          # a single block is then traced
 
     def init() -> Params:
         labels = cond.init(jax.random.key(0), {"label": one})["params"]
@@ -139,6 +138,13 @@ def fill(state_dict: rules.Weights, table: rules.Rules, model: nn.Module, cond: 
 def revert(params: Params, shapes: Mapping[str, rules.Shape]) -> dict[str, Array]:
     """Parameters (or gradients) with scanned or unrolled blocks as an official state dict of the given shapes."""
     return rules.revert(unstack_layers(params), RULES, shapes)
+
+
+def export(
+    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
+) -> dict[str, Array]:
+    """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
+    return revert(params, shapes)
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:

@@ -17,16 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.models.dvae_codebook import CodebookVAE
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.persistent import Bare, arrays
 from diffusion_jax.pretrained.reader import READERS, content, read, select, unpickled
-from diffusion_jax.pretrained.rules import CONV, POINT, SAME, Layout, Rule
+from diffusion_jax.pretrained.rules import CONV, POINT, SAME, Layout, Rule, layer
 from diffusion_jax.types import Array, Params
 
 FILES = ("encoder", "decoder")
+OPENAI = "diffusion_jax.models.dvae:DVAE"
+CODEBOOK_VAE = "diffusion_jax.models.dvae_codebook:CodebookVAE"
+ENDS = ("w", "b")
+"""What OpenAI's keys of a layer end with."""
 BLOCK = r"blocks\.group_(\d)\.block_(\d)"
 DECONV = Layout(
     lambda w: w.transpose(2, 3, 0, 1)[::-1, ::-1],
@@ -39,16 +43,13 @@ def table(half: str) -> list[Rule]:
     """OpenAI's keys of one half onto our parameters of it."""
     point, wide = (4, "123") if half == "encoder" else (1, "234")
     first = CONV if half == "encoder" else POINT
+    path = rf"{half}/group_\1_block_\2"
     return [
-        Rule(r"blocks\.input\.w", f"{half}/input/kernel", first),
-        Rule(r"blocks\.input\.b", f"{half}/input/bias"),
-        Rule(rf"{BLOCK}\.id_path\.w", rf"{half}/group_\1_block_\2/skip/kernel", POINT),
-        Rule(rf"{BLOCK}\.id_path\.b", rf"{half}/group_\1_block_\2/skip/bias"),
-        Rule(rf"{BLOCK}\.res_path\.conv_{point}\.w", rf"{half}/group_\1_block_\2/conv_{point}/kernel", POINT),
-        Rule(rf"{BLOCK}\.res_path\.conv_([{wide}])\.w", rf"{half}/group_\1_block_\2/conv_\3/kernel", CONV),
-        Rule(rf"{BLOCK}\.res_path\.conv_(\d)\.b", rf"{half}/group_\1_block_\2/conv_\3/bias"),
-        Rule(r"blocks\.output\.conv\.w", f"{half}/output/kernel", POINT),
-        Rule(r"blocks\.output\.conv\.b", f"{half}/output/bias"),
+        *layer(r"blocks\.input", f"{half}/input", first, ends=ENDS),
+        *layer(rf"{BLOCK}\.id_path", f"{path}/skip", POINT, ends=ENDS),
+        *layer(rf"{BLOCK}\.res_path\.conv_({point})", rf"{path}/conv_\3", POINT, ends=ENDS),
+        *layer(rf"{BLOCK}\.res_path\.conv_([{wide}])", rf"{path}/conv_\3", CONV, ends=ENDS),
+        *layer(r"blocks\.output\.conv", f"{half}/output", POINT, ends=ENDS),
     ]
 
 
@@ -62,13 +63,11 @@ RULES = [rule for half in FILES for rule in named(half)]
 
 CODEBOOK = [
     Rule(r"codebook\.weight", "codebook", SAME),
-    Rule(r"(\w+)/down_(\d+)\.weight", r"\1/down_\2/kernel", CONV),
-    Rule(r"(\w+)/up_(\d+)\.weight", r"\1/up_\2/kernel", DECONV),
-    Rule(r"(\w+)/(down_\d+|up_\d+|input|output)\.bias", r"\1/\2/bias"),
-    Rule(r"(\w+)/(input|output)\.weight", r"\1/\2/kernel", POINT),
-    Rule(r"(\w+)/(block_\d+)/conv_([12])\.weight", r"\1/\2/conv_\3/kernel", CONV),
-    Rule(r"(\w+)/(block_\d+)/conv_3\.weight", r"\1/\2/conv_3/kernel", POINT),
-    Rule(r"(\w+)/(block_\d+)/conv_(\d)\.bias", r"\1/\2/conv_\3/bias"),
+    *layer(r"(\w+)/down_(\d+)", r"\1/down_\2", CONV),
+    *layer(r"(\w+)/up_(\d+)", r"\1/up_\2", DECONV),
+    *layer(r"(\w+)/(input|output)", r"\1/\2", POINT),
+    *layer(r"(\w+)/(block_\d+)/conv_([12])", r"\1/\2/conv_\3", CONV),
+    *layer(r"(\w+)/(block_\d+)/conv_(3)", r"\1/\2/conv_\3", POINT),
 ]
 """Keys of DALLE-pytorch as `codebook_keys` renames them onto the parameters of `CodebookVAE`."""
 
@@ -124,9 +123,11 @@ def codebook_model(official: Mapping[str, Any]) -> CodebookVAE:
 
 def codebook_keys(model: CodebookVAE) -> dict[str, str]:
     """Beginning of a key of DALLE-pytorch, which counts modules, -> ours, which names them."""
-    n, m = model.layers, model.blocks
-    encoder = [f"down_{i}" for i in range(n)] + [f"block_{i}" for i in range(m)] + ["output"]
-    decoder = (["input"] if m else []) + [f"block_{i}" for i in range(m)] + [f"up_{i}" for i in range(n)] + ["output"]
+    downs = [f"down_{i}" for i in range(model.layers)]
+    ups = [f"up_{i}" for i in range(model.layers)]
+    blocks = [f"block_{i}" for i in range(model.blocks)]
+    encoder = [*downs, *blocks, "output"]
+    decoder = [*(["input"] if blocks else []), *blocks, *ups, "output"]
     return {f"{half}.{i}": f"{half}/{name}" for half, names in (("encoder", encoder), ("decoder", decoder))
             for i, name in enumerate(names)}
 
@@ -154,10 +155,9 @@ def convert_codebook(state_dict: rules.Weights, model: CodebookVAE) -> Params:
 
 def revert_codebook(params: Params, model: CodebookVAE, wanted: Mapping[str, rules.Shape]) -> dict[str, Array]:
     """Parameters, or their gradients, as DALLE-pytorch's state dict of the given shapes."""
-    names = codebook_keys(model)
-    ours = {key: codebook_name(key, names) for key in wanted}
-    found = rules.revert(params, CODEBOOK, {ours[key]: shape for key, shape in wanted.items()})
-    return {key: found[name] for key, name in ours.items()}
+    keys = codebook_keys(model)
+    names = {codebook_name(key, keys): key for key in wanted}
+    return rules.revert_renamed(params, CODEBOOK, wanted, names)
 
 
 class Unpickler(pickle.Unpickler):
@@ -206,6 +206,18 @@ def read_module(path: str | Path) -> dict[str, np.ndarray]:
     return dict(arrays(module))
 
 
+def export(
+    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
+) -> dict[str, Array]:
+    """A run's parameters as an official state dict of the given shapes; the inverse of `load`.
+
+    OpenAI's keys are those of both files, 'encoder/...' and 'decoder/...'.
+    """
+    if page["model"]["name"] == OPENAI:
+        return revert(params["model"], shapes)
+    return revert_codebook(params["model"], build(page["model"]), shapes)
+
+
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
     """Published weights as (config, params).
 
@@ -217,26 +229,42 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     Raises:
       ConfigError: see `read_module`, `options` and `convert`; a folder without the two files.
     """
-    path, official = Path(path), dict(official or {})
+    path = Path(path)
+    official = dict(official or {})
     if not path.is_dir():
-        held = content(path)
-        official = {**held.get("hparams", {}), **official}
-        model = codebook_model(official)
-        config = dict(name="diffusion_jax.models.dvae_codebook:CodebookVAE", codes=model.codes, code_width=model.code_width,
-                      width=model.width, layers=model.layers, blocks=model.blocks, channels=model.channels)
-        loss = "smooth_l1" if official.get("smooth_l1_loss") else "l2"
-        params = convert_codebook(select(held, "weights", path), model)
-        return page(config, official.get("image_size", 256), loss), {"model": params}
-    halves = []
-    for half in FILES:
-        found = sorted(file for file in path.glob(f"{half}.*") if file.suffix in (".pkl", *READERS))
-        if not found:
-            raise ConfigError(f"{path} holds no {half}.pkl: give the folder with encoder.pkl and decoder.pkl")
-        halves.append(read_module(found[0]))
+        return _load_codebook(path, official)
+    halves = [read_module(_half(path, half)) for half in FILES]
     config = options(*halves)
     params = convert(*halves, DVAE(**config))
-    model = dict(name="diffusion_jax.models.dvae:DVAE", **config)
-    return page(model, official.get("image_size", 256), "logit_laplace"), {"model": params}
+    size = official.get("image_size", 256)
+    return page(dict(name=OPENAI, **config), size, "logit_laplace"), {"model": params}
+
+
+def _load_codebook(path: Path, official: Mapping[str, Any]) -> tuple[dict[str, Any], Params]:
+    """`load` of a file of DALLE-pytorch."""
+    file = content(path)
+    official = {**file.get("hparams", {}), **official}
+    model = codebook_model(official)
+    config = dict(
+        name=CODEBOOK_VAE, codes=model.codes, code_width=model.code_width, width=model.width,
+        layers=model.layers, blocks=model.blocks, channels=model.channels,
+    )
+    loss = "smooth_l1" if official.get("smooth_l1_loss") else "l2"
+    params = convert_codebook(select(file, "weights", path), model)
+    return page(config, official.get("image_size", 256), loss), {"model": params}
+
+
+def _half(folder: Path, half: str) -> Path:
+    """The file of one half in a folder.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    suffixes = (".pkl", *READERS)
+    files = sorted(file for file in folder.glob(f"{half}.*") if file.suffix in suffixes)
+    if not files:
+        raise ConfigError(f"{folder} holds no {half}.pkl: give the folder with encoder.pkl and decoder.pkl")
+    return files[0]
 
 
 def page(model: Mapping[str, Any], size: int, reconstruction: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data.latents import Whitening
 from diffusion_jax.models.cond import Nothing, OneHot
 from diffusion_jax.models.edm2 import EDM2, Uncertainty
 from diffusion_jax.pretrained import persistent, rules
@@ -49,6 +50,8 @@ RULES = [
 ]
 """Renamed official keys to our parameters."""
 
+LATENTS = Whitening().options
+"""How the published models of latents use Stable Diffusion's first stage."""
 DEFAULTS = {
     "sigma_data": 0.5, "logvar_channels": 128, "channel_mult": (1, 2, 3, 4), "channel_mult_noise": None, "channel_mult_emb": None,
     "num_blocks": 3, "attn_resolutions": (16, 8), "channels_per_head": 64, "label_balance": 0.5, "concat_balance": 0.5,
@@ -70,7 +73,8 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any],
     for key in ("img_resolution", "img_channels", "label_dim", "model_channels"):
         if key not in o:
             raise ConfigError(f"the official options lack {key!r}")
-    mults, side = tuple(o["channel_mult"]), o["img_resolution"]
+    mults = tuple(o["channel_mult"])
+    side = o["img_resolution"]
     levels = [2**level for level in range(len(mults))]
     model = dict(
         width=o["model_channels"], mults=mults, depth=o["num_blocks"], head_channels=o["channels_per_head"],
@@ -94,7 +98,8 @@ def options(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     first = next((match for key in state_dict if (match := re.fullmatch(r"unet\.enc\.(\d+)x\d+_conv\.weight", key))), None)
     if first is None or "unet.out_conv.weight" not in state_dict:
         raise ConfigError("this is no state dict of an EDM2 network: there is no unet.enc.<side>x<side>_conv.weight")
-    side, emb = int(first[1]), state_dict["unet.emb_noise.weight"].shape
+    side = int(first[1])
+    emb = state_dict["unet.emb_noise.weight"].shape
     sides = sorted({int(key.split(".")[2].partition("x")[0]) for key in state_dict if key.startswith("unet.enc.")}, reverse=True)
     widths = [state_dict[f"unet.enc.{s}x{s}_block0.conv_res0.weight"].shape[0] for s in sides]
     return dict(
@@ -125,7 +130,9 @@ def rename(key: str, side: int) -> str:
 def shapes(model: EDM2, cond: OneHot | Nothing, uncertainty: Uncertainty) -> Params:
     """Shapes and types of the parameters {'model', 'cond', 'uncertainty'}; computes nothing."""
     side = 2 ** (len(model.mults) - 1)
-    x, one, key = jnp.zeros((1, side, side, model.channels)), jnp.zeros(1, jnp.int32), jax.random.key(0)
+    x = jnp.zeros((1, side, side, model.channels))
+    one = jnp.zeros(1, jnp.int32)
+    key = jax.random.key(0)
 
     def init() -> Params:
         labels = cond.init(key, {"label": one}).get("params", {})
@@ -152,8 +159,14 @@ def convert(state_dict: rules.Weights, official: Mapping[str, Any]) -> Params:
 def revert(params: Params, shapes: Mapping[str, rules.Shape], side: int) -> dict[str, Array]:
     """Parameters, or gradients, as an official state dict of the given shapes; `side` is that of the network's images."""
     names = {rename(key, side): key for key in shapes}
-    found = rules.revert(params, RULES, {ours: shapes[key] for ours, key in names.items()})
-    return {names[ours]: value for ours, value in found.items()}
+    return rules.revert_renamed(params, RULES, shapes, names)
+
+
+def export(
+    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
+) -> dict[str, Array]:
+    """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
+    return revert(params, shapes, page["task"]["shape"][0])
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
@@ -170,8 +183,8 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
       ConfigError: see `persistent.read`, `reader.read`, `options` and `convert`.
     """
     if Path(path).suffix == ".pkl":
-        state_dict, stored = persistent.read(path)
-        official = official or stored
+        state_dict, arguments = persistent.read(path)
+        official = official or arguments
     else:
         state_dict = read(path, key="ema")
     official = DEFAULTS | (official or options(state_dict))
@@ -181,7 +194,8 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 def page(official: Mapping[str, Any]) -> dict[str, Any]:
     """The sections model, task and sample of the published recipe."""
     model, cond, uncertainty = config(official)
-    side, (mean, std) = official["img_resolution"], (-0.4, 1.0) if official["img_channels"] == 4 else (-0.8, 1.6)
+    side = official["img_resolution"]
+    mean, std = (-0.4, 1.0) if official["img_channels"] == 4 else (-0.8, 1.6)     # latents, or pixels
     name = dict(name="diffusion_jax.models.cond:OneHot", **cond) if cond else dict(name="diffusion_jax.models.cond:Nothing")
     task = dict(
         name="diffusion_jax.tasks.diffusion:Diffusion",

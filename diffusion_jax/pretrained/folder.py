@@ -30,7 +30,7 @@ def weights(folder: Path) -> dict[str, Any]:
     Raises:
       ConfigError: there are none under any of the names, or see `read`.
     """
-    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if found is None:
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
         raise ConfigError(f"{folder} holds no weights; they are called {', '.join(WEIGHTS)}")
-    return read(found)
+    return read(file)

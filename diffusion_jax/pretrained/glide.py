@@ -28,7 +28,7 @@ from diffusion_jax.models.glide import Text, joined, preset
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import adm, rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import PATCH, TRANSPOSE, Rule
+from diffusion_jax.pretrained.rules import PATCH, TRANSPOSE, Rule, layer, norm
 from diffusion_jax.types import Array, Params
 
 CHANNELS = {3: ("glide-base-64", False), 7: ("glide-base-64", True),
@@ -48,10 +48,15 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
       official: the official class as 'class' and the options of its constructor; with tokenizer_n_vocab in place of a tokenizer,
         and, for an upsampler, low_res_factor, 4 by default.
     """
-    o, kind = official, official.get("class", "Text2ImUNet")
+    o = official
+    kind = o.get("class", "Text2ImUNet")
     model, _ = adm.config(o)
-    others = [{"name": "diffusion_jax.models.glide:Inpaint"}] if "Inpaint" in kind else []
-    others += [{"name": "diffusion_jax.models.cond:LowRes", "factor": o.get("low_res_factor", 4)}] if "SuperRes" in kind else []
+    others: list[dict[str, Any]] = []
+    if "Inpaint" in kind:
+        others.append({"name": "diffusion_jax.models.glide:Inpaint"})
+    if "SuperRes" in kind:
+        factor = o.get("low_res_factor", 4)
+        others.append({"name": "diffusion_jax.models.cond:LowRes", "factor": factor})
     if not o["xf_width"]:
         text = {"name": "diffusion_jax.models.cond:Nothing"}
         return model, joined(text, others)
@@ -95,26 +100,33 @@ def _text(cond: nn.Module) -> tuple[Text | None, str]:
 def table(model: UNet, cond: nn.Module) -> rules.Rules:
     """The rules for a network and its conditioner: official keys, renamed by `adm.rename`, to our parameters."""
     text, path = _text(cond)
-    rest = [rule for rule in adm.table(model) if not (isinstance(rule, Rule) and rule.key.startswith("label_emb"))]
+    rest = [rule for rule in adm.table(model) if not rule.key.startswith("label_emb")]
     if text is None:
         return rest
-    key, block = r"transformer\.resblocks\.(\d+)", rf"{path}/transformer/blocks_\1"
+    key = r"transformer\.resblocks\.(\d+)"
+    block = rf"{path}/transformer/blocks_\1"
     qkv = adm.per_head(3, lambda channels: text.heads)
     return [
         *rest,
-        Rule(r"token_embedding\.weight", f"{path}/token"), Rule("positional_embedding", f"{path}/position"),
+        Rule(r"token_embedding\.weight", f"{path}/token"),
+        Rule("positional_embedding", f"{path}/position"),
         Rule("padding_embedding", f"{path}/padding"),
-        *adm._layer(rf"{key}\.attn\.c_qkv", f"{block}/qkv", qkv, qkv), *adm._linear(rf"{key}\.attn\.c_proj", f"{block}/proj"),
-        *adm._norm(rf"{key}\.ln_1", f"{block}/norm1"), *adm._norm(rf"{key}\.ln_2", f"{block}/norm2"),
-        *adm._linear(rf"{key}\.mlp\.c_fc", f"{block}/fc1"), *adm._linear(rf"{key}\.mlp\.c_proj", f"{block}/fc2"),
-        *adm._norm("final_ln", f"{path}/norm"), *adm._linear("transformer_proj", f"{path}/proj"),
+        *layer(rf"{key}\.attn\.c_qkv", f"{block}/qkv", qkv, bias=qkv),
+        *layer(rf"{key}\.attn\.c_proj", f"{block}/proj"),
+        *norm(rf"{key}\.ln_1", f"{block}/norm1"),
+        *norm(rf"{key}\.ln_2", f"{block}/norm2"),
+        *layer(rf"{key}\.mlp\.c_fc", f"{block}/fc1"),
+        *layer(rf"{key}\.mlp\.c_proj", f"{block}/fc2"),
+        *norm("final_ln", f"{path}/norm"),
+        *layer("transformer_proj", f"{path}/proj"),
     ]
 
 
 def shapes(model: UNet, cond: nn.Module, state_dict: Mapping[str, Any]) -> Params:
     """Shapes and types of the parameters {'model': ..., 'cond': ...}; computes nothing."""
     text, _ = _text(cond)
-    image, tokens = jnp.zeros((1, 4, 4, model.channels)), jnp.zeros((1, text.context if text else 1), jnp.int32)
+    image = jnp.zeros((1, 4, 4, model.channels))
+    tokens = jnp.zeros((1, text.context if text else 1), jnp.int32)
     raw = {"tokens": tokens, "low_res": image, "mask": image[..., :1], "known": image}
     params = jax.eval_shape(partial(cond.init, jax.random.key(0)), raw).get("params", {})
     return {"model": adm.shapes(model, Nothing(), state_dict)["model"], "cond": params}
@@ -132,36 +144,45 @@ def convert(state_dict: Mapping[str, Array], model: UNet, cond: nn.Module) -> Pa
 
 def revert(params: Params, shapes: Mapping[str, rules.Shape], model: UNet, cond: nn.Module) -> dict[str, Array]:
     """Parameters (or gradients) as an official state dict of the given shapes."""
-    official = adm.rename({key: key for key in shapes}, model)
-    found = rules.revert(params, table(model, cond), {ours: shapes[key] for ours, key in official.items()})
-    return {official[ours]: value for ours, value in found.items()}
+    names = adm.rename({key: key for key in shapes}, model)
+    return rules.revert_renamed(params, table(model, cond), shapes, names)
 
 
 # The noised CLIP ------------------------------------------------------------------------------------------------------------
 
 
+WB = ("w", "b")
+GB = ("g", "b")
+"""What the keys of the towers' layers and of their norms end with."""
+
+
 def _blocks(tower: str) -> list[Rule]:
-    key, path = rf"{tower}/blocks\.block_(\d+)", rf"{tower}/transformer/blocks_\1"
-
-    def layer(key: str, path: str, weight: str = "w", name: str = "kernel") -> list[Rule]:
-        return [Rule(rf"{key}\.{weight}", f"{path}/{name}", TRANSPOSE), Rule(rf"{key}\.b", f"{path}/bias")]
-
+    """The rules of one tower's transformer, once its query, key and value are joined (see `merge`)."""
+    key = rf"{tower}/blocks\.block_(\d+)"
+    path = rf"{tower}/transformer/blocks_\1"
     return [
-        *layer(rf"{key}\.f_attn\.ln", f"{path}/norm1", "g", "scale"), *layer(rf"{key}\.f_attn\.f_qkv", f"{path}/qkv"),
-        *layer(rf"{key}\.f_attn\.f_c", f"{path}/proj"), *layer(rf"{key}\.f_mlp\.ln", f"{path}/norm2", "g", "scale"),
-        *layer(rf"{key}\.f_mlp\.f_1", f"{path}/fc1"), *layer(rf"{key}\.f_mlp\.f_2", f"{path}/fc2"),
+        *norm(rf"{key}\.f_attn\.ln", f"{path}/norm1", GB),
+        *layer(rf"{key}\.f_attn\.f_qkv", f"{path}/qkv", ends=WB),
+        *layer(rf"{key}\.f_attn\.f_c", f"{path}/proj", ends=WB),
+        *norm(rf"{key}\.f_mlp\.ln", f"{path}/norm2", GB),
+        *layer(rf"{key}\.f_mlp\.f_1", f"{path}/fc1", ends=WB),
+        *layer(rf"{key}\.f_mlp\.f_2", f"{path}/fc2", ends=WB),
     ]
 
 
 NOISED = [
-    *_blocks("image"), *_blocks("text"), Rule("logit_scale", "logit_scale"),
-    Rule(r"image/blocks\.input\.(?:w_t|pred_state)", "image/cls"), Rule(r"image/blocks\.input\.w_pos", "image/position"),
+    *_blocks("image"),
+    *_blocks("text"),
+    Rule("logit_scale", "logit_scale"),
+    Rule(r"image/blocks\.input\.(?:w_t|pred_state)", "image/cls"),
+    Rule(r"image/blocks\.input\.w_pos", "image/position"),
     Rule(r"image/blocks\.input\.patch_proj", "image/patches/kernel", PATCH),
-    Rule(r"image/blocks\.input\.ln\.g", "image/norm_pre/scale"), Rule(r"image/blocks\.input\.ln\.b", "image/norm_pre/bias"),
-    Rule(r"image/blocks\.output\.ln\.g", "image/norm_post/scale"), Rule(r"image/blocks\.output\.ln\.b", "image/norm_post/bias"),
+    *norm(r"image/blocks\.input\.ln", "image/norm_pre", GB),
+    *norm(r"image/blocks\.output\.ln", "image/norm_post", GB),
     Rule(r"image/blocks\.output\.f\.w", "image/proj", TRANSPOSE),
-    Rule(r"text/blocks\.input\.w_voc", "text/token"), Rule(r"text/blocks\.input\.w_pos", "text/position"),
-    Rule(r"text/blocks\.output\.ln\.g", "text/norm/scale"), Rule(r"text/blocks\.output\.ln\.b", "text/norm/bias"),
+    Rule(r"text/blocks\.input\.w_voc", "text/token"),
+    Rule(r"text/blocks\.input\.w_pos", "text/position"),
+    *norm(r"text/blocks\.output\.ln", "text/norm", GB),
     Rule(r"text/blocks\.output\.f\.w", "text/proj", TRANSPOSE),
 ]
 
@@ -187,7 +208,8 @@ def noised_config(image: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str
 def noised_published(image: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any]:
     """What to `build` the noised CLIP of two state dicts (of arrays or shapes) from, whose heads have 64 channels."""
     steps, width = image["blocks.input.w_t"].shape
-    patch, patches = image["blocks.input.patch_proj"].shape[-1], image["blocks.input.w_pos"].shape[0] - 1
+    patch = image["blocks.input.patch_proj"].shape[-1]
+    patches = image["blocks.input.w_pos"].shape[0] - 1
     vocab, text_width = text["blocks.input.w_voc"].shape
     layers = [sum(key.endswith("f_q.w") for key in tower) for tower in (image, text)]
     features = image["blocks.output.f.w"].shape[0]
@@ -201,14 +223,14 @@ def noised_published(image: Mapping[str, Any], text: Mapping[str, Any]) -> dict[
 
 def merge(tower: Mapping[str, Any]) -> dict[str, Any]:
     """A tower's state dict whose f_q, f_k and f_v have become one f_qkv, with a zero bias for k."""
-    merged = {}
+    merged: dict[str, Any] = {}
     for key, value in tower.items():
-        place, _, rest = key.rpartition(".f_q.")
-        if place:
-            q, v = value, tower[f"{place}.f_v.{rest}"]
-            k = tower[f"{place}.f_k.w"] if rest == "w" else 0 * q
+        block, _, end = key.rpartition(".f_q.")
+        if block:
+            k = tower[f"{block}.f_k.w"] if end == "w" else 0 * value
+            v = tower[f"{block}.f_v.{end}"]
             join = np.concatenate if isinstance(value, np.ndarray) else jnp.concatenate
-            merged[f"{place}.f_qkv.{rest}"] = join([q, k, v])
+            merged[f"{block}.f_qkv.{end}"] = join([value, k, v])
         elif ".f_k." not in key and ".f_v." not in key:
             merged[key] = value
     return merged
@@ -221,7 +243,8 @@ def noised_convert(image: Mapping[str, Array], text: Mapping[str, Array], model:
       ConfigError: the weights do not fit; the line says where.
     """
     state_dict = {f"{name}/{key}": w for name, tower in (("image", image), ("text", text)) for key, w in merge(tower).items()}
-    x, label = jnp.zeros((1, model.image.size, model.image.size, 3)), jnp.zeros(1) if model.image.steps else None
+    x = jnp.zeros((1, model.image.size, model.image.size, 3))
+    label = jnp.zeros(1) if model.image.steps else None
     target = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros((1, 1), jnp.int32), label)["params"]
     return rules.convert(state_dict | {"logit_scale": np.float32(np.log(scale))}, NOISED, target)
 
@@ -230,14 +253,17 @@ def noised_revert(params: Params, shapes: Mapping[str, rules.Shape], tower: str)
     """One tower of the parameters, 'image' or 'text', as an official state dict of the given shapes."""
     merged = merge({key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()})
     wanted = {f"{tower}/{key}": value.shape for key, value in merged.items()}
-    found = rules.revert({tower: params[tower]}, NOISED, wanted)
-    out = {}
+    weights = rules.revert({tower: params[tower]}, NOISED, wanted)
+    official: dict[str, Array] = {}
     for key in shapes:
-        place, _, rest = key.rpartition(".f_")
-        part, _, kind = rest.partition(".")
-        whole = f"{tower}/{place}.f_qkv.{kind}"
-        out[key] = jnp.split(found[whole], 3)["qkv".index(part)] if part in ("q", "k", "v") else found[f"{tower}/{key}"]
-    return out
+        block, _, rest = key.rpartition(".f_")
+        part, _, end = rest.partition(".")
+        if part in ("q", "k", "v"):
+            whole = weights[f"{tower}/{block}.f_qkv.{end}"]
+            official[key] = jnp.split(whole, 3)["qkv".index(part)]
+        else:
+            official[key] = weights[f"{tower}/{key}"]
+    return official
 
 
 def page(
@@ -262,6 +288,20 @@ def page(
     return sections
 
 
+def export(
+    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
+) -> dict[str, Array]:
+    """A run's parameters as an official state dict of the given shapes; the inverse of `load`.
+
+    Of the noised CLIP, the tower whose shapes they are.
+    """
+    model = build(page["model"])
+    if isinstance(model, CLIP):
+        tower = "text" if "blocks.input.w_voc" in shapes else "image"
+        return noised_revert(params["model"], shapes, tower)
+    return revert(params, shapes, model, build(page["task"]["cond"]))
+
+
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
     """An official weights file as (config, params); either tower of the noised CLIP stands for both, which lie side by side.
 
@@ -279,20 +319,23 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     path = Path(path)
     if path.name in (IMAGE, TEXT):
         return _load_noised(*(read(path.parent / name) for name in (IMAGE, TEXT)))
-    state_dict, official = read(path), dict(official or {})
-    merges = official.pop("merges", None)
+    state_dict = read(path)
+    options = dict(official or {})
+    merges = options.get("merges")
     if merges:
         merges = str(Path(merges).expanduser().absolute())
-    if set(official) - {"image_size"}:
-        model, cond = config(official)
-        upsampler = "SuperRes" in official.get("class", "")
-        size, schedule = official["image_size"], SCHEDULES[official.get("noise_schedule", "squaredcos_cap_v2")]
+    if set(options) - {"image_size", "merges"}:
+        model, cond = config(options)
+        upsampler = "SuperRes" in options.get("class", "")
+        size = options["image_size"]
+        schedule = SCHEDULES[options.get("noise_schedule", "squaredcos_cap_v2")]
     else:
         model, cond = published(state_dict)
         upsampler = "upsample" in recognised(state_dict)[0]
-        size, schedule = (256, "linear") if upsampler else (64, "squaredcos")
-        size = official.get("image_size", size)
-    return page(model, cond, size, schedule, upsampler, merges), convert(state_dict, build(model), build(cond))
+        size = options.get("image_size", 256 if upsampler else 64)
+        schedule = "linear" if upsampler else "squaredcos"
+    params = convert(state_dict, build(model), build(cond))
+    return page(model, cond, size, schedule, upsampler, merges), params
 
 
 def _load_noised(image: Mapping[str, Array], text: Mapping[str, Array]) -> tuple[dict[str, Any], Params]:

@@ -20,7 +20,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.models.inception import SMALLEST, Inception
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import CONV, TRANSPOSE, Rule
+from diffusion_jax.pretrained.rules import CONV, TRANSPOSE, Rule, batch_norm
 from diffusion_jax.types import Array, Params
 
 FILES = {
@@ -34,11 +34,7 @@ SHA256 = "6726825d"
 
 def _unit(key: str, path: str) -> list[Rule]:
     """The rules of a convolution and its batch norm."""
-    norm = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-    return [
-        Rule(rf"{key}\.conv\.weight", f"{path}/kernel", CONV),
-        *(Rule(rf"{key}\.bn\.{official}", f"{path}/{ours}") for official, ours in norm.items()),
-    ]
+    return [Rule(rf"{key}\.conv\.weight", f"{path}/kernel", CONV), *batch_norm(rf"{key}\.bn", path)]
 
 
 RULES = [
@@ -81,8 +77,8 @@ def load(path: str | Path) -> Params:
     if path.is_dir():
         path = next((path / name for name in FILES if (path / name).is_file()), path / next(iter(FILES)))
     if not path.is_file():
-        name, place = next(iter(FILES.items()))
-        raise ConfigError(f"there are no Inception weights {path}: get {place}{name} (SHA-256 {SHA256}...) and put it there")
+        name, url = next(iter(FILES.items()))
+        raise ConfigError(f"there are no Inception weights {path}: get {url}{name} (SHA-256 {SHA256}...) and put it there")
     if path.name in FILES:
         check_sha256(path, SHA256)
     return convert(read(path))
@@ -95,6 +91,6 @@ def check_sha256(path: str | Path, digits: str) -> None:
       ConfigError: it does not; the line tells both.
     """
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(digits):
-        raise ConfigError(f"{path} is not the published file: its SHA-256 begins {found[:8]}, not {digits}; get it again")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(digits):
+        raise ConfigError(f"{path} is not the published file: its SHA-256 begins {digest[:8]}, not {digits}; get it again")

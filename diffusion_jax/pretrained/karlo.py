@@ -21,7 +21,7 @@ from diffusion_jax.build import ConfigError, build
 from diffusion_jax.pretrained import clip, unclip
 from diffusion_jax.pretrained.folder import options, weights
 from diffusion_jax.pretrained.reader import read, unpickled
-from diffusion_jax.pretrained.sd import END_TEXT, PREDICTIONS, prefixed
+from diffusion_jax.pretrained.sd import END_TEXT, PREDICTIONS, part, prefixed
 from diffusion_jax.pretrained.sd import fill as sd_fill
 from diffusion_jax.tasks.embedder import DOTS
 from diffusion_jax.types import Params
@@ -59,49 +59,63 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[S
 
 def from_folders(folder: Path) -> tuple[Spec, Params]:
     """`load` of diffusers' layout."""
-    told = {name: options(folder / name) for name in ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")}
+    names = ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
+    configs = {name: options(folder / name) for name in names}
     ways = {part: _scheduler(folder / f"{name}_scheduler") for part, name in (
         ("prior", "prior"), ("decoder", "decoder"), ("upsampler", "super_res"))}
     prior = weights(folder / "prior")
-    towers, found = _towers(folder)
-    first, known = _clip(towers, found, sd_fill(folder), [np.asarray(prior[name]).reshape(-1) for name in unclip.STATISTICS])
+    towers, text_params = _towers(folder)
+    statistics = [np.asarray(prior[name]).reshape(-1) for name in unclip.STATISTICS]
+    first, first_params = _clip(towers, text_params, sd_fill(folder), statistics)
     nets = {
-        "prior": unclip.prior_config(told["prior"]), "decoder": unclip.unet_config(told["decoder"]),
-        "cond": unclip.cond_config(told["text_proj"]),
+        "prior": unclip.prior_config(configs["prior"]),
+        "decoder": unclip.unet_config(configs["decoder"]),
+        "cond": unclip.cond_config(configs["text_proj"]),
     }
-    small, large = (told[name].get("sample_size") for name in ("decoder", "super_res_first"))
+    sizes = (configs["decoder"].get("sample_size"), configs["super_res_first"].get("sample_size"))
     joined = weights(folder / "decoder") | weights(folder / "text_proj")
-    last = [(unclip.unet_config(told[name]), weights(folder / name)) for name in ("super_res_first", "super_res_last")]
-    return _whole(nets, prior, joined, last, first, known, ways, (small, large))
+    last = [(unclip.unet_config(configs[name]), weights(folder / name)) for name in names[-2:]]
+    return _whole(nets, prior, joined, last, first, first_params, ways, sizes)
 
 
 def from_files(folder: Path, official: Mapping[str, Any]) -> tuple[Spec, Params]:
     """`load` of Karlo's own layout."""
-    prior, decoder, large = (read(_file(folder, f"{name}*.ckpt"), "state_dict") for name in ("prior", "decoder", "improved-sr"))
-    state_dict, path = read(_file(folder, "ViT-L-14.pt")), _file(folder, "*_stats.th")
+    prior, decoder, large = (
+        read(_file(folder, f"{name}*.ckpt"), "state_dict") for name in ("prior", "decoder", "improved-sr")
+    )
+    state_dict = read(_file(folder, "ViT-L-14.pt"))
+    path = _file(folder, "*_stats.th")
     towers = clip.towers(state_dict, official.get("clip"))
-    found = {part: clip.convert(state_dict, build(spec)) for part, spec in towers.items()}
-    first, known = _clip(towers, found, 0, _pair(path))
-    hparams, sr = official.get("decoder", DECODER), official.get("sr", SUPER)
+    tower_params = {part: clip.convert(state_dict, build(spec)) for part, spec in towers.items()}
+    first, first_params = _clip(towers, tower_params, 0, _pair(path))
+    hparams = official.get("decoder", DECODER)
+    sr = unclip.unet_config(official.get("sr", SUPER))
     nets = {
         "prior": unclip.prior_config(official["prior"]) if "prior" in official else unclip.prior_published(prior),
-        "decoder": unclip.unet_config(hparams), "cond": unclip.cond_config(hparams),
+        "decoder": unclip.unet_config(hparams),
+        "cond": unclip.cond_config(hparams),
     }
-    last = [(unclip.unet_config(sr), {key.removeprefix(part): value for key, value in large.items() if key.startswith(part)})
-            for part in ("model_first_steps.", "model_last_step.")]
+    last = [(sr, part(large, prefix)) for prefix in ("model_first_steps.", "model_last_step.")]
     ways = {"prior": _way("X0", "fixed_small", 10.0, False), "decoder": _way("Eps", "learned_range", 1.0, False),
             "upsampler": _way("Eps", "fixed_small", 1.0, False)}
-    return _whole(nets, prior, decoder, last, first, known, ways, (hparams["image_size"], official.get("size", 256)))
+    sizes = (hparams["image_size"], official.get("size", 256))
+    return _whole(nets, prior, decoder, last, first, first_params, ways, sizes)
 
 
 def _whole(
-    nets: Mapping[str, Spec], prior: Params, decoder: Params, large: list[tuple[Spec, Params]], first: Spec, known: Params,
-    ways: Mapping[str, Spec], sizes: tuple[int, int],
+    nets: Mapping[str, Spec],
+    prior: Params,
+    decoder: Params,
+    large: list[tuple[Spec, Params]],
+    first: Spec,
+    first_params: Params,
+    ways: Mapping[str, Spec],
+    sizes: tuple[int, int],
 ) -> tuple[Spec, Params]:
     """(page, params) of the networks' options and weights, the CLIP, how each part samples, and the sides of its images."""
     if sizes[1] % sizes[0]:
         raise ConfigError(f"images of {sizes[1]} pixels are no multiple of those of {sizes[0]}: no upsampler here makes them")
-    large = [(_network("unet:UNet", **spec), found) for spec, found in large]
+    large = [(_network("unet:UNet", **spec), state_dict) for spec, state_dict in large]
     specs = {name: _network(kind, **nets[name]) for name, kind in KINDS.items()}
     features = specs["cond"]["features"]
     parts = {
@@ -111,13 +125,14 @@ def _whole(
                       _network("cond:LowRes", factor=sizes[1] // sizes[0], enlarge="bicubic"), (sizes[1], sizes[1], 3)),
     }
     pages = {name: _page(name, *part, first, ways[name], sizes[name == "upsampler"]) for name, part in parts.items()}
-    last = [unclip.convert(found, build(spec))["model"] for spec, found in large]
+    last = [unclip.convert(state_dict, build(spec))["model"] for spec, state_dict in large]
     others = {
         "prior": {"model": unclip.convert_prior(prior, build(specs["prior"])), "cond": {}},
         "upsampler": {"model": {"first": last[0], "last": last[1]}, "cond": {}},
     }
     params = unclip.convert(decoder, build(specs["decoder"]), build(specs["cond"]))
-    return pages.pop("decoder") | {"parts": pages}, params | {"first_stage": known, "parts": others}
+    sections = pages["decoder"] | {"parts": {name: pages[name] for name in others}}
+    return sections, params | {"first_stage": first_params, "parts": others}
 
 
 def _network(kind: str, **options: Any) -> Spec:
@@ -126,7 +141,8 @@ def _network(kind: str, **options: Any) -> Spec:
 
 def _page(name: str, model: Spec, cond: Spec, shape: tuple[int, ...], first: Spec, way: Spec, size: int) -> Spec:
     """The sections model, task, data and sample of one part."""
-    task = dict(name="diffusion_jax.tasks.diffusion:Diffusion", cond=cond, shape=shape, **way["task"])
+    kind = "prior:DiffusionPrior" if name == "prior" else "diffusion:Diffusion"
+    task = dict(name=f"diffusion_jax.tasks.{kind}", cond=cond, shape=shape, **way["task"])
     decode: Spec = dict(name="diffusion_jax.data.image:Decode", size=size)
     if name != "upsampler":
         task["first_stage"], decode["tokenizer"] = first, _tokenizer(first)
@@ -134,39 +150,48 @@ def _page(name: str, model: Spec, cond: Spec, shape: tuple[int, ...], first: Spe
     return dict(model=model, task=task, data=dict(decode=decode), sample=sample)
 
 
-def _clip(towers: Mapping[str, Spec], found: Params, fill: int, statistics: list[np.ndarray]) -> tuple[Spec, Params]:
+def _clip(
+    towers: Mapping[str, Spec], tower_params: Params, fill: int, statistics: list[np.ndarray]
+) -> tuple[Spec, Params]:
     """What to `build` the first stage from, and its parameters."""
     text = towers["text"]
-    start, end = text["vocab"] - 2, text["vocab"] - 1
+    start = text["vocab"] - 2
+    end = text["vocab"] - 1
     size = towers["image"]["size"] if "image" in towers else 0
     model = dict(name="diffusion_jax.models.clip:CLIP", image=towers.get("image"), text=text)
     task = dict(name="diffusion_jax.tasks.clip:Contrastive", model=model, shape=(size, size, 3))
     mean, std = statistics
-    known = {"clip": {"model": {**found, "logit_scale": jnp.float32(np.log(100))}}, "mean": mean, "std": std,
-             "basis": np.eye(len(mean)), "low": 0 * mean, "high": 1 + 0 * mean, "dots": np.zeros(DOTS - 1)}
-    known = {name: value if name == "clip" else jnp.asarray(value, jnp.float32) for name, value in known.items()}
+    numbers = {
+        "mean": mean, "std": std, "basis": np.eye(len(mean)), "low": np.zeros_like(mean),
+        "high": np.ones_like(mean), "dots": np.zeros(DOTS - 1),
+    }
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()}
+    params["clip"] = {"model": {**tower_params, "logit_scale": jnp.float32(np.log(100))}}
     empty = (start, end, end if fill == END_TEXT else 0)
-    return dict(name="diffusion_jax.tasks.embedder:Embedder", clip=task, empty=empty, unit=False), known
+    spec = dict(name="diffusion_jax.tasks.embedder:Embedder", clip=task, empty=empty, unit=False)
+    return spec, params
 
 
 def _tokenizer(first: Spec) -> Spec:
     """CLIP's, with as many merges as the vocabulary has."""
-    text, merges = first["clip"]["model"]["text"], first["clip"]["model"]["text"]["vocab"] - LETTERS
+    text = first["clip"]["model"]["text"]
+    merges = text["vocab"] - LETTERS
     few = {"most": merges} if merges > 0 else {"merges": ""}
     return dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=text["context"], pad_end=first["empty"][-1] != 0, **few)
 
 
 def _towers(folder: Path) -> tuple[dict[str, Spec], dict[str, Params]]:
     """The specs and the parameters of a folder's text_encoder and, if it has one, image_encoder."""
-    towers, found = {}, {}
-    for part in ("text", "image"):
-        place = folder / f"{part}_encoder"
-        if part == "text" or place.is_dir():
-            state_dict = weights(place)
-            state_dict = prefixed(state_dict) if part == "text" else state_dict
-            towers[part] = clip.towers(state_dict, options(place))[part]
-            found[part] = clip.convert(state_dict, build(towers[part]))
-    return towers, found
+    towers: dict[str, Spec] = {}
+    params: dict[str, Params] = {}
+    for name in ("text", "image"):
+        encoder = folder / f"{name}_encoder"
+        if name == "text" or encoder.is_dir():
+            state_dict = weights(encoder)
+            state_dict = prefixed(state_dict) if name == "text" else state_dict
+            towers[name] = clip.towers(state_dict, options(encoder))[name]
+            params[name] = clip.convert(state_dict, build(towers[name]))
+    return towers, params
 
 
 def _scheduler(folder: Path) -> Spec:
@@ -197,10 +222,10 @@ def _file(folder: Path, pattern: str) -> Path:
     Raises:
       ConfigError: there is none, or there are several.
     """
-    found = sorted(folder.glob(pattern))
-    if len(found) != 1:
-        raise ConfigError(f"{folder} holds {len(found)} files {pattern}: it needs one, or the folders of diffusers")
-    return found[0]
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
+        raise ConfigError(f"{folder} holds {len(files)} files {pattern}: it needs one, or the folders of diffusers")
+    return files[0]
 
 
 def _pair(path: Path) -> list[np.ndarray]:
@@ -209,7 +234,7 @@ def _pair(path: Path) -> list[np.ndarray]:
     Raises:
       ConfigError: see `unpickled`, or the file holds something else.
     """
-    found = unpickled(path, lambda torch: torch.load(path, map_location="cpu", weights_only=True))
-    if not isinstance(found, (tuple, list)) or len(found) != 2:
+    pair = unpickled(path, lambda torch: torch.load(path, map_location="cpu", weights_only=True))
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ConfigError(f"{path} holds no pair of tensors, mean and deviation")
-    return [value.float().reshape(-1).numpy() for value in found]
+    return [value.float().reshape(-1).numpy() for value in pair]

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.models.bert import TextEncoder
 from diffusion_jax.pretrained import rules
-from diffusion_jax.pretrained.ldm_unet import layer
-from diffusion_jax.pretrained.rules import SAME, TRANSPOSE, Rule
+from diffusion_jax.pretrained.rules import TRANSPOSE, Rule, layer, norm
 from diffusion_jax.types import Array, Params
 
 IGNORED = "to_logits."
@@ -19,18 +18,23 @@ IGNORED = "to_logits."
 
 def _table(layers: int) -> list[Rule]:
     """Official layers alternate: 0 is the first attention, 1 the first MLP."""
-    found = [
-        Rule(r"token_emb\.weight", "token"), Rule(r"pos_emb\.emb\.weight", "position"), *layer("norm", "norm", SAME, "scale"),
+    table = [
+        Rule(r"token_emb\.weight", "token"),
+        Rule(r"pos_emb\.emb\.weight", "position"),
+        *norm("norm", "norm"),
     ]
     for i in range(layers):
-        attention, mlp = (rf"attn_layers\.layers\.{2 * i + part}" for part in (0, 1))
-        found += [
-            *layer(rf"{attention}\.0", f"norm1_{i}", SAME, "scale"), *layer(rf"{mlp}\.0", f"norm2_{i}", SAME, "scale"),
+        attention = rf"attn_layers\.layers\.{2 * i}"
+        mlp = rf"attn_layers\.layers\.{2 * i + 1}"
+        table += [
+            *norm(rf"{attention}\.0", f"norm1_{i}"),
+            *norm(rf"{mlp}\.0", f"norm2_{i}"),
             Rule(rf"{attention}\.1\.to_(q|k|v)\.weight", rf"attn_{i}/\1/kernel", TRANSPOSE),
-            *layer(rf"{attention}\.1\.to_out", f"attn_{i}/out", TRANSPOSE),
-            *layer(rf"{mlp}\.1\.net\.0\.0", f"fc1_{i}", TRANSPOSE), *layer(rf"{mlp}\.1\.net\.2", f"fc2_{i}", TRANSPOSE),
+            *layer(rf"{attention}\.1\.to_out", f"attn_{i}/out"),
+            *layer(rf"{mlp}\.1\.net\.0\.0", f"fc1_{i}"),
+            *layer(rf"{mlp}\.1\.net\.2", f"fc2_{i}"),
         ]
-    return found
+    return table
 
 
 def bert_config(state_dict: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,26 +18,23 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.models.cond import Nothing
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import adm, rules
-from diffusion_jax.pretrained.rules import POINT, SAME, TRANSPOSE, Layout, Rule
+from diffusion_jax.pretrained.rules import POINT, TRANSPOSE, Rule, layer, norm
 from diffusion_jax.types import Array, Params
 
 NETWORK = "diffusion_jax.models.unet:UNet"
 
 
-def layer(key: str, path: str, weight: Layout, name: str = "kernel") -> list[Rule]:
-    """The rules of a layer with weight and bias."""
-    return [Rule(rf"{key}\.weight", f"{path}/{name}", weight), Rule(rf"{key}\.bias", f"{path}/bias", SAME)]
-
-
-_BLOCK, _OURS = r"(\w+_attn\w*)\.transformer_blocks\.(\d+)", r"model/\1/block_\2"
+_BLOCK = r"(\w+_attn\w*)\.transformer_blocks\.(\d+)"
+_OURS = r"model/\1/block_\2"
 TRANSFORMER = [
     *layer(r"(\w+_attn\w*)\.proj_in", r"model/\1/proj_in", POINT),
     Rule(rf"{_BLOCK}\.attn(1|2)\.to_(q|k|v)\.weight", rf"{_OURS}/attn\3/\4/kernel", TRANSPOSE),
-    *layer(rf"{_BLOCK}\.attn(1|2)\.to_out\.0", rf"{_OURS}/attn\3/out", TRANSPOSE),
-    *layer(rf"{_BLOCK}\.ff\.net\.0\.proj", rf"{_OURS}/ff_in", TRANSPOSE),
-    *layer(rf"{_BLOCK}\.ff\.net\.2", rf"{_OURS}/ff_out", TRANSPOSE),
-    *layer(rf"{_BLOCK}\.norm(1|2|3)", rf"{_OURS}/norm\3", SAME, "scale"),
-    *layer(r"id_predictor\.0", "model/final_norm", SAME, "scale"), *layer(r"id_predictor\.1", "model/final_linear", POINT),
+    *layer(rf"{_BLOCK}\.attn(1|2)\.to_out\.0", rf"{_OURS}/attn\3/out"),
+    *layer(rf"{_BLOCK}\.ff\.net\.0\.proj", rf"{_OURS}/ff_in"),
+    *layer(rf"{_BLOCK}\.ff\.net\.2", rf"{_OURS}/ff_out"),
+    *norm(rf"{_BLOCK}\.norm(1|2|3)", rf"{_OURS}/norm\3"),
+    *norm(r"id_predictor\.0", "model/final_norm"),
+    *layer(r"id_predictor\.1", "model/final_linear", POINT),
 ]
 LAYERS = (
     (r"\.norm1\.(weight|bias)$", r".in_layers.0.\1"), (r"\.conv1\.", ".in_layers.2."), (r"\.time_emb_proj\.", ".emb_layers.1."),
@@ -94,8 +91,10 @@ def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     Raises:
       ConfigError: an option that has no counterpart here.
     """
-    o, widths = options, options["block_out_channels"]
-    down, up = list(o["down_block_types"]), list(o["up_block_types"])
+    o = options
+    widths = o["block_out_channels"]
+    down = list(o["down_block_types"])
+    up = list(o["up_block_types"])
     attends = [kind == "CrossAttnDownBlock2D" for kind in down]
     heads = o.get("num_attention_heads") or o.get("attention_head_dim", 8)
     heads = list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(widths)
@@ -130,12 +129,14 @@ def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
 
 def shapes(model: UNet, cond: nn.Module, state_dict: Mapping[str, Any]) -> Params:
     """Shapes and types of the parameters {'model': ..., 'cond': ...} for renamed weights (arrays or shapes); computes nothing."""
-    channels, side = state_dict["stem.weight"].shape[1], 2 ** (len(model.mults) - 1)
+    channels = state_dict["stem.weight"].shape[1]
+    side = 2 ** (len(model.mults) - 1)
     tokens = [value.shape[1] for key, value in state_dict.items() if key.endswith("attn2.to_k.weight") and key.startswith("mid_")]
     one = jnp.zeros(1, jnp.int32)
 
     def init() -> Params:
-        key, conditions = jax.random.key(0), {}
+        key = jax.random.key(0)
+        conditions: dict[str, Array] = {}
         if channels > model.channels:
             conditions["cat"] = jnp.zeros((1, side, side, channels - model.channels))
         if tokens:
@@ -162,20 +163,19 @@ def convert(state_dict: Mapping[str, Array], model: UNet, cond: nn.Module = Noth
     Raises:
       ConfigError: the weights do not fit; the line says where.
     """
-    kept = renamed(state_dict, model)
-    if model.codes:
-        kept = {key: value for key, value in kept.items() if not key.startswith("out.")}
-    return {"cond": {}} | rules.convert(kept, table(model, new_order, cond), shapes(model, cond, kept))
+    weights = renamed(state_dict, model)
+    if model.codes:                    # `id_predictor` is used in place of the last layers
+        weights = {key: value for key, value in weights.items() if not key.startswith("out.")}
+    return {"cond": {}} | rules.convert(weights, table(model, new_order, cond), shapes(model, cond, weights))
 
 
 def revert(
     params: Params, shapes: Mapping[str, rules.Shape], model: UNet, cond: nn.Module = Nothing(), new_order: bool = False
 ) -> dict[str, Array]:
     """Parameters (or gradients) as an official state dict of the given shapes, in either layout."""
-    official = renamed({key: key for key in shapes}, model)
+    names = renamed({key: key for key in shapes}, model)
     params = {"model": params["model"]} | ({"cond": params["cond"]} if params.get("cond") else {})
-    found = rules.revert(params, table(model, new_order, cond), {ours: shapes[key] for ours, key in official.items()})
-    return {official[ours]: value for ours, value in found.items()}
+    return rules.revert_renamed(params, table(model, new_order, cond), shapes, names)
 
 
 _SD = {"model_channels": 320, "attention_resolutions": [4, 2, 1], "channel_mult": [1, 2, 4, 4], "use_spatial_transformer": True}
@@ -204,8 +204,12 @@ def published(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """
     tokens = [value.shape[1] for key, value in state_dict.items() if re.match(r"middle_block\.1\..*attn2\.to_k\.weight", key)]
     width = state_dict["time_embed.0.weight"].shape[1] if "time_embed.0.weight" in state_dict else 0
-    if (width, *(tokens or [0])) not in PUBLISHED:
+    sizes = (width, *(tokens or [0]))
+    if sizes not in PUBLISHED:
         raise ConfigError("this is no published latent diffusion model: give the options of its network (--official)")
-    channels, out = state_dict["input_blocks.0.0.weight"].shape[1], state_dict["out.2.weight"].shape[0]
-    return PUBLISHED[(width, *(tokens or [0]))] | {
-        "model_channels": width, "num_res_blocks": 2, "in_channels": channels, "out_channels": out}
+    return PUBLISHED[sizes] | {
+        "model_channels": width,
+        "num_res_blocks": 2,
+        "in_channels": state_dict["input_blocks.0.0.weight"].shape[1],
+        "out_channels": state_dict["out.2.weight"].shape[0],
+    }

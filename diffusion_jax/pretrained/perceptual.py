@@ -17,7 +17,7 @@ from diffusion_jax.models.gan import Discriminator, Stats
 from diffusion_jax.models.lpips import LAYERS, LPIPS, SMALLEST
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import CONV, SAME, Layout, Rule
+from diffusion_jax.pretrained.rules import CONV, Layout, Rule, layer, norm
 from diffusion_jax.types import Array, Params
 
 CHANNELS = Layout(lambda w: w.reshape(w.shape[1]), lambda w, shape: w.reshape(shape))
@@ -27,15 +27,17 @@ IGNORED = ("scaling_layer.", "classifier.")
 
 
 def _vgg() -> list[Rule]:
-    found, number = [], 0
+    """The rules of VGG's convolutions, numbered with all that stands between them, and of w_k."""
+    table: list[Rule] = []
+    number = 0
     for k, layers in enumerate(LAYERS, 1):
         for i in range(layers):
-            key, path = rf"(?:net\.slice{k}|features)\.{number}", f"vgg/stage_{k}_conv_{i}"
-            found += [Rule(rf"{key}\.weight", f"{path}/kernel", CONV), Rule(rf"{key}\.bias", f"{path}/bias")]
-            number += 2
-        number += 1                                                              # the pool
-        found.append(Rule(rf"lin{k - 1}\.model\.\d\.weight", f"w_{k}", CHANNELS))
-    return found
+            key = rf"(?:net\.slice{k}|features)\.{number}"
+            table += layer(key, f"vgg/stage_{k}_conv_{i}", CONV)
+            number += 2                                            # and its ReLU
+        number += 1                                                # the pool
+        table.append(Rule(rf"lin{k - 1}\.model\.\d\.weight", f"w_{k}", CHANNELS))
+    return table
 
 
 LPIPS_RULES = _vgg()
@@ -50,6 +52,14 @@ def lpips(state_dict: Mapping[str, Array], model: LPIPS) -> Params:
     x = jnp.zeros((1, SMALLEST, SMALLEST, 3))
     target = jax.eval_shape(model.init, jax.random.key(0), x, x)["params"]
     return rules.convert({k: w for k, w in state_dict.items() if not k.startswith(IGNORED)}, LPIPS_RULES, target)
+
+
+def export(
+    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
+) -> dict[str, Array]:
+    """Parameters as an official state dict of the given shapes, without what LPIPS does not use."""
+    used = {key: shape for key, shape in shapes.items() if not key.startswith(IGNORED)}
+    return rules.revert(params["model"], LPIPS_RULES, used)
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
@@ -72,14 +82,15 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
 
 def discriminator_rules(model: Discriminator) -> list[Rule]:
     """The rules of the official names, which number all layers in one row."""
-    found = []
+    table: list[Rule] = []
     for i in range(model.depth + 2):
-        number, path = (0 if i == 0 else 3 * i - 1), f"conv_{i}" if i <= model.depth else "final_conv"
-        found += [Rule(rf"main\.{number}\.weight", f"{path}/kernel", CONV), Rule(rf"main\.{number}\.bias", f"{path}/bias")]
+        number = max(3 * i - 1, 0)               # a norm and an activation follow, but for the first
+        table += layer(rf"main\.{number}", f"conv_{i}" if i <= model.depth else "final_conv", CONV)
         if 0 < i <= model.depth:
-            names = {"weight": ("scale", SAME), "bias": ("bias", SAME), "scale": ("scale", CHANNELS), "loc": ("loc", CHANNELS)}
-            found += [Rule(rf"main\.{number + 1}\.{key}", f"norm_{i}/{name}", layout) for key, (name, layout) in names.items()]
-    return found
+            key = rf"main\.{number + 1}"
+            table += norm(key, f"norm_{i}")      # a batch norm, or an ActNorm, which has these two:
+            table += [Rule(rf"{key}\.{name}", f"norm_{i}/{name}", CHANNELS) for name in ("scale", "loc")]
+    return table
 
 
 def discriminator(state_dict: Mapping[str, Array], model: Discriminator) -> tuple[Params, Stats]:

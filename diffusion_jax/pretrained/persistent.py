@@ -30,9 +30,9 @@ class Bare:
 
 def _persistent(meta: Mapping[str, Any]) -> Bare:
     """The envelope of an object without its program."""
-    found = Bare()
-    found.state = dict(meta["state"] or {}) | {"class": meta["class_name"]}
-    return found
+    bare = Bare()
+    bare.state = dict(meta["state"] or {}) | {"class": meta["class_name"]}
+    return bare
 
 
 def _storage(content: bytes) -> Any:
@@ -121,11 +121,12 @@ def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 def arrays(module: Bare, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     """The tensors of a module and its children, named as in a state dict."""
     state = module.state
-    found = []
+    tensors: list[tuple[str, np.ndarray]] = []
     for kind in ("_parameters", "_buffers"):
         for name, tensor in state.get(kind, {}).items():
             if tensor is not None:
-                found.append((prefix + name, tensor.detach().float().numpy()))
+                tensors.append((prefix + name, tensor.detach().float().numpy()))
     for name, child in state.get("_modules", {}).items():
-        found += arrays(child, f"{prefix}{name}.") if child is not None else []
-    return found
+        if child is not None:
+            tensors += arrays(child, f"{prefix}{name}.")
+    return tensors

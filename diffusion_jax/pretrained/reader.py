@@ -44,7 +44,7 @@ def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
 
 
 def content(path: str | Path) -> dict[str, Any]:
-    """All that a weights file holds: one state dict, or several and what is said of them; tensors as arrays on the host.
+    """All that a weights file holds: one state dict, or several and their options; tensors as arrays on the host.
 
     Raises:
       ConfigError: there is no such file, it is damaged, it holds code, or torch is not installed.
@@ -57,21 +57,21 @@ def content(path: str | Path) -> dict[str, Any]:
     return READERS[path.suffix](path)
 
 
-def select(found: Mapping[str, Any], key: str | None, path: str | Path) -> dict[str, np.ndarray]:
+def select(file: Mapping[str, Any], key: str | None, path: str | Path) -> dict[str, np.ndarray]:
     """The state dict itself: the `content` of a file, or the part of it that `key` names.
 
     Raises:
       ConfigError: it has several state dicts and `key` names none of them, or is none.
     """
-    parts = [name for name, value in found.items() if isinstance(value, Mapping)]
+    parts = [name for name, value in file.items() if isinstance(value, Mapping)]
     if parts and key not in parts:
         wanted = "one state dict" if key is None else f"one state dict, or one under {key!r}"
         raise ConfigError(f"{path} holds {', '.join(map(str, parts))} in place of {wanted}: save its weights alone in a file")
-    found = found[str(key)] if parts else found
-    for name, value in found.items():
+    state_dict = file[str(key)] if parts else file
+    for name, value in state_dict.items():
         if not isinstance(value, np.ndarray):
             raise ConfigError(f"{path}: {name} is a {type(value).__name__}, not an array; this is no state dict")
-    return dict(found)
+    return dict(state_dict)
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -107,10 +107,10 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
 def _torch(path: Path) -> dict[str, Any]:
     if torchscript.is_torchscript(path):
         return torchscript.read(path)
-    found = unpickled(path, lambda torch: _restricted(torch, path))
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"{path} holds a {type(found).__name__}, not a state dict")
-    return _to_numpy(found)
+    file = unpickled(path, lambda torch: _restricted(torch, path))
+    if not isinstance(file, Mapping):
+        raise ConfigError(f"{path} holds a {type(file).__name__}, not a state dict")
+    return _to_numpy(file)
 
 
 def unpickled(path: Path, load: Callable[[Any], Any]) -> Any:
@@ -146,7 +146,8 @@ class Inert:
 def _restricted(torch: Any, path: Path) -> Any:
     """What torch's restricted loader makes of a file, with stand-ins for what `INERT` names."""
     # DiT's training checkpoints keep their command line, a Namespace, beside the weights: it holds plain values only.
-    allowed, names = [argparse.Namespace], set()
+    allowed: list[Any] = [argparse.Namespace]
+    names: set[str] = set()
     mapped = {"mmap": True} if zipfile.is_zipfile(path) else {}
     while True:
         try:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -50,6 +51,10 @@ PATCH = Layout(
     lambda w, shape: w.reshape(*shape[2:], shape[1], shape[0]).transpose(3, 2, 0, 1),
 )
 """A convolution whose stride is its size, as a linear layer over patches: (out, c, p, q) <-> (p*q*c, out)."""
+ROW = Layout(lambda w: w.reshape(-1), lambda w, shape: w.reshape(shape))
+"""A single row behind axes of one: (1 ..., c) <-> (c)."""
+UNBATCHED = Layout(lambda w: w[0], lambda w, shape: w[None])
+"""A table behind an axis of one: (1, n, c) <-> (n, c)."""
 
 
 class Rule(NamedTuple):
@@ -82,6 +87,47 @@ Rules = Sequence[Rule | Constant]
 CONSTANT_ATOL = 2e-3  # published tables may have been through float16
 
 
+def layer(
+    key: str,
+    path: str,
+    weight: Layout = TRANSPOSE,
+    name: str = "kernel",
+    bias: Layout = SAME,
+    ends: tuple[str, str] = ("weight", "bias"),
+) -> list[Rule]:
+    """The rules of a layer with a weight and a bias.
+
+    Args:
+      key: a regular expression for the official key of the layer, without the last part.
+      path: our path of the layer, without the last part; may use the groups of `key`.
+      weight, bias: the layouts of the two.
+      name: of our weight; our bias is always called 'bias'.
+      ends: the last parts of the two official keys.
+
+    Example:
+      >>> [rule.path for rule in layer(r"mlp\\.(fc[12])", r"model/\\1")]
+      ['model/\\\\1/kernel', 'model/\\\\1/bias']
+    """
+    return [
+        Rule(rf"{key}\.{ends[0]}", f"{path}/{name}", weight),
+        Rule(rf"{key}\.{ends[1]}", f"{path}/bias", bias),
+    ]
+
+
+def norm(key: str, path: str, ends: tuple[str, str] = ("weight", "bias")) -> list[Rule]:
+    """The rules of a normalisation with a scale and a bias; see `layer`."""
+    return layer(key, path, SAME, "scale", ends=ends)
+
+
+def batch_norm(key: str, path: str) -> list[Rule]:
+    """The rules of a batch norm with the statistics that it has gathered; see `layer`."""
+    statistics = [
+        Rule(rf"{key}\.running_mean", f"{path}/mean"),
+        Rule(rf"{key}\.running_var", f"{path}/var"),
+    ]
+    return [*norm(key, path), *statistics]
+
+
 def convert(state_dict: Weights, rules: Rules, target: Params) -> Params:
     """Official weights as our parameters.
 
@@ -97,7 +143,8 @@ def convert(state_dict: Weights, rules: Rules, target: Params) -> Params:
       ConfigError: names, in one line, the keys left over, the parameters missing and the shapes that do not fit.
     """
     wanted: dict[str, Any] = flatten_dict(target, sep="/")
-    filled, problems = {}, []
+    filled: dict[str, Any] = {}
+    problems: list[str] = []
     for key, value in state_dict.items():
         rule, path = _find(key, rules)
         if isinstance(rule, Constant):
@@ -107,10 +154,13 @@ def convert(state_dict: Weights, rules: Rules, target: Params) -> Params:
         else:
             filled[path] = _ours(value, rule.layout)
             if np.shape(filled[path]) != wanted[path].shape:
-                problems.append(f"wrong shape: {key} {value.shape} does not give {path} {wanted[path].shape}")
+                problems.append(
+                    f"wrong shape: {key} {value.shape} does not give {path} {wanted[path].shape}"
+                )
     problems += [f"missing: {path}" for path in wanted if path not in filled]
     _refuse("the weights do not fit the model", problems)
-    return unflatten_dict({path: jnp.asarray(value, wanted[path].dtype) for path, value in filled.items()}, sep="/")
+    typed = {path: jnp.asarray(value, wanted[path].dtype) for path, value in filled.items()}
+    return unflatten_dict(typed, sep="/")
 
 
 def revert(params: Params, rules: Rules, shapes: Mapping[str, Shape]) -> dict[str, Array]:
@@ -127,31 +177,54 @@ def revert(params: Params, rules: Rules, shapes: Mapping[str, Shape]) -> dict[st
     Raises:
       ConfigError: names, in one line, the keys without a parameter and the parameters without a key.
     """
-    have: dict[str, Any] = flatten_dict(params, sep="/")
-    used, out, problems = set(), {}, []
+    ours: dict[str, Any] = flatten_dict(params, sep="/")
+    used: set[str] = set()
+    official: dict[str, Any] = {}
+    problems: list[str] = []
     for key, shape in shapes.items():
         rule, path = _find(key, rules)
         if isinstance(rule, Constant):
-            out[key] = rule.value(tuple(shape))
-        elif rule is None or path not in have or path in used:
+            official[key] = rule.value(tuple(shape))
+        elif rule is None or path not in ours or path in used:
             problems.append(f"missing: {key}")
         else:
             used.add(path)
-            out[key] = rule.layout.official(have[path], tuple(shape))
-    problems += [f"left over: {path}" for path in have if path not in used]
+            official[key] = rule.layout.official(ours[path], tuple(shape))
+    problems += [f"left over: {path}" for path in ours if path not in used]
     _refuse("the parameters do not fit the official keys", problems)
-    return out
+    return official
+
+
+def revert_renamed(
+    params: Params, rules: Rules, shapes: Mapping[str, Shape], names: Mapping[str, str]
+) -> dict[str, Array]:
+    """`revert` by a table that reads other keys than the official ones.
+
+    Args:
+      params, rules: see `revert`.
+      shapes: official key -> shape.
+      names: key of the table -> official key.
+    """
+    weights = revert(params, rules, {name: shapes[key] for name, key in names.items()})
+    return {names[name]: value for name, value in weights.items()}
+
+
+def structs(shapes: Mapping[str, Shape]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Official key -> shape as a state dict without numbers, for what reads shapes off one."""
+    return {key: jax.ShapeDtypeStruct(tuple(shape), jnp.float32) for key, shape in shapes.items()}
 
 
 def _find(key: str, rules: Rules) -> tuple[Rule | Constant | None, str]:
     """The one rule for `key`, if any, and our path, if it has one."""
-    found = [(rule, match) for rule in rules if (match := re.fullmatch(rule.key, key))]
-    if len(found) > 1:
-        raise ConfigError(f"{len(found)} rules match the key {key!r}: {', '.join(rule.key for rule, _ in found)}")
-    if not found:
+    matches = [(rule, match) for rule in rules if (match := re.fullmatch(rule.key, key))]
+    if len(matches) > 1:
+        patterns = ", ".join(rule.key for rule, _ in matches)
+        raise ConfigError(f"{len(matches)} rules match the key {key!r}: {patterns}")
+    if not matches:
         return None, ""
-    rule, match = found[0]
-    return rule, match.expand(rule.path) if isinstance(rule, Rule) else ""
+    rule, match = matches[0]
+    path = match.expand(rule.path) if isinstance(rule, Rule) else ""
+    return rule, path
 
 
 def _ours(value: Array | np.ndarray, layout: Layout) -> Array | np.ndarray | None:
@@ -167,12 +240,15 @@ def _differs(key: str, value: Array | np.ndarray, rule: Constant) -> list[str]:
     want = rule.value(value.shape)
     if want.shape != value.shape:
         return [f"wrong shape: {key} {value.shape} in place of {want.shape}"]
-    if isinstance(value, Tracer) or np.allclose(np.asarray(value, np.float64), want, rtol=0, atol=CONSTANT_ATOL):
+    if isinstance(value, Tracer):                   # inside eval_shape: nothing to compare
+        return []
+    if np.allclose(np.asarray(value, np.float64), want, rtol=0, atol=CONSTANT_ATOL):
         return []
     return [f"wrong values: {key} is not the constant that this model uses"]
 
 
 def _refuse(title: str, problems: list[str]) -> None:
+    """Raises the first few problems in one line, if there are any."""
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise ConfigError(f"{title}: {'; '.join(problems[:4])}{more}")

@@ -64,15 +64,12 @@ def part(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def from_file(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tuple[dict[str, Any], Params]:
     """`load` of a state dict of CompVis's."""
-    known = (UNET, FIRST, TEXT, EMA, FACTOR, *IGNORED, *TABLES)
-    strange = [key for key in state_dict if not key.startswith(known)]
-    network, first = part(state_dict, UNET), part(state_dict, FIRST)
-    if strange or not network or not first:
-        raise ConfigError(f"this is no whole latent diffusion model in one file: {strange[0] if strange else 'a part'} is "
-                          f"{'not of one' if strange else 'missing'}")
-    told = official["unet_config"]["params"] if "unet_config" in official else ldm_unet.published(network)
-    model, label = ldm_unet.config(told)
-    prediction, side = _aim(official, told)
+    network = part(state_dict, UNET)
+    first = part(state_dict, FIRST)
+    _whole(state_dict, network, first)
+    options = official["unet_config"]["params"] if "unet_config" in official else ldm_unet.published(network)
+    model, label = ldm_unet.config(options)
+    prediction, side = _aim(official, options)
     cond, text = conditioner(state_dict, official)
     if cond:
         _alone(label)
@@ -84,11 +81,24 @@ def from_file(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tup
     first = {key: value for key, value in first.items() if not key.startswith("loss.")}
     autoencoder = vae.published(first)
     params["first_stage"] = {"model": vae.convert(first, build(autoencoder))}
-    own = "unet_config" not in official and model["transformer"] and autoencoder["name"] == vae.KL
-    scale = float(state_dict[FACTOR]) if FACTOR in state_dict else official.get(FACTOR, SCALE if own else 1.0)
-    extra = told["in_channels"] - told["out_channels"]
-    made = page(model, cond or label, table(state_dict, official), prediction, side, autoencoder, scale, extra)
-    return made, _joined(params, extra)
+    of_sd = "unet_config" not in official and model["transformer"] and autoencoder["name"] == vae.KL
+    factor = official.get(FACTOR, SCALE if of_sd else 1.0)
+    scale = float(state_dict[FACTOR]) if FACTOR in state_dict else factor
+    extra = options["in_channels"] - options["out_channels"]
+    process = table(state_dict, official)
+    sections = page(model, cond or label, process, prediction, side, autoencoder, scale, extra)
+    return sections, _joined(params, extra)
+
+
+def _whole(state_dict: Mapping[str, Any], network: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Refuses what is not, or not only, a whole latent diffusion model with these two parts."""
+    title = "this is no whole latent diffusion model in one file"
+    prefixes = (UNET, FIRST, TEXT, EMA, FACTOR, *IGNORED, *TABLES)
+    strange = [key for key in state_dict if not key.startswith(prefixes)]
+    if strange:
+        raise ConfigError(f"{title}: {strange[0]} is not of one")
+    if not network or not first:
+        raise ConfigError(f"{title}: a part is missing")
 
 
 def averaged(state_dict: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,43 +106,47 @@ def averaged(state_dict: Mapping[str, Any], network: Mapping[str, Any]) -> dict[
     return {key: state_dict.get(f"{EMA}diffusion_model{key.replace('.', '')}", value) for key, value in network.items()}
 
 
-def _aim(official: Mapping[str, Any], told: Mapping[str, Any]) -> tuple[str, int]:
+def _aim(official: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[str, int]:
     """What the network predicts, and the side of its latents, by the options of the model and of the network.
 
     Raises:
       ConfigError: Stable Diffusion 2, whose file says neither.
     """
-    if "unet_config" not in official and "image_size" not in told and not {"parameterization", "image_size"} <= set(official):
+    complete = "unet_config" in official or "image_size" in options
+    if not complete and not {"parameterization", "image_size"} <= set(official):
         raise ConfigError("the file of Stable Diffusion 2 does not say what it predicts, and how large: --official with "
                           "parameterization, 'v' or 'eps', and image_size, of its latents: 96 for 768-v, 64 for 512")
-    return official.get("parameterization", "eps"), official["image_size"] if "image_size" in official else told["image_size"]
+    side = official["image_size"] if "image_size" in official else options["image_size"]
+    return official.get("parameterization", "eps"), side
 
 
 def _alone(label: Spec) -> None:
     """Refuses a network's own table of classes beside another conditioner."""
     if not label["name"].endswith(":Nothing"):
-        raise ConfigError("this network has a table of classes beside another conditioner: no task here is told of both")
+        raise ConfigError("this network has a table of classes beside another conditioner: no task here takes both")
 
 
 def conditioner(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tuple[Spec | None, Params | None]:
     """What to `build` the conditioner of a file from and its parameters; (None, None) where the file has none of its own."""
     if CLASSES in state_dict:
         rows, width = state_dict[CLASSES].shape
-        return dict(name="diffusion_jax.models.text_cond:LabelToken", num_classes=rows - 1, width=width), {
-            "table": state_dict[CLASSES]}
+        spec = dict(name="diffusion_jax.models.text_cond:LabelToken", num_classes=rows - 1, width=width)
+        return spec, {"table": state_dict[CLASSES]}
     for prefix, fill, skip in ((HF, END_TEXT, 0), (OPEN_CLIP, 0, 1)):
         weights = {key: value for key, value in part(state_dict, prefix).items() if key != "logit_scale"}
         if not weights:
             continue
         if "token_emb.weight" in weights:
             tower = ldm_text.bert_config(weights)
-            return text_cond(tower, (101, 102, 0), tower["context"]), {"tower": ldm_text.convert_bert(weights, build(tower))}
-        told = {"hidden_act": "quick_gelu", "eos_token_id": 2, "num_attention_heads": 12}
+            spec = text_cond(tower, (101, 102, 0), tower["context"])
+            return spec, {"tower": ldm_text.convert_bert(weights, build(tower))}
+        config = {"hidden_act": "quick_gelu", "eos_token_id": 2, "num_attention_heads": 12}
         if skip:
             width = weights["positional_embedding"].shape[1]
-            told = {"vision_cfg": {}, "text_cfg": {"heads": width // 64}}
-        tower = clip.towers(weights, told)["text"] | ({"skip": skip} if skip else {})
-        return text_cond(tower, (START_TEXT, END_TEXT, fill), tower["context"]), {"tower": clip.convert(weights, build(tower))}
+            config = {"vision_cfg": {}, "text_cfg": {"heads": width // 64}}
+        tower = clip.towers(weights, config)["text"] | ({"skip": skip} if skip else {})
+        spec = text_cond(tower, (START_TEXT, END_TEXT, fill), tower["context"])
+        return spec, {"tower": clip.convert(weights, build(tower))}
     return None, None
 
 
@@ -148,9 +162,13 @@ def table(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> Spec:
       ConfigError: the betas are not those of the process.
     """
     betas = state_dict.get("betas")
-    told = official.get("linear_start", 0.00085), official.get("linear_end", 0.012)
-    start, end = (float(f"{float(value):.6g}") for value in (told if betas is None else (betas[0], betas[-1])))
-    steps = len(betas) if betas is not None else official.get("timesteps", 1000)
+    if betas is None:
+        ends = (official.get("linear_start", 0.00085), official.get("linear_end", 0.012))
+        steps = official.get("timesteps", 1000)
+    else:
+        ends = (betas[0], betas[-1])
+        steps = len(betas)
+    start, end = (float(f"{float(value):.6g}") for value in ends)          # as they were before float32
     if betas is not None and abs(DDPM("scaled_linear", steps, start, end).betas - betas).max() > 1e-6:
         raise ConfigError("the file's betas are not linear in their roots: no process here has them")
     return dict(name="diffusion_jax.diffusion.process:DDPM", schedule="scaled_linear", steps=steps, start=start, end=end)
@@ -158,32 +176,41 @@ def table(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> Spec:
 
 def from_folder(folder: Path) -> tuple[dict[str, Any], Params]:
     """`load` of a folder of diffusers."""
-    told = options(folder / "unet")
-    model, cond = ldm_unet.diffusers_config(told)
+    unet = options(folder / "unet")
+    extra = unet["in_channels"] - unet["out_channels"]
+    model, cond = ldm_unet.diffusers_config(unet)
     label = build(cond)
     params = ldm_unet.convert(weights(folder / "unet"), build(model), label)
     if (folder / "text_encoder").is_dir():
         _alone(cond)
-        found, config = prefixed(weights(folder / "text_encoder")), options(folder / "text_encoder")
-        tower = clip.towers(found, config)["text"]
+        text = prefixed(weights(folder / "text_encoder"))
+        tower = clip.towers(text, options(folder / "text_encoder"))["text"]
         cond = text_cond(tower, (START_TEXT, END_TEXT, fill(folder)), tower["context"])
-        params["cond"] = {"tower": clip.convert(found, build(tower))}
+        params["cond"] = {"tower": clip.convert(text, build(tower))}
     config = options(folder / "vae")
     autoencoder = vae.diffusers_config(config)
     params["first_stage"] = {"model": vae.convert(weights(folder / "vae"), build(autoencoder))}
     schedule = options(folder / "scheduler", "scheduler_config.json")
-    made = page(
-        model, cond, process_of(schedule), schedule.get("prediction_type", "epsilon"), told.get("sample_size") or 64, autoencoder,
-        config.get("scaling_factor", SCALE), told["in_channels"] - told["out_channels"],
-    )
-    last = -1 if schedule.get("set_alpha_to_one", schedule.get("_class_name") == "DDIMScheduler") else 0
-    times = f"leading,offset={schedule.get('steps_offset', 0)},last={last}"
-    made["sample"] |= dict(sampler=_sampler(schedule.get("_class_name")), times=times)
+    prediction = schedule.get("prediction_type", "epsilon")
+    side = unet.get("sample_size") or 64
+    scale = config.get("scaling_factor", SCALE)
+    sections = page(model, cond, process_of(schedule), prediction, side, autoencoder, scale, extra)
+    sections["sample"] |= _sample_of(schedule)
+    return sections, _joined(params, extra)
+
+
+def _sample_of(schedule: Mapping[str, Any]) -> Spec:
+    """What a scheduler_config.json says for the section sample."""
+    kind = schedule.get("_class_name")
+    last = -1 if schedule.get("set_alpha_to_one", kind == "DDIMScheduler") else 0
+    sample: Spec = dict(sampler=_sampler(kind))
     if schedule.get("timestep_spacing", "leading") == "trailing":
-        made["sample"]["times"] = "trailing"
+        sample["times"] = "trailing"
+    else:
+        sample["times"] = f"leading,offset={schedule.get('steps_offset', 0)},last={last}"
     if schedule.get("clip_sample", False):
-        made["sample"]["clip"] = schedule.get("clip_sample_range", 1.0)
-    return made, _joined(params, told["in_channels"] - told["out_channels"])
+        sample["clip"] = schedule.get("clip_sample_range", 1.0)
+    return sample
 
 
 def _sampler(scheduler: str | None) -> str:
@@ -219,7 +246,8 @@ def page(
     """The sections model, task, data and sample of a page; `extra` channels of the network's input are not x's."""
     if prediction not in PREDICTIONS:
         raise ConfigError(f"no network here predicts {prediction!r}; known: {', '.join(PREDICTIONS)}")
-    factor, text = 2 ** (len(autoencoder["mults"]) - 1), cond
+    factor = 2 ** (len(autoencoder["mults"]) - 1)
+    text = cond
     if extra:
         key = "inpaint" if extra == 1 + autoencoder["latent"] else "low_res"
         stack = dict(name="diffusion_jax.models.text_cond:Stack", key=key, channels=extra)

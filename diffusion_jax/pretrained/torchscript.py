@@ -60,13 +60,13 @@ class _Unpickler(pickle.Unpickler):
             return _Bag
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        known = {
+        allowed = {
             ("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_parameter"): _first,
             ("collections", "OrderedDict"): OrderedDict, **{("torch.jit._pickle", function): _first for function in LISTS},
         }
-        if (module, name) not in known:
+        if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return known[module, name]
+        return allowed[module, name]
 
     def persistent_load(self, pid: tuple) -> np.ndarray:
         """A storage: ('storage', type, number, device, count)."""
@@ -101,6 +101,8 @@ def _tensors(value: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays under an attribute, with their paths."""
     if isinstance(value, np.ndarray):
         yield path, value
-    items = vars(value) if isinstance(value, _Bag) else value if isinstance(value, dict) else {}
-    for name, item in items.items():
+    children = vars(value) if isinstance(value, _Bag) else value
+    if not isinstance(children, dict):
+        return
+    for name, item in children.items():
         yield from _tensors(item, f"{path}.{name}" if path else str(name))

@@ -20,24 +20,13 @@ import numpy as np
 from diffusion_jax.models.prior import Prior
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import adm, ldm_unet, rules
-from diffusion_jax.pretrained.rules import SAME, TRANSPOSE, Layout, Rule
+from diffusion_jax.pretrained.rules import ROW, UNBATCHED, Rule, layer, norm
 from diffusion_jax.types import Array, Params
 
-ROW = Layout(lambda w: w.reshape(w.shape[-1]), lambda w, shape: w.reshape(shape))
-"""A single row."""
-TABLE = Layout(lambda w: w[0], lambda w, shape: w[None])
-"""A table behind an axis of one."""
-QKV, KV = ("to_q", "to_k", "to_v"), ("add_k_proj", "add_v_proj")
+JOINED = {("to_q", "to_k", "to_v"): "qkv", ("add_k_proj", "add_v_proj"): "encoder_kv"}
+"""Layers of diffusers, and what they are called together."""
 STATISTICS = ("clip_mean", "clip_std")
 """Of CLIP's embeddings in diffusers' prior; the original layout has them in a file of their own, ViT-L-14_stats.th."""
-
-
-def _layer(key: str, path: str, weight: Layout = TRANSPOSE, name: str = "kernel", bias: Layout = SAME) -> list[Rule]:
-    return [Rule(rf"{key}\.weight", f"{path}/{name}", weight), Rule(rf"{key}\.bias", f"{path}/bias", bias)]
-
-
-def _norm(key: str, path: str) -> list[Rule]:
-    return _layer(key, path, SAME, "scale")
 
 
 # The prior ------------------------------------------------------------------------------------------------------------------
@@ -58,19 +47,29 @@ def _prior_table(model: Prior, diffusers: bool) -> list[Rule]:
     if diffusers:
         key = r"transformer_blocks\.(\d+)"
         return [
-            *(rule for name, path in _PRIOR_DIFFUSERS.items() for rule in _layer(name, path)),
-            Rule("positional_embedding", "position", TABLE), Rule("prd_embedding", "query", ROW), *_norm("norm_out", "norm"),
-            *_layer(rf"{key}\.attn1\.qkv", f"{_BLOCK}/qkv"), *_layer(rf"{key}\.attn1\.to_out\.0", f"{_BLOCK}/proj"),
-            *_norm(rf"{key}\.norm1", f"{_BLOCK}/norm1"), *_norm(rf"{key}\.norm3", f"{_BLOCK}/norm2"),
-            *_layer(rf"{key}\.ff\.net\.0\.proj", f"{_BLOCK}/fc1"), *_layer(rf"{key}\.ff\.net\.2", f"{_BLOCK}/fc2"),
+            *(rule for name, path in _PRIOR_DIFFUSERS.items() for rule in layer(name, path)),
+            Rule("positional_embedding", "position", UNBATCHED),
+            Rule("prd_embedding", "query", ROW),
+            *norm("norm_out", "norm"),
+            *layer(rf"{key}\.attn1\.qkv", f"{_BLOCK}/qkv"),
+            *layer(rf"{key}\.attn1\.to_out\.0", f"{_BLOCK}/proj"),
+            *norm(rf"{key}\.norm1", f"{_BLOCK}/norm1"),
+            *norm(rf"{key}\.norm3", f"{_BLOCK}/norm2"),
+            *layer(rf"{key}\.ff\.net\.0\.proj", f"{_BLOCK}/fc1"),
+            *layer(rf"{key}\.ff\.net\.2", f"{_BLOCK}/fc2"),
         ]
     key = r"transformer\.resblocks\.(\d+)"
     return [
-        *(rule for name, path in _PRIOR.items() for rule in _layer(name, path)),
-        Rule("positional_embedding", "position", TABLE), Rule("prd_emb", "query", ROW), *_norm("final_ln", "norm"),
-        *_layer(rf"{key}\.attn\.c_qkv", f"{_BLOCK}/qkv", heads, bias=heads), *_layer(rf"{key}\.attn\.c_proj", f"{_BLOCK}/proj"),
-        *_norm(rf"{key}\.ln_1", f"{_BLOCK}/norm1"), *_norm(rf"{key}\.ln_2", f"{_BLOCK}/norm2"),
-        *_layer(rf"{key}\.mlp\.c_fc", f"{_BLOCK}/fc1"), *_layer(rf"{key}\.mlp\.c_proj", f"{_BLOCK}/fc2"),
+        *(rule for name, path in _PRIOR.items() for rule in layer(name, path)),
+        Rule("positional_embedding", "position", UNBATCHED),
+        Rule("prd_emb", "query", ROW),
+        *norm("final_ln", "norm"),
+        *layer(rf"{key}\.attn\.c_qkv", f"{_BLOCK}/qkv", heads, bias=heads),
+        *layer(rf"{key}\.attn\.c_proj", f"{_BLOCK}/proj"),
+        *norm(rf"{key}\.ln_1", f"{_BLOCK}/norm1"),
+        *norm(rf"{key}\.ln_2", f"{_BLOCK}/norm2"),
+        *layer(rf"{key}\.mlp\.c_fc", f"{_BLOCK}/fc1"),
+        *layer(rf"{key}\.mlp\.c_proj", f"{_BLOCK}/fc2"),
     ]
 
 
@@ -90,7 +89,8 @@ def prior_published(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     weights = {key.removeprefix("model."): value for key, value in state_dict.items()}
     _, row, width = weights["positional_embedding"].shape
     features = weights["proj_in.weight" if "proj_in.weight" in weights else "clip_img_proj.weight"].shape[1]
-    layers = 1 + max(int(found[1]) for key in weights if (found := re.match(r"transformer\w*\.(?:resblocks\.)?(\d+)\.", key)))
+    numbers = [re.match(r"transformer\w*\.(?:resblocks\.)?(\d+)\.", key) for key in weights]
+    layers = 1 + max(int(match[1]) for match in numbers if match)
     return dict(features=features, context=row - 4, layers=layers, heads=width // 64, width=width)
 
 
@@ -111,16 +111,18 @@ def convert_prior(state_dict: Mapping[str, Array], model: Prior) -> Params:
 
 def merged(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """A state dict whose to_q, to_k and to_v have become one qkv, and add_k_proj and add_v_proj one encoder_kv."""
-    out = {}
+    joined: dict[str, Any] = {}
     for key, value in state_dict.items():
-        place, name, rest = re.match(r"(.*\.)?([^.]*)\.([^.]*)$", key).groups() if "." in key else ("", key, "")
-        parts, joined = (QKV, "qkv") if name in QKV else (KV, "encoder_kv") if name in KV else ((), "")
+        match = re.fullmatch(r"(.*\.)?([^.]*)\.([^.]*)", key)
+        before, name, end = match.groups(default="") if match else ("", key, "")
+        parts = next((parts for parts in JOINED if name in parts), ())
         if not parts:
-            out[key] = value
-        elif name == parts[0]:
-            rows = [state_dict[f"{place}{part}.{rest}"] for part in parts]
-            out[f"{place}{joined}.{rest}"] = (np if isinstance(value, np.ndarray) else jnp).concatenate(rows)
-    return out
+            joined[key] = value
+        elif name == parts[0]:                                           # the others come with it
+            rows = [state_dict[f"{before}{part}.{end}"] for part in parts]
+            join = np.concatenate if isinstance(value, np.ndarray) else jnp.concatenate
+            joined[f"{before}{JOINED[parts]}.{end}"] = join(rows)
+    return joined
 
 
 # The UNets ------------------------------------------------------------------------------------------------------------------
@@ -128,15 +130,17 @@ def merged(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 _ATTENTION = r"(\w*_attn\w*)"
 _COND = [
     Rule("cf_param|learned_classifier_free_guidance_embeddings", "cond/null"),
-    *_layer("(?:clip_emb|clip_image_embeddings_project_to_time_embeddings)", "cond/image_vec"),
-    *_layer("(?:text_feat_proj|embedding_proj)", "cond/text_vec"),
-    *_layer("(?:clip_tok_proj|clip_extra_context_tokens_proj)", "cond/image_seq"),
-    *_layer(r"(?:text_seq_proj\.0|encoder_hidden_states_proj)", "cond/text_seq"),
-    *_norm(r"(?:text_seq_proj\.1|text_encoder_hidden_states_norm)", "cond/text_norm"),
+    *layer("(?:clip_emb|clip_image_embeddings_project_to_time_embeddings)", "cond/image_vec"),
+    *layer("(?:text_feat_proj|embedding_proj)", "cond/text_vec"),
+    *layer("(?:clip_tok_proj|clip_extra_context_tokens_proj)", "cond/image_seq"),
+    *layer(r"(?:text_seq_proj\.0|encoder_hidden_states_proj)", "cond/text_seq"),
+    *norm(r"(?:text_seq_proj\.1|text_encoder_hidden_states_norm)", "cond/text_norm"),
 ]
 _DIFFUSERS = [
-    *_norm(rf"{_ATTENTION}\.group_norm", r"model/\1/norm"), *_layer(rf"{_ATTENTION}\.qkv", r"model/\1/qkv"),
-    *_layer(rf"{_ATTENTION}\.encoder_kv", r"model/\1/kv"), *_layer(rf"{_ATTENTION}\.to_out\.0", r"model/\1/proj"),
+    *norm(rf"{_ATTENTION}\.group_norm", r"model/\1/norm"),
+    *layer(rf"{_ATTENTION}\.qkv", r"model/\1/qkv"),
+    *layer(rf"{_ATTENTION}\.encoder_kv", r"model/\1/kv"),
+    *layer(rf"{_ATTENTION}\.to_out\.0", r"model/\1/proj"),
 ]
 
 
@@ -153,10 +157,11 @@ def renamed(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any]:
 
 def _resized(key: str) -> str:
     """The layers of diffusers' resizing residual blocks under ADM's names."""
-    found = re.match(r"(?:down_blocks\.(\d+)\.downsamplers\.0|(up_\d+_resize))\.res\.(.*)", key)
-    if not found:
+    match = re.match(r"(?:down_blocks\.(\d+)\.downsamplers\.0|(up_\d+_resize))\.res\.(.*)", key)
+    if not match:
         return key
-    key = f"{found[2] or f'down_{found[1]}_resize'}.{found[3]}"
+    level, up, rest = match.groups()
+    key = f"{up or f'down_{level}_resize'}.{rest}"
     for pattern, name in ldm_unet.LAYERS:
         key = re.sub(pattern, name, key)
     return key
@@ -178,8 +183,10 @@ def unet_config(official: Mapping[str, Any]) -> dict[str, Any]:
     if "channels_multiple" in o:
         return dict(width=o["channels"], mults=tuple(o["channels_multiple"]), depth=o["depth"], attend=(), scale_shift=False,
                     mid_attention=False, learn_sigma=False, dropout=float(o.get("dropout", 0)))
-    size, listed, sides = o["image_size"], o.get("channel_mult"), o["attention_resolutions"].split(",")
+    size = o["image_size"]
+    listed = o.get("channel_mult")
     mults = tuple(float(part) for part in listed.split(",")) if listed else (1, 2, 3, 4)
+    sides = o["attention_resolutions"].split(",")
     heads = o.get("num_head_channels", -1)
     attend = {size // int(side) for side in sides} & {2**level for level in range(len(mults))}
     return dict(
@@ -214,20 +221,22 @@ def convert(state_dict: Mapping[str, Array], model: UNet, cond: nn.Module | None
       ConfigError: the weights do not fit; the line says where.
     """
     weights = renamed(state_dict, model)
-    side, seen = 2 ** (len(model.mults) - 1), {}
+    side = 2 ** (len(model.mults) - 1)
+    conditions: dict[str, Array] = {}
     channels = weights["stem.weight"].shape[1]
     if channels > model.channels:
-        seen["cat"] = jnp.zeros((1, side, side, channels - model.channels))
+        conditions["cat"] = jnp.zeros((1, side, side, channels - model.channels))
     text = {}
     if cond is not None:
         name = next(key for key in weights if re.fullmatch(r"(text_seq_proj\.0|encoder_hidden_states_proj)\.weight", key))
-        states, pooled = weights[name].shape[1], cond.features
+        states = weights[name].shape[1]
+        pooled = cond.features
         raw = {"clip_image": jnp.zeros((1, pooled)), "clip_text": jnp.zeros((1, pooled)), "text_mask": jnp.ones((1, 1)),
                "text_states": jnp.zeros((1, 1, states))}
         text = jax.eval_shape(cond.init, jax.random.key(0), raw)["params"]
-        seen |= {"vec": jnp.zeros((1, cond.out)), "seq": jnp.zeros((1, 1, cond.width))}
+        conditions |= {"vec": jnp.zeros((1, cond.out)), "seq": jnp.zeros((1, 1, cond.width))}
     x = jnp.zeros((1, side, side, model.channels))
-    network = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1), seen)["params"]
+    network = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1), conditions)["params"]
     target = {"model": network} | ({"cond": text} if text else {})
     diffusers = any("group_norm" in key or ".to_out." in key for key in weights) or "conv_in.weight" in state_dict
     table = [*adm.BLOCKS, *adm.FINAL, *_COND, *(_DIFFUSERS if diffusers else adm.attention_rules(model))]

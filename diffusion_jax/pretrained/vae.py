@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.vae import Autoencoder
 from diffusion_jax.pretrained import folder, rules
 from diffusion_jax.pretrained.reader import read
-from diffusion_jax.pretrained.rules import CONV, POINT, SAME, Layout, Rule
+from diffusion_jax.pretrained.rules import CONV, POINT, Rule, layer, norm
 from diffusion_jax.types import Array, Params
 
 FIRST = "first_stage_model."
@@ -30,35 +29,32 @@ SCALE = 0.18215
 KL, VQ = "diffusion_jax.models.vae:KL", "diffusion_jax.models.vae:VQ"
 
 
-def _layer(key: str, path: str, weight: Layout, name: str = "kernel") -> list[Rule]:
-    """The rules of a layer with weight and bias."""
-    return [Rule(rf"{key}\.weight", f"{path}/{name}", weight), Rule(rf"{key}\.bias", f"{path}/bias", SAME)]
-
-
-_norm = partial(_layer, weight=SAME, name="scale")
-
-
 def _table() -> list[Rule]:
-    side, found = r"(encoder|decoder)", []
-    places = (
+    side = r"(encoder|decoder)"
+    table: list[Rule] = []
+    blocks = (
         (rf"{side}\.mid\.block_1", r"\1/mid_res_0"), (rf"{side}\.mid\.block_2", r"\1/mid_res_1"),
         (rf"{side}\.(down|up)\.(\d+)\.block\.(\d+)", r"\1/\2_\3_res_\4"),
     )
-    for key, path in places:
+    for key, path in blocks:
         for i in (1, 2):
-            found += [*_norm(rf"{key}\.norm{i}", f"{path}/norm{i}"), *_layer(rf"{key}\.conv{i}", f"{path}/conv{i}", CONV)]
-        found += _layer(rf"{key}\.nin_shortcut", f"{path}/skip", POINT)
+            table += norm(rf"{key}\.norm{i}", f"{path}/norm{i}")
+            table += layer(rf"{key}\.conv{i}", f"{path}/conv{i}", CONV)
+        table += layer(rf"{key}\.nin_shortcut", f"{path}/skip", POINT)
     for key, path in (
         (rf"{side}\.mid\.attn_1", r"\1/mid_attn"), (rf"{side}\.(down|up)\.(\d+)\.attn\.(\d+)", r"\1/\2_\3_attn_\4"),
     ):
-        found += _norm(rf"{key}\.norm", f"{path}/norm")
+        table += norm(rf"{key}\.norm", f"{path}/norm")
         for official, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("proj_out", "proj")):
-            found += _layer(rf"{key}\.{official}", f"{path}/{ours}", POINT)
-    return found + [
-        *_layer(rf"{side}\.conv_in", r"\1/stem", CONV), *_norm(rf"{side}\.norm_out", r"\1/final_norm"),
-        *_layer(rf"{side}\.conv_out", r"\1/final_conv", CONV),
-        *_layer(rf"{side}\.(down|up)\.(\d+)\.(?:down|up)sample\.conv", r"\1/\2_\3_resize", CONV),
-        *_layer("quant_conv", "quant", POINT), *_layer("post_quant_conv", "post_quant", POINT),
+            table += layer(rf"{key}\.{official}", f"{path}/{ours}", POINT)
+    return [
+        *table,
+        *layer(rf"{side}\.conv_in", r"\1/stem", CONV),
+        *norm(rf"{side}\.norm_out", r"\1/final_norm"),
+        *layer(rf"{side}\.conv_out", r"\1/final_conv", CONV),
+        *layer(rf"{side}\.(down|up)\.(\d+)\.(?:down|up)sample\.conv", r"\1/\2_\3_resize", CONV),
+        *layer("quant_conv", "quant", POINT),
+        *layer("post_quant_conv", "post_quant", POINT),
         Rule(r"quantize\.embedding\.weight", "codebook"),
     ]
 
@@ -162,15 +158,21 @@ def convert(state_dict: Mapping[str, Array], model: Autoencoder) -> Params:
     Raises:
       ConfigError: the weights do not fit; the line says where.
     """
-    kept = {key: value for key, value in state_dict.items() if not key.startswith("loss.")}
-    return rules.convert(compvis(kept), RULES, shapes(model))
+    weights = {key: value for key, value in state_dict.items() if not key.startswith("loss.")}
+    return rules.convert(compvis(weights), RULES, shapes(model))
 
 
 def revert(params: Params, shapes: Mapping[str, rules.Shape]) -> dict[str, Array]:
     """Parameters (or gradients) as an official state dict of the given shapes, in either layout."""
-    official = compvis({key: key for key in shapes})
-    found = rules.revert(params, RULES, {name: shapes[key] for name, key in official.items()})
-    return {official[name]: value for name, value in found.items()}
+    names = compvis({key: key for key in shapes})
+    return rules.revert_renamed(params, RULES, shapes, names)
+
+
+def export(
+    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
+) -> dict[str, Array]:
+    """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
+    return revert(params["model"], shapes)
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
@@ -186,16 +188,20 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     Raises:
       ConfigError: see `read`, `published` and `convert`.
     """
-    told = dict(official or {})
+    options = dict(official or {})
     if Path(path).is_dir():
-        told, state_dict = folder.options(Path(path)) | told, folder.weights(Path(path))
+        options = folder.options(Path(path)) | options
+        state_dict = folder.weights(Path(path))
     else:
         state_dict = read(path, "state_dict")
     first = {key.removeprefix(FIRST): value for key, value in state_dict.items() if key.startswith(FIRST)}
     state_dict = compvis(first or state_dict)
-    spec = diffusers_config(told) if "block_out_channels" in told else published(state_dict)
-    own = spec["latent"] == 4 and "codes" not in spec
-    task = dict(name="diffusion_jax.tasks.autoencoder:Autoencoder", shape=(256, 256, spec["channels"]),
-                scale=told.get("scaling_factor", SCALE if own else 1.0))
+    spec = diffusers_config(options) if "block_out_channels" in options else published(state_dict)
+    of_sd = spec["latent"] == 4 and "codes" not in spec                 # Stable Diffusion's autoencoder
+    task = dict(
+        name="diffusion_jax.tasks.autoencoder:Autoencoder",
+        shape=(256, 256, spec["channels"]),
+        scale=options.get("scaling_factor", SCALE if of_sd else 1.0),
+    )
     return dict(model=spec, task=task), {"model": convert(state_dict, build(spec))}
 

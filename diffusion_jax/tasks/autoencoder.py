@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from diffusion_jax.models.vae import KL, VQ, Posterior
 from diffusion_jax.nn.conv import convolve
 from diffusion_jax.nn.tiles import tiled
 from diffusion_jax.tasks.autoencoder_loss import Losses
+from diffusion_jax.tasks.codes import VQCodes
 from diffusion_jax.tasks.images import check_shape
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw
 
@@ -45,6 +47,8 @@ class Perceptual:
     """
 
     model: LPIPS = LPIPS()
+
+    noun: ClassVar[str] = "a perceptual distance"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class Autoencoder:
     black: float = -1.0
     first_stage: Perceptual | None = None
 
+    noun: ClassVar[str] = "an autoencoder"
     needs = ()
+    makes = ("image",)
     num_classes = 0
 
     def init(self, key: Key, batch: Raw) -> Params:
@@ -148,6 +154,28 @@ class Autoencoder:
         """The distribution of the latents of images [B, H, W, C] in [-1, 1], not yet scaled."""
         seen = self.black + (1 - self.black) * (images + 1) / 2
         return self.model.apply({"params": params["model"]}, seen, method="encode")
+
+    def as_coder(self) -> VQCodes:
+        """The codes of a VQ.
+
+        Raises:
+          ConfigError: an autoencoder without a codebook.
+        """
+        return VQCodes(self)
+
+    def prepare(self, params: Params, raw: Raw, key: Key | None = None) -> Raw:
+        """A batch with drawn latents, or without a key their means, in the place of 'image' [B, H, W, C]."""
+        images = raw["image"]
+        eps = None if key is None else jax.random.normal(key, self._latents(images))
+        return {**raw, "image": self.encode(params, images, eps)}
+
+    def blank(self, raw: Raw) -> Raw:
+        """A batch with zeros, of the shape of latents, in the place of 'image'."""
+        return {**raw, "image": jnp.zeros(self._latents(raw["image"]))}
+
+    def _latents(self, images: Array) -> tuple[int, ...]:
+        """The shape [B, h, w, c] of the latents of images [B, H, W, C]."""
+        return len(images), *self.model.latent_shape(*images.shape[1:3])
 
     def encode(self, params: Params, images: Array, eps: Array | None = None) -> Array:
         """Images [B, H, W, C] in [-1, 1] -> latents x of (5) [B, h, w, c], drawn with eps, standard normal; means without."""

@@ -12,6 +12,7 @@ with the classifier's own alpha', sigma' and time'. (2) is regular where alpha =
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -41,6 +42,7 @@ class NoisyClassifier:
     shape: tuple[int, int, int]
     times: Memoryless = Uniform()
 
+    noun: ClassVar[str] = "a noisy classifier"
     needs = ("label",)
     target = "label"
 

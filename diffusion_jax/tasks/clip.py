@@ -14,6 +14,7 @@ A CLIP that sees noised pictures, and their noise level, guides a diffusion mode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -57,6 +58,7 @@ class Contrastive:
     process: Process | None = None
     times: Memoryless = Uniform()
 
+    noun: ClassVar[str] = "a CLIP"
     needs = ("tokens",)
     target = "clip_text"
     num_classes = 0

@@ -1,14 +1,15 @@
-"""First stages that turn images into tokens: a discrete VAE, or the VQ autoencoder of latent diffusion (minDALL-E's form)."""
+"""First stages that turn images into tokens: a discrete VAE, or the VQ of latent diffusion."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.vae import VQ
-from diffusion_jax.tasks.autoencoder import Autoencoder
-from diffusion_jax.tasks.dvae import DiscreteVAE
 from diffusion_jax.types import Array, Params
+
+if TYPE_CHECKING:
+    from diffusion_jax.tasks.autoencoder import Autoencoder
 
 
 class Coder(Protocol):
@@ -38,6 +39,19 @@ class Coder(Protocol):
         ...
 
 
+@runtime_checkable
+class Coded(Protocol):
+    """A task whose images can be had as codes."""
+
+    def as_coder(self) -> Coder:
+        """What makes codes of images with this task's parameters.
+
+        Raises:
+          ConfigError: it has no codebook.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class VQCodes:
     """The tokens of a VQ autoencoder: the rows of its codebook that are nearest.
@@ -53,7 +67,8 @@ class VQCodes:
 
     def __post_init__(self):
         if not isinstance(self.task.model, VQ):
-            raise ConfigError(f"a {type(self.task.model).__name__} autoencoder has no codes: take a VQ or a discrete VAE")
+            raise ConfigError(f"a {type(self.task.model).__name__} autoencoder has no codes: "
+                              "take a VQ or a discrete VAE")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,9 +93,9 @@ class VQCodes:
 
     def decode(self, params: Params, codes: Array) -> Array:
         """Images of codes [B, h * w]."""
-        bound = {"params": params["model"]}
-        z = self.task.model.apply(bound, codes.reshape(-1, *self.grid), method="lookup")
-        return self.task.model.apply(bound, z, method="draw")[0]
+        variables = {"params": params["model"]}
+        z = self.task.model.apply(variables, codes.reshape(-1, *self.grid), method="lookup")
+        return self.task.model.apply(variables, z, method="draw")[0]
 
 
 def coder(first_stage: Any) -> Coder:
@@ -89,8 +104,7 @@ def coder(first_stage: Any) -> Coder:
     Raises:
       ConfigError: one that makes none.
     """
-    if isinstance(first_stage, DiscreteVAE):
-        return first_stage
-    if isinstance(first_stage, Autoencoder):
-        return VQCodes(first_stage)
-    raise ConfigError(f"a {type(first_stage).__name__} makes no codes of images: take a discrete VAE or a VQ autoencoder")
+    if not isinstance(first_stage, Coded):
+        raise ConfigError(f"a {type(first_stage).__name__} makes no codes of images: "
+                          "take a discrete VAE or a VQ autoencoder")
+    return first_stage.as_coder()

@@ -1,235 +1,89 @@
-"""The diffusion task: one loss for every network, process, parametrisation and conditioning.
+"""The diffusion task: denoising pictures, or latents of a frozen autoencoder (tasks/denoising.py).
 
-    t ~ times,  eps ~ N(0, 1),  x_t = alpha x0 + sigma eps                                        (1)
-    mse     w(t) |F(in x_t, noise, cond) - F*|^2,   F* = (x0 - skip x_t) / out                    (2)
-    hybrid  (2) + bound_weight * bound, the bound's gradient reaching the variance only           (3)  2102.09672 eq. 16
-    kl      bound_weight * bound                                                                  (4)  2006.11239 eq. 5
+A first stage comes before it, or none:
 
-each averaged over pixels, channels and batch; the bound is in bits/dim. With an uncertainty u, a small network that sees the
-noise label only, the loss of a sample becomes
-
-    loss exp(-u) + u,                                                                             (5)  2312.02696 eq. 15
-
-so that every noise level counts alike. A condition is dropped key by key: with its own rate each sample's raw value is replaced
-by that of the null condition, which makes the network its own unconditional one (2207.12598).
+    an autoencoder    x0 is a drawn latent of the picture, unless the data holds latents already
+    a CLIP            the decoder of unCLIP: x0 is the picture, embeddings of it and of its caption
+                      join the conditions (tasks/embedder.py)
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from flax.core import FrozenDict
-
-from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.diffusion import losses, scales
-from diffusion_jax.diffusion.losses import Simple
-from diffusion_jax.diffusion.process import DDPM, bcast, noised
-from diffusion_jax.diffusion.samplers import VARIANCES
-from diffusion_jax.diffusion.times import Memoryless, SecondMoment, Uniform
-from diffusion_jax.nn.mp import normalize_weights
-from diffusion_jax.tasks.autoencoder import Autoencoder
-from diffusion_jax.tasks.embedder import Embedder
+from diffusion_jax.build import ConfigError
+from diffusion_jax.tasks import kinds
+from diffusion_jax.tasks.denoising import DenoisingTask
 from diffusion_jax.tasks.images import check_shape
-from diffusion_jax.types import Array, Cond, Denoiser, Key, Memory, Metrics, Params, Prediction, Process, Raw
-
-OBJECTIVES = ("mse", "hybrid", "kl")
+from diffusion_jax.types import FirstStage, Key, Params, Raw
 
 
 @dataclass(frozen=True)
-class Diffusion:
-    """Trains and applies a denoising network; the parameters are {'model': ..., 'cond': ...}.
+class Diffusion(DenoisingTask):
+    """Trains and applies a network that denoises pictures or latents.
 
     Attributes:
-      model: the network, (x, noise, cond) -> output.
-      cond: the conditioner, raw -> cond (models/cond.py).
-      process: the forward process.
-      scale: what the network predicts (diffusion/scales.py).
-      shape: (H, W, C) of one image, (F,) of an embedding.
-      times: how training times are drawn.
-      weight: w(t) of (2), from diffusion/losses.py.
-      drop: raw key -> probability of dropping it in training.
-      variance: that of the ancestral sampler; 'learned_range' and 'learned' mean that the network has twice the channels.
-      objective: 'mse' (2), 'hybrid' (3) or 'kl' (4).
-      bound_weight: of (3) and (4); ADM's rescaled losses use steps / 1000 and steps.
-      uncertainty: u of (5), noise [B] -> [B]; None for none. Its parameters are then 'uncertainty'.
-      forced: forced normalisation of the weights of magnitude-preserving layers, see nn/mp.py.
-      first_stage: the frozen autoencoder whose latents the network sees, `shape` being theirs; None for pixels. Batches then hold
-        latents, or images of first_stage.shape, which are encoded on the way. Or the CLIP of unCLIP's parts, which turns images
-        and their captions into conditions, and images into embeddings where `shape` is that of one.
+      shape: (H, W, C) of what the network sees, a picture or a latent.
+      first_stage: the frozen autoencoder whose latents the network sees, `shape` being theirs, or
+        the CLIP of a decoder of unCLIP; None for pixels under conditions of the data. With an
+        autoencoder a batch holds latents, or pictures of its shape, which are encoded on the way.
+    and those of `DenoisingTask`.
 
     Raises:
-      ConfigError: an unknown option, or a combination that has no meaning.
+      ConfigError: what `DenoisingTask` refuses.
     """
 
-    model: nn.Module
-    cond: nn.Module
-    process: Process
-    scale: scales.Scale
-    shape: tuple[int, ...]
-    times: Memoryless | SecondMoment = Uniform()
-    weight: Simple = Simple()
-    drop: Mapping[str, float] = FrozenDict()
-    variance: str = "fixed_small"
-    objective: str = "mse"
-    bound_weight: float = 1.0
-    uncertainty: nn.Module | None = None
-    forced: bool = False
-    first_stage: Autoencoder | Embedder | None = None
+    shape: tuple[int, int, int]
+    first_stage: FirstStage | None = None
 
-    def __post_init__(self):
-        if self.variance not in VARIANCES:
-            raise unknown("variance", self.variance, VARIANCES)
-        if self.objective not in OBJECTIVES:
-            raise unknown("objective", self.objective, OBJECTIVES)
-        if self.objective != "mse" and not isinstance(self.process, DDPM):
-            raise ConfigError(f"objective {self.objective!r} sums over a DDPM process's steps; use 'mse' with {self.process}")
-        if self.learned_variance and self.objective == "mse":
-            raise ConfigError(f"variance {self.variance!r} is trained by objective 'hybrid' or 'kl' only")
-        for key in self.drop:
-            if key not in self.cond.droppable:
-                raise unknown("condition to drop", key, self.cond.droppable)
+    noun: ClassVar[str] = "a diffusion model"
 
     @property
-    def learned_variance(self) -> bool:
-        """Whether the network puts out the variance beside its prediction."""
-        return self.variance.startswith("learned")
+    def autoencoder(self) -> kinds.Encoding | None:
+        """The first stage, where it is one that makes latents of pictures."""
+        return self.first_stage if isinstance(self.first_stage, kinds.Encoding) else None
+
+    @property
+    def embedder(self) -> kinds.Embeds | None:
+        """The first stage, where it is one that adds embeddings: that of a decoder of unCLIP."""
+        return self.first_stage if isinstance(self.first_stage, kinds.Embeds) else None
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the pictures that it makes."""
+        return self.autoencoder.shape if self.autoencoder else self.shape
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What a data set must hold beside the images."""
-        if isinstance(self.first_stage, Embedder):
-            return ("tokens",)
-        return tuple(key for key in self.cond.keys if key not in self.cond.derived)
+        first = self.first_stage
+        made = self.cond.derived if first is None else (*self.cond.derived, *first.makes)
+        keys = [key for key in self.cond.keys if key not in made]
+        return tuple(keys) if first is None else tuple(dict.fromkeys([*first.needs, *keys]))
 
-    @property
-    def num_classes(self) -> int:
-        """How many labels there are, 0 where none is read."""
-        return self.cond.num_classes
-
-    def init(self, key: Key, batch: Raw) -> Params:
-        """Fresh parameters; of the batch only shapes matter.
+    def blank(self, batch: Raw) -> Raw:
+        """A batch with zeros for what the first stage makes.
 
         Raises:
-          ConfigError: the images have another shape than the task.
+          ConfigError: the images have another shape than the pictures, and are no latents either.
         """
-        if isinstance(self.first_stage, Embedder):
-            check_shape(batch, self.first_stage.shape if self.embeds else self.shape)
-            batch = self.first_stage.blank(batch)
-        else:
-            check_shape(batch, self.shape if self.first_stage is None or self._holds_latents(batch) else self.first_stage.shape)
-        k_model, k_cond = jax.random.split(key)
-        batch = self.cond.prepare(batch, key)
-        cond_vars = self.cond.init(k_cond, batch)
-        cond = self.cond.apply(cond_vars, batch)
-        x = jnp.zeros((len(batch["image"]), *self.shape))
-        model_vars = self.model.init(k_model, x, jnp.zeros(len(x)), cond)
-        params = {"model": model_vars["params"], "cond": cond_vars.get("params", {})}
-        if self.uncertainty is not None:
-            params["uncertainty"] = self.uncertainty.init(k_model, jnp.zeros(len(x)))["params"]
-        return params
+        if self._holds_latents(batch):
+            return batch
+        check_shape(batch, self.picture_shape)
+        return batch if self.first_stage is None else self.first_stage.blank(batch)
 
-    def embed(self, params: Params, raw: Raw) -> Cond:
-        """What the network sees of a raw condition."""
-        return self.cond.apply({"params": params["cond"]}, raw)
+    def prepare(self, batch: Raw, frozen: Params, key: Key) -> Raw:
+        """A batch as the first stage sees it; unchanged without one, and where it holds latents.
 
-    def away(self, raw: Raw) -> Raw:
-        """What classifier-free guidance leads away from: null conditions, the text raw['negative'] in place of the empty one."""
-        null = self.cond.null(raw)
-        return {**null, "tokens": raw["negative"]} if "negative" in raw else null
-
-    def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
-        """The trained denoiser, without guidance; with a key its dropout acts."""
-
-        def network(x: Array, noise: Array, cond: Cond) -> Array:
-            return self.model.apply({"params": params["model"]}, x, noise, cond, rngs={"dropout": dropout} if train else {})
-
-        train = dropout is not None
-
-        return scales.denoiser(network, self.process, self.scale, self.learned_variance)
-
-    def project(self, params: Params) -> Params:
-        """Forced weight normalisation, or the identity."""
-        return normalize_weights(params) if self.forced else params
-
-    def memory(self) -> Memory:
-        """That of the draws of t."""
-        return self.times.memory(self.process)
-
-    def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
-        """(2), (3) or (4) at drawn times, noise and drops; conditions and activations are dropped in training only.
-
-        The losses logged are not weighted by the importance of t, the one returned is.
+        Raises:
+          ConfigError: the parameters of the first stage are not in `frozen`.
         """
-        k_t, k_eps, k_drop, k_net, k_cond = jax.random.split(key, 5)
-        batch = self.latents(batch, frozen, k_cond)
-        batch = self.cond.prepare(batch, k_cond)
-        x0 = batch["image"]
-        memory = frozen["memory"] if frozen and "memory" in frozen else self.memory()
-        t, importance = self.times.draw(self.process, memory, k_t, len(x0))
-        eps = jax.random.normal(k_eps, x0.shape)
-        if train:
-            draws = jax.random.uniform(k_drop, (len(self.drop), len(x0)))
-            batch = self.dropped(batch, dict(zip(self.drop, draws, strict=True)))
-        terms = self.terms(params, batch, t, eps, k_net if train else None)
-        metrics = {name: jnp.mean(value) for name, value in terms.items()}
-        if train and memory:
-            metrics["memory"] = self.times.learn(memory, t, jax.lax.stop_gradient(terms["loss"]))
-        return jnp.mean(importance * terms["loss"]), metrics
-
-    @property
-    def autoencoder(self) -> Autoencoder | None:
-        """The first stage, where it is one of latents."""
-        return None if isinstance(self.first_stage, Embedder) else self.first_stage
-
-    @property
-    def embeds(self) -> bool:
-        """Whether it makes embeddings, not images: a prior of unCLIP."""
-        return len(self.shape) == 1
-
-    def _holds_latents(self, batch: Raw) -> bool:
-        return batch["image"].shape[1:] == self.shape
-
-    def latents(self, batch: Raw, frozen: Params, key: Key) -> Raw:
-        """`batch` with its images as drawn latents, where there is a first stage and it holds images; or as a CLIP sees it."""
-        embedder = isinstance(self.first_stage, Embedder)
-        if self.first_stage is None or (self._holds_latents(batch) and not embedder):
+        if self.first_stage is None or self._holds_latents(batch):
             return batch
         if not frozen or "first_stage" not in frozen:
-            raise ConfigError("images are encoded by a first stage: name its folder in config.first_stage")
-        if embedder:
-            batch = self.first_stage.seen(frozen["first_stage"], batch)
-            y = self.first_stage.standardised(frozen["first_stage"], batch["clip_image"])
-            return {**batch, "image": y} if self.embeds else batch
-        eps = jax.random.normal(key, (len(batch["image"]), *self.shape))
-        return {**batch, "image": self.first_stage.encode(frozen["first_stage"], batch["image"], eps)}
+            raise ConfigError("images are encoded by a first stage: "
+                              "name its folder in config.first_stage")
+        return self.first_stage.prepare(frozen["first_stage"], batch, key)
 
-    def dropped(self, raw: Raw, draws: Mapping[str, Array]) -> Raw:
-        """`raw` with each key's null value where its draw, uniform [B], lies below its drop rate."""
-        null = self.cond.null(raw) if self.drop else raw
-        changed = {key: jnp.where(bcast(draws[key] < rate, raw[key]), null[key], raw[key]) for key, rate in self.drop.items()}
-        return {**raw, **changed}
-
-    def terms(self, params: Params, batch: Raw, t: Array, eps: Array, dropout: Key | None = None) -> Metrics:
-        """The loss of every sample and its parts, each [B], at given t [B] and eps [B, H, W, C]; with a key dropout acts.
-
-        'mse' is the unweighted |F - F*|^2, 'bound' in bits/dim where the objective asks for it, 'uncertainty' u of (5).
-        """
-        x0 = batch["image"]
-        xt = noised(self.process, x0, t, eps)
-        p = self.denoiser(params, dropout)(xt, t, self.embed(params, batch), jax.random.key(0))
-        c = self.scale(self.process, t)
-        mse = losses.mean_flat((p.x0 - x0) ** 2) / c.out**2
-        terms = {"mse": mse, "loss": self.weight(self.process, t, c) * mse}
-        if self.uncertainty is not None:
-            u = self.uncertainty.apply({"params": params["uncertainty"]}, jnp.broadcast_to(c.noise, t.shape))
-            terms |= {"uncertainty": u, "loss": terms["loss"] * jnp.exp(-u) + u}
-        if self.objective == "mse":
-            return terms
-        if self.objective == "hybrid":
-            p = Prediction(jax.lax.stop_gradient(p.x0), logvar=p.logvar)
-        bound = losses.BITS * losses.bound(self.process, p, x0, xt, t, t - 1, t + 1, self.variance)
-        rest = terms["loss"] if self.objective == "hybrid" else 0
-        return terms | {"bound": bound, "loss": rest + self.bound_weight * bound}
+    def _holds_latents(self, batch: Raw) -> bool:
+        return self.autoencoder is not None and batch["image"].shape[1:] == self.shape

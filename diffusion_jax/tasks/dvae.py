@@ -25,6 +25,7 @@ The paper has tau from 1 to 1/16 in 150,000 updates (linear annealing diverges, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -98,6 +99,7 @@ class DiscreteVAE:
     balance: float = 0.0
     levels: int = 0
 
+    noun: ClassVar[str] = "a discrete VAE"
     needs = ()
     num_classes = 0
 
@@ -118,6 +120,10 @@ class DiscreteVAE:
     def codes(self) -> int:
         """The size of the codebook."""
         return self.model.codes
+
+    def as_coder(self) -> DiscreteVAE:
+        """Itself: it makes codes of images (tasks/kinds.py:Coder)."""
+        return self
 
     def init(self, key: Key, batch: Raw) -> Params:
         """Fresh parameters; of the batch only shapes matter.

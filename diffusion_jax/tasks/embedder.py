@@ -16,6 +16,7 @@ t being the text's embedding. In sampling (5) is drawn from its upper half.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,10 @@ class Embedder:
     empty: tuple[int, ...]
     components: int = 0
     unit: bool = True
+
+    noun: ClassVar[str] = "a CLIP with the statistics of its embeddings"
+    needs = ("tokens",)
+    makes = ("clip_image", *TEXT, *EMPTY)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -95,15 +100,25 @@ class Embedder:
                 for name, own in zip(EMPTY, TEXT, strict=True)}
         return {name: value[:-1] for name, value in both.items()} | rows
 
-    def seen(self, params: Params, batch: Raw) -> Raw:
-        """A batch of image [B, H, W, C] and tokens [B, L] with clip_image and `texts`; nothing of it is trained through."""
-        found = {"clip_image": self.embed(params, batch["image"]), **self.texts(params, batch["tokens"])}
-        return {**batch, **jax.lax.stop_gradient(found)}
+    def prepare(self, params: Params, raw: Raw, key: Key | None = None) -> Raw:
+        """A batch with clip_image and `texts`; nothing is drawn, and nothing of it is trained through.
 
-    def blank(self, batch: Raw) -> Raw:
-        """What `seen` gives, of zeros: for shapes."""
-        shapes = jax.eval_shape(lambda batch: self.seen(self.init(jax.random.key(0), batch), batch), dict(batch))
-        return {name: jnp.zeros(found.shape, found.dtype) for name, found in shapes.items()}
+        Args:
+          params: of this first stage.
+          raw: image [B, H, W, C] and tokens [B, L].
+          key: not used.
+        """
+        made = {"clip_image": self.embed(params, raw["image"]), **self.texts(params, raw["tokens"])}
+        return {**raw, **jax.lax.stop_gradient(made)}
+
+    def blank(self, raw: Raw) -> Raw:
+        """What `prepare` gives, of zeros: for shapes."""
+
+        def prepared(raw: Raw) -> Raw:
+            return self.prepare(self.init(jax.random.key(0), raw), raw)
+
+        shapes = jax.eval_shape(prepared, dict(raw))
+        return {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
 
     def init(self, key: Key, batch: Raw) -> Params:
         """Parameters of the right shapes, of a CLIP that nobody trained."""

@@ -5,12 +5,7 @@
                                meta      step, examples seen, versions of the packages, digests of the arrays
 
 A step's folder appears by one rename when it is complete, so a kill leaves the previous ones. Orbax notices a truncated file, but
-not a flipped bit in an array, hence the digests: for each part of the state (params, opt_state, memory, each average) the sum
-
-    d = sum_i (2 i + 1) word_i  mod 2^32                                                         (1)
-
-over the 32-bit words of its arrays. Integer sums do not depend on their order, so (1) is the same on any mesh, and an odd factor
-times a changed word is never 0 mod 2^32.
+not a flipped bit in an array, hence the digests (train/digest.py).
 """
 from __future__ import annotations
 
@@ -18,25 +13,24 @@ import contextlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.train import powersgd
+from diffusion_jax.train.digest import check, digests, parts
 from diffusion_jax.train.log import first_line, writing
-from diffusion_jax.train.state import plain, task_of
-from diffusion_jax.types import Array, Params, Task, TrainState
+from diffusion_jax.train.state import migrated, plain, task_of
+from diffusion_jax.types import Params, Task, TrainState
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "diffusion_jax")
 DIFFERENCES = 3                                            # how many differing keys an error names
 ABSENT = object()
-DIGEST_BYTES = 2**28
 SAVE_CONCURRENT_GB = 1
 """How much is on its way to the disk at a time: what saving takes beside the arrays themselves."""
 
@@ -98,8 +92,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             raise ConfigError(f"{self.folder} holds a checkpoint of step {step} already: choose another folder")
-        digests = {name: int(value) for name, value in _digests(_parts(state)).items()}
-        meta = {"step": step, "examples": examples, "versions": _versions(), "digests": digests}
+        numbers = {name: int(value) for name, value in digests(parts(state)).items()}
+        meta = {"step": step, "examples": examples, "versions": _versions(), "digests": numbers}
         with self._writing():
             self._manager.save(step, force=True, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config), meta=ocp.args.JsonSave(meta)))
@@ -165,7 +159,7 @@ class Checkpoints:
             wanted = powersgd.as_stored(abstract, lambda: ocp.StandardCheckpointHandler().metadata(path).tree)
             found = self._manager.restore(step, args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore()))
-            _check(_parts(found["state"]), found["meta"])
+            check(parts(found["state"]), found["meta"])
             state = powersgd.spread(found["state"], abstract)
         except Exception as error:                         # whatever a broken file makes a reader raise
             state, reason = None, first_line(error)
@@ -190,11 +184,47 @@ def available(folder: str | os.PathLike[str]) -> list[int]:
     return _steps(_root(folder))
 
 
+class Weights(NamedTuple):
+    """One set of weights of a checkpoint.
+
+    Attributes:
+      params: the arrays.
+      name: 'params', or the name of an average.
+      step: of the checkpoint.
+      digest: of the arrays, train/digest.py.
+    """
+
+    params: Params
+    name: str
+    step: int
+    digest: int
+
+
 def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = None,
          sharding: jax.sharding.Sharding | None = None) -> tuple[Any, Task, Params]:
     """Config, task and one set of weights from a checkpoint folder, which alone is enough to sample.
 
-    Only the chosen weights are read. The config is input from elsewhere: it is JSON, and `build` refuses foreign symbols.
+    The config is input from elsewhere: it is JSON, and `build` refuses foreign symbols.
+
+    Args:
+      folder, which, step, sharding: see `weights`.
+
+    Returns:
+      (config as ConfigDict, task, params).
+
+    Raises:
+      ConfigError: what `weights` and `build` refuse.
+    """
+    import ml_collections
+
+    root, step = find(folder, step)
+    config = config_of(root, step)
+    return ml_collections.ConfigDict(config), task_of(config), weights(root, which, step, sharding).params
+
+
+def weights(folder: str | os.PathLike[str], which: str = "ema", step: int | None = None,
+            sharding: jax.sharding.Sharding | None = None) -> Weights:
+    """One set of weights from a checkpoint folder; nothing else of it is read.
 
     Args:
       folder: a run's folder, its folder 'checkpoints', or the folder of one step.
@@ -202,97 +232,43 @@ def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = 
       step: which checkpoint, the newest by default.
       sharding: where every array goes, one local device by default.
 
-    Returns:
-      (config as ConfigDict, task, params).
-
     Raises:
       ConfigError: no such folder, step or weights (the message names what there is), or a damaged checkpoint.
     """
-    import ml_collections
     import orbax.checkpoint as ocp
     from etils import epath
 
     root, step = find(folder, step)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    path, handler = epath.Path(root / str(step) / "state"), ocp.PyTreeCheckpointHandler()
+    path = epath.Path(root / str(step) / "state")
+    handler = ocp.PyTreeCheckpointHandler()
     try:
-        config, meta = (_json(root, step, item) for item in ("config", "meta"))
+        meta = _json(root, step, "meta")
         tree = handler.metadata(path).tree
     except Exception as error:
         raise _damaged(root, step, error) from None
     name = _weights(which, sorted(tree.get("ema") or {}), root / str(step))
-    stored = tree["params"] if name == "params" else tree["ema"][name]
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), stored)
-    item = {"params": wanted} if name == "params" else {"ema": {name: wanted}}
+    part = tree["params"] if name == "params" else tree["ema"][name]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part)
+    item = {"params": shapes} if name == "params" else {"ema": {name: shapes}}
+    key = name if name == "params" else f"ema/{name}"
     try:
-        found = handler.restore(path, args=ocp.args.PyTreeRestore(
+        restored = handler.restore(path, args=ocp.args.PyTreeRestore(
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True))
-        params = found["params"] if name == "params" else found["ema"][name]
-        _check({name if name == "params" else f"ema/{name}": params}, meta)
+        params = restored["params"] if name == "params" else restored["ema"][name]
+        check({key: params}, meta)
     except Exception as error:
         raise _damaged(root, step, error) from None
-    return ml_collections.ConfigDict(config), task_of(config), params
+    return Weights(params, name, step, meta["digests"][key])
 
 
 def config_of(folder: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
     """The config alone of a checkpoint folder; arguments and errors are those of `load`."""
     root, step = find(folder, step)
     try:
-        return _json(root, step, "config")
+        return migrated(_json(root, step, "config"))
     except Exception as error:
         raise _damaged(root, step, error) from None
-
-
-def _parts(state: TrainState) -> dict[str, Any]:
-    """What is digested, by name."""
-    parts = {"params": state.params, "opt_state": state.opt_state, "memory": state.memory}
-    return parts | {f"ema/{name}": tree for name, tree in state.ema.items()}
-
-
-def _digests(parts: Mapping[str, Any]) -> dict[str, Array]:
-    """(1) of each part, the sums of its arrays chained by an odd factor so that their order counts."""
-    found = {}
-    for name, tree in parts.items():
-        found[name] = np.uint32(0)
-        for group in _groups(jax.tree.leaves(tree)):
-            found[name] = _chained(found[name], group)
-    return found
-
-
-def _groups(leaves: list[Array]) -> Iterator[list[Array]]:
-    """Arrays that are digested together, which takes about as much room again: at most `DIGEST_BYTES`, or one."""
-    group: list[Array] = []
-    for leaf in leaves:
-        if group and sum(x.nbytes for x in group) + leaf.nbytes > DIGEST_BYTES:
-            yield group
-            group = []
-        group.append(leaf)
-    yield group
-
-
-@jax.jit
-def _chained(total: Array, leaves: list[Array]) -> Array:
-    for leaf in leaves:
-        total = total * jnp.uint32(1000003) + _digest(leaf)
-    return total
-
-
-def _digest(x: Array) -> Array:
-    """(1) of one array, uint32. Without a reshape, which would gather a sharded array."""
-    words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-    words = jax.lax.bitcast_convert_type(words, f"uint{8 * min(words.dtype.itemsize, 4)}").astype(jnp.uint32)
-    index, stride = jnp.uint32(0), 1
-    for axis in reversed(range(words.ndim)):
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
-        stride *= words.shape[axis]
-    return jnp.sum((2 * index + 1) * words, dtype=jnp.uint32)
-
-
-def _check(parts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Raises ValueError where arrays are not those that were saved."""
-    for name, value in _digests(parts).items():
-        if int(value) != meta["digests"][name]:
-            raise ValueError(f"the arrays of {name!r} are not those that were saved")
 
 
 def _versions() -> dict[str, str]:
@@ -366,7 +342,7 @@ def _same_config(root: Path, asked: dict[str, Any], may_change: frozenset[str]) 
     """Raises ConfigError where the newest stored config that reads differs from `asked`."""
     for step in reversed(_steps(root)):
         try:
-            stored = _json(root, step, "config")
+            stored = migrated(_json(root, step, "config"))
         except Exception as error:
             logging.warning("config of step %d in %s does not read (%s): looking at an older one", step, root, first_line(error))
             continue

@@ -20,19 +20,57 @@ from diffusion_jax.train.ema import Profile
 from diffusion_jax.train.powersgd import Compressed
 from diffusion_jax.types import Array, Key, Params, Raw, Task, TrainState
 
+DIFFUSION = "diffusion_jax.tasks.diffusion:Diffusion"
+AUTOREGRESSIVE = "diffusion_jax.tasks.autoregressive:Autoregressive"
+EMBEDDER = "diffusion_jax.tasks.embedder:Embedder"
+DIFFUSION_PRIOR = "diffusion_jax.tasks.prior:DiffusionPrior"
+AUTOREGRESSIVE_PRIOR = "diffusion_jax.tasks.prior:AutoregressivePrior"
+OF_TOKENS = ("text_weight", "image_weight", "first_as_text")
+"""Options of `Autoregressive` that said nothing about a prior."""
+
 STEM = (jax.tree_util.DictKey("stem"), jax.tree_util.DictKey("kernel"))
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config (ConfigDict or mapping) as the JSON it is stored as: tuples become lists, references their values.
+    """A config (ConfigDict or mapping) as the JSON it is stored as, and as this version names its task.
+
+    Tuples become lists, references their values; see `migrated`.
 
     Raises:
       ConfigError: something in it is not JSON.
     """
     try:
-        return json.loads(json.dumps(config.to_dict() if hasattr(config, "to_dict") else dict(config)))
+        tree = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        config = json.loads(json.dumps(tree))
     except TypeError as error:
-        raise ConfigError(f"a config holds JSON only (name objects as 'diffusion_jax.<module>:<Name>'): {error}") from None
+        raise ConfigError("a config holds JSON only (name objects as "
+                          f"'diffusion_jax.<module>:<Name>'): {error}") from None
+    return migrated(config)
+
+
+def migrated(config: Any) -> Any:
+    """A config as this version names its task; `config` itself where it names it so already.
+
+    Release 0.1.0 had no tasks for the priors of unCLIP: they were a `Diffusion` whose shape is that
+    of an embedding, and an `Autoregressive` whose first stage is a CLIP. Folders and pages of that
+    release go on as they are.
+
+    Args:
+      config: JSON, from a checkpoint or a page; anything.
+    """
+    task = config.get("task") if isinstance(config, Mapping) else None
+    if not isinstance(task, Mapping):
+        return config
+    shape = task.get("shape")
+    first = task.get("first_stage")
+    of_embeddings = isinstance(shape, (list, tuple)) and len(shape) == 1
+    of_clip = isinstance(first, Mapping) and first.get("name") == EMBEDDER
+    if task.get("name") == DIFFUSION and of_embeddings:
+        return {**config, "task": {**task, "name": DIFFUSION_PRIOR}}
+    if task.get("name") == AUTOREGRESSIVE and of_clip:
+        rest = {key: value for key, value in task.items() if key not in OF_TOKENS}
+        return {**config, "task": {**rest, "name": AUTOREGRESSIVE_PRIOR}}
+    return config
 
 
 def task_of(config: Any) -> Task:

@@ -119,3 +119,10 @@ def test_a_file_that_the_disk_refuses_once_is_asked_for_again(tmp_path, monkeypa
         batches[0]
     np.testing.assert_array_equal(batches[0]["image"], want)
     assert not refused
+
+
+def test_what_a_system_leaves_in_a_folder_is_no_class(tmp_path):
+    source = write(tmp_path, "cat/0.png", "dog/0.png", "__MACOSX/cat/0.png", "cat/.cache/1.png")
+    for name in (".DS_Store", "Thumbs.db", "cat/._0.png", "dog/Thumbs.db"):
+        (tmp_path / name).write_bytes(b"no image")
+    assert source.names == ("cat", "dog") and pick(source) == [0, 1]

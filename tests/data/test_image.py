@@ -130,33 +130,6 @@ def test_alpha_goes_onto_white(channels):
     np.testing.assert_allclose(im.opaque(image), image[..., :-1] * alpha + 255 * (1 - alpha), atol=0.51)
 
 
-def test_grid_places_row_by_row():
-    images = np.stack([np.full((3, 4, 1), 10 * i, np.uint8) for i in range(5)])
-    sheet = im.grid(images, columns=3, gap=1)
-    assert sheet.shape == (2 * 3 + 1, 3 * 4 + 2, 1)
-    assert [sheet[0, 0, 0], sheet[0, 5, 0], sheet[2, 13, 0], sheet[4, 0, 0], sheet[6, 8, 0]] == [0, 10, 20, 30, 40]
-    assert (sheet[3] == 255).all() and (sheet[:, 4] == 255).all() and (sheet[4:, 10:] == 255).all()
-    assert im.grid(noise(9, 8, 8, 3)).shape == (28, 28, 3)
-
-
-@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4)])
-def test_png_round_trip(tmp_path, shape):
-    image = noise(*shape)
-    im.save_png(tmp_path / "new" / "a.png", image)
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "new" / "a.png")).reshape(shape), image)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
-
-
-def test_failed_png_leaves_the_old_one(tmp_path):
-    im.save_png(tmp_path / "a.png", noise(5, 7, 3))
-    before = (tmp_path / "a.png").read_bytes()
-    with pytest.raises((TypeError, ValueError)):
-        im.save_png(tmp_path / "a.png", noise(5, 7, 5))
-    with pytest.raises(TypeError, match="to_uint8"):
-        im.save_png(tmp_path / "a.png", np.zeros((5, 7, 3), np.float32))
-    assert (tmp_path / "a.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
 # What each file must read as, on the same 6x4 pixels.
 GREY, RGB, ALPHA = noise(6, 4, 1), noise(6, 4, 3), noise(6, 4, 4)
 ON_WHITE = np.round(ALPHA[..., :3] * (ALPHA[..., 3:] / 255) + 255 - ALPHA[..., 3:].astype(float))

@@ -11,7 +11,7 @@ from gaussian import Gaussian
 from golden_routines.replay import replay
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.diffusion import multistep, process, samplers, times
+from diffusion_jax.diffusion import guidance, multistep, process, samplers, times
 from diffusion_jax.types import Prediction
 
 DATA = Gaussian()
@@ -258,3 +258,37 @@ REFUSED = [
 def test_refusals(call, message):
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("denoise", "grid", "cond", "message"), [
+    (lambda x, t, cond, key: Prediction(x), 20, {}, "times are a grid such as trailing"),
+    (lambda x, t, cond, key: Prediction(x), np.ones(1), {}, "times are a grid such as trailing"),
+    (guidance.CFG(3.0, {}), np.arange(3.0), {}, "give the guidance one, as in CFG"),
+    (lambda x, t, cond, key: Prediction(x), np.arange(3.0), {"label": np.zeros(2, int)}, "embed it first, cond = task.embed"),
+], ids=["a number of steps", "no step", "a guidance", "a raw condition"])
+def test_what_sample_is_given_by_mistake_is_refused(denoise, grid, cond, message):
+    p = process.DDPM()
+    with pytest.raises(ConfigError, match=message):
+        samplers.sample(denoise, samplers.ddim(p), jnp.zeros((2, 4)), grid, cond, jax.random.key(0))
+
+
+def test_a_run_in_parts_is_the_whole_run():
+    """begin and advance, a few steps at a time, and what the denoiser took the image for at the last of them."""
+    p, key, x = process.DDPM(), jax.random.key(1), jax.random.normal(jax.random.key(0), (2, 4))
+    grid = np.array([900, 600, 400, 200, 50, -1])
+
+    def denoise(x, t, cond, key):
+        return Prediction(jnp.tanh(x) * p.alpha(t))
+
+    for sampler in (samplers.ancestral(p), multistep.dpmpp_2m(p), multistep.plms(p)):
+        whole = samplers.sample(denoise, sampler, x, grid, {}, key)
+        pairs, keys = samplers.pairs_of(grid), jax.random.split(key, 5)
+        progress = samplers.begin(sampler, x, 5)
+        for part in (slice(0, 2), slice(2, 5)):
+            before = progress.x
+            progress, _ = samplers.advance(denoise, sampler, progress, pairs[part], keys[part], {})
+        np.testing.assert_allclose(progress.x, whole, atol=1e-6)
+        assert progress.x0.shape == before.shape and np.isfinite(progress.x0).all()
+    ddim = samplers.ddim(p)
+    one, _ = samplers.advance(denoise, ddim, samplers.begin(ddim, x, 5), pairs[:1], keys[:1], {})
+    np.testing.assert_allclose(one.x0, jnp.tanh(x) * p.alpha(900), atol=1e-6)

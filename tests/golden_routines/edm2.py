@@ -141,7 +141,7 @@ def losses(case: Case) -> Found:
     c, inputs = case.config["precond"], case.inputs
     o = {"P_mean": -0.4, "P_std": 1.0, "sigma_data": 0.5} | case.config["EDM2Loss"]
     task = task_of(c, o["sigma_data"])
-    params = task.project(pretrained.convert(case.weights, c))
+    params = jax.jit(task.project)(pretrained.convert(case.weights, c))
     x0, eps = nhwc(inputs["images"]), nhwc(inputs["noise"])
     sigma = PROCESS.time(jnp.exp(o["P_mean"] + o["P_std"] * inputs["rnd_normal"][:, 0, 0, 0]))
     batch = {"image": x0} | raw_of(c, inputs.get("labels"))

@@ -6,7 +6,9 @@ import pytest
 from golden_case import load
 
 from diffusion_jax.data import image
-from diffusion_jax.modes import evaluate
+from diffusion_jax.data.pictures import save_png
+from diffusion_jax.evaluation import compare
+from diffusion_jax.evaluation.options import Options
 
 COUNT, SIZE, BATCH = 64, 48, 16
 GOLDENS = "tests/goldens/metrics/inception_fid_resize64.json"
@@ -17,7 +19,7 @@ def folder(path, seed):
     rng = np.random.default_rng(seed)
     for i in range(COUNT):
         small = rng.integers(0, 256, (6 + 2 * seed, 6, 3), dtype=np.uint8)
-        image.save_png(path / f"{i:03d}.png", image.resize(small, SIZE, SIZE))
+        save_png(path / f"{i:03d}.png", image.resize(small, SIZE, SIZE))
     return str(path)
 
 
@@ -35,8 +37,8 @@ def test_fid_is_pytorch_fids(tmp_path, monkeypatch, request, capsys):
     start = time.perf_counter()
     want = peer.calculate_fid_given_paths([one, two], BATCH, "cpu", 2048, num_workers=0)
     theirs, start = time.perf_counter() - start, time.perf_counter()
-    found = evaluate.measured(str(tmp_path), dict(
-        features=f"inception={tmp_path / 'rule.pth'}", resize="pytorch_fid", images=one, reference=two, batch=BATCH))
+    options = Options(features=f"inception={tmp_path / 'rule.pth'}", resize="pytorch_fid", images=one, reference=two, batch=BATCH)
+    found = compare.of_images(str(tmp_path), options).figures
     ours = time.perf_counter() - start
     with capsys.disabled():
         print(f"\nFID {found['FID[inception, pytorch_fid]']:.6f}, pytorch-fid {want:.6f}; {ours:.1f} s and {theirs:.1f} s in all")

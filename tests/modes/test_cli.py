@@ -40,7 +40,13 @@ def test_starting_up_imports_nothing_that_is_slow(tmp_path):
 def test_help_lists_the_flags_and_ends_well(tmp_path):
     done = command("-m", "diffusion_jax.main", "--help", cwd=tmp_path)
     assert done.code == 0 and not done.err
-    assert all(f"--{flag}:" in done.out for flag in ("config", "workdir", "sampler", "guidance", "cads", "label", "out"))
+    assert all(f"--{flag}:" in done.out for flag in ("config", "workdir", "profile_steps", "distributed", "compiled"))
+    assert "sample, evaluate, reference" in done.out and "--label" not in done.out
+
+
+def test_the_package_itself_is_the_same_command(tmp_path):
+    done = command("-m", "diffusion_jax", "--mode", "likelihood", "--help", cwd=tmp_path)
+    assert done.code == 0 and not done.err and "--num: Held-out images" in done.out
 
 
 @pytest.mark.parametrize(
@@ -48,10 +54,10 @@ def test_help_lists_the_flags_and_ends_well(tmp_path):
     [
         (("--config", DIGITS, "--config.model.detph=3"), ("detph", "depth")),
         (("--config", DIGITS, "--config.sample.sampler=ddmi"), ("did you mean 'ddim'",)),
-        (("--mode", "sample", "--label", "three"), ("label", "three")),
+        (("--mode", "sample", "--num", "three"), ("num", "three")),
         (("--config", DIGITS, "--distributed"), ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")),
     ],
-    ids=["unknown override", "unknown sampler", "label that is no number", "no cluster"],
+    ids=["unknown override", "unknown sampler", "number that is none", "no cluster"],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, says):
     done = command("-m", "diffusion_jax.main", "--workdir", "run", *arguments, cwd=tmp_path)
@@ -73,13 +79,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, says):
         (("--config", DIGITS, "--workdir", "run", "--config.stpes=3"), "did you mean 'steps'"),
         (("--config", DIGITS, "--workdir", "run", "--config.steps=many"), "many"),
         (("--config", DIGITS, "--workdir", "run", "--config.task.scale.name=os:system"), "symbols of this package only"),
-        (("--config", DIGITS, "--workdir", "run", "--steps", "100"), "--steps is for sampling"),
-        (("--workdir", "run", "--mode", "smaple"), "train|sample|evaluate"),
+        (("--config", DIGITS, "--workdir", "run", "--steps", "100"), "--steps belongs to modes sample, "),
+        (("--workdir", "run", "--mode", "smaple"), "train|edit|encode"),
         (("--workdir", "run", "--mode", "sample"), "there is no folder"),
         (("--workdir", "run", "--mode", "sample", "--out", "x.jpg"), "end it in .png"),
         (("--workdir", "run", "--mode", "sample", "--num", "0"), "num"),
-        (("--workdir", "run", "--mode", "sample", "--label", "-1"), "label"),
-        (("--workdir", "run", "--mode", "sample", "--labl", "1"), "Did you mean: label"),
+        (("--workdir", "run", "--mode", "sample", "--seed", "-1"), "seed is 0 ... 4294967295, got -1"),
+        (("--workdir", "run", "--mode", "sample", "--labl", "1"), "did you mean 'label'"),
         (("--workdir", "run", "--mode", "sample", "extra"), "unexpected argument 'extra'"),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, tuple) else "",
@@ -112,10 +118,9 @@ def get_config():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ("config.data.train.rows = {1, 2}", "a config holds JSON only"),
         ("config.learning_rte = 1e-3", "unknown config key 'learning_rte'"),
         ("config.checkpoint.evry = 3", "did you mean 'checkpoint.every'"),
-        ("config.model = 3 + 'x'", "TypeError: unsupported operand"),
-        ("config.steps = config.stpes", "no key 'stpes'"),
     ],
 )
 def test_mistakes_in_a_page(cli, tmp_path, change, says):
@@ -126,12 +131,33 @@ def test_mistakes_in_a_page(cli, tmp_path, change, says):
 
 
 @pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("config.model = 3 + 'x'", "TypeError: unsupported operand"),
+        ("config.steps = config.stpes", "AttributeError"),
+        ("config.steps = (3", "SyntaxError"),
+        ("config.seed = open('no such file').read()", "FileNotFoundError"),
+    ],
+)
+def test_a_page_that_fails_shows_where(cli, tmp_path, change, says):
+    (tmp_path / "page.py").write_text(PAGE.format(digits=str(ROOT / "configs" / "digits.py"), change=change))
+    result = cli("--config", tmp_path / "page.py", "--workdir", tmp_path / "run")
+    last = result.err.splitlines()[-1]
+    assert result.code == 2 and last.startswith(f"error: the page {tmp_path / 'page.py'} fails: ") and says in last
+    frames = [line for line in result.err.splitlines() if line.startswith("  File")]
+    assert frames[0].startswith(f'  File "{tmp_path / "page.py"}", line 6')
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("--mode", "sample", "--label", "-1"), "label -1 is outside 0 ... 9"),
+        (("--mode", "sample", "--label", "three"), "unknown class 'three'"),
         (("--mode", "sample", "--label", "10"), "label 10 is outside 0 ... 9"),
         (("--mode", "sample", "--sampler", "ddmi"), "did you mean 'ddim'"),
         (("--mode", "sample", "--which", "emma"), "did you mean 'ema'"),
-        (("--mode", "evaluate", "--out", "x.png"), "unknown sampling option 'out'"),
+        (("--mode", "evaluate", "--out", "x.png"), "--out belongs to modes sample, "),
         (("--config", DIGITS, "--config.model.depth=2"), "model.depth: 1 in the folder, 2 asked"),
         (("--config", DIGITS, "--config.seed=1"), "another config (seed: 0 in the folder, 1 asked): choose another workdir"),
     ],
@@ -188,9 +214,3 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(cli, 
         assert refused(result, "at step 2, stopped; the last good checkpoint is step 1"), result.err
         assert available(run) == [1]                                      # where the rate was still 0
         assert [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()] == ['{"step": 1']
-
-
-def test_a_page_that_is_no_json_is_refused(cli, tmp_path):
-    page = PAGE.format(digits=str(ROOT / "configs" / "digits.py"), change="config.data.train.rows = {1, 2}")
-    (tmp_path / "page.py").write_text(page)
-    assert refused(cli("--config", tmp_path / "page.py", "--workdir", tmp_path / "run"), "a config holds JSON only")

@@ -3,16 +3,17 @@ import json
 
 import numpy as np
 import pytest
-from pages import page
+from pages import ask, page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.digits import Digits
-from diffusion_jax.data.image import save_png
-from diffusion_jax.modes import edit, evaluate, sample, train
-from diffusion_jax.modes.clip_metric import first_of
-from diffusion_jax.modes.contrast import class_texts
+from diffusion_jax.data.pictures import save_png
+from diffusion_jax.modes import evaluate
+from diffusion_jax.modes.options import built
+from diffusion_jax.pipelines.pipeline import pipeline
+from diffusion_jax.pipelines.session import replayed
 
-PROMPTS = ["a handwritten three", "a handwritten seven"]
+PROMPTS = ("a handwritten three", "a handwritten seven")
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,16 @@ def runs(tmp_path_factory):
     for name in ("digits_clip", "digits_glide"):
         config = page(name, steps=2)
         config.evaluate.num = 0
-        train.run(config, str(folder / name), {})
+        ask("train", folder / name, config=config)
     return folder
 
 
+def measured(folder, **leaves):
+    return evaluate.measured(built(evaluate.Options, leaves), str(folder)).figures
+
+
 def npz(folder, out, **options):
-    sample.run(None, str(folder), {"out": str(out), "steps": 2} | options)
+    ask("sample", folder, **{"out": str(out), "steps": 2} | options)
     with np.load(out) as found:
         return found["arr_0"]
 
@@ -35,10 +40,10 @@ def npz(folder, out, **options):
 @pytest.mark.slow
 def test_a_clip_is_measured(runs, tmp_path):
     for metric in ("retrieval", "zero_shot"):
-        report = evaluate.measured(str(runs / "digits_clip"), {"metric": metric, "num": 20})
+        report = measured(runs / "digits_clip", metric=metric, num=20)
         assert all(0 <= value <= 1 for name, value in report.items() if name.startswith(("R@", "accuracy", "image to")))
     assert report["text of class 0"] == "a handwritten zero"
-    evaluate.measured(str(runs / "digits_clip"), {"metric": "tsne", "num": 20})
+    measured(runs / "digits_clip", metric="tsne", num=20)
     assert (runs / "digits_clip" / "tsne.png").is_file()
 
 
@@ -49,7 +54,7 @@ def test_prompts_guidance_and_the_metric(runs, tmp_path):
     assert plain.shape == (6, 8, 8, 1)
     guided = npz(glide, tmp_path / "b.npz", prompt=PROMPTS, num=3, classifier=clip, classifier_scale=20.0)
     assert (plain != guided).any()
-    report = evaluate.measured(str(glide), {"metric": "clip", "features": clip, "num": 10, "candidates": 3, "steps": 2})
+    report = measured(glide, metric="clip", features=clip, num=10, candidates=3, steps=2)
     best = list(report["best of"].values())
     assert list(report["best of"]) == ["1", "2", "3"] and best == sorted(best) and (glide / "rerank.png").is_file()
 
@@ -62,31 +67,18 @@ def test_an_inpainter_is_fine_tuned_and_edits_with_text(runs, tmp_path):
     config.task.cond.parts[0].update(base.task.cond.parts[0])
     config.sample.update(num=4, every=2, steps=2)
     config.init = str(runs / "digits_glide")
-    train.run(config, str(tmp_path / "inpaint"), {})
+    ask("train", tmp_path / "inpaint", config=config)
     save_png(tmp_path / "x.png", Digits("test")[0]["image"])
-    options = {"images": str(tmp_path / "x.png"), "rect": ["0,0,8,4"], "prompt": PROMPTS[:1], "session": str(tmp_path / "s.json")}
-    edit.run(None, str(tmp_path / "inpaint"), {"op": "inpaint", "out": str(tmp_path / "y.png"), "steps": 2, **options})
-    states = edit.replayed(str(tmp_path / "inpaint"), json.loads((tmp_path / "s.json").read_text()), "ema", None)
+    options = {"images": str(tmp_path / "x.png"), "rect": ("0,0,8,4",), "prompt": PROMPTS[:1],
+               "session": str(tmp_path / "s.json")}
+    ask("edit", tmp_path / "inpaint", op="inpaint", out=str(tmp_path / "y.png"), steps=2, **options)
+    states = replayed(pipeline(tmp_path / "inpaint"), json.loads((tmp_path / "s.json").read_text()))
     np.testing.assert_array_equal(states[1][:, 4:], states[0][:, 4:])
     assert (states[1][:, :4] != states[0][:, :4]).any()
 
 
-def test_the_own_caption_among_others():
-    texts = np.eye(4)[[0, 1, 2, 3, 0]]
-    prompts = ["a", "b", "c", "d", "a"]
-    assert first_of(texts, texts, prompts) == 1.0
-    assert first_of(texts[::-1], texts, prompts) == 0.6                       # the first and the last have the same caption
-    assert first_of(np.roll(texts, 1, axis=0), texts, prompts, among=2) == 0.2  # of equal scores the own is the worse
-
-
-def test_texts_of_classes():
-    digits = dict(name="diffusion_jax.data.digits:Digits")
-    assert class_texts({"train": digits}, None)[3] == "a handwritten three"
-    assert class_texts({"train": digits}, "the digit {}")[3] == "the digit 3"
-
-
 def test_what_is_refused(tiny_run):
     with pytest.raises(ConfigError, match="needs --features, the folder of a CLIP"):
-        evaluate.measured(str(tiny_run), {"metric": "clip"})
+        measured(tiny_run, metric="clip")
     with pytest.raises(ConfigError, match="is no CLIP of images"):
-        evaluate.measured(str(tiny_run), {"metric": "clip", "features": str(tiny_run)})
+        measured(tiny_run, metric="clip", features=str(tiny_run))

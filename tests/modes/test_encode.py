@@ -1,25 +1,17 @@
 """From an autoencoder's folder to latents, to a model of them, to images: every step by its mode."""
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import ask, page
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.data.image import save_png
 from diffusion_jax.data.latents import Draw, Latents
-from diffusion_jax.modes import edit, encode, likelihood, sample, train
+from diffusion_jax.data.pictures import save_png
+from diffusion_jax.pipelines.pipeline import pipeline
+from diffusion_jax.pipelines.session import replayed
 from diffusion_jax.train.checkpoint import load
-
-PAGES = Path(__file__).parent.parent.parent / "configs"
-
-
-def page(name, arg):
-    spec = importlib.util.spec_from_file_location(name, PAGES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(arg)
 
 
 @pytest.mark.slow
@@ -28,10 +20,10 @@ def test_a_model_of_encoded_digits_samples_digits(arg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = page("digits_vae", arg)
     config.update(steps=2, batch=8)
-    train.run(config, "vae", {})
-    likelihood.run(None, "vae", {"num": 20})
+    ask("train", "vae", config=config)
+    ask("likelihood", "vae", num=20)
     assert Path("vae/reconstructions.png").is_file() and 0 < json.loads(Path("vae/likelihood.json").read_text())["PSNR (dB)"] < 40
-    encode.run(None, "vae", {"out": "latents", "batch": 64})
+    ask("encode", "vae", out="latents", batch=64)
     latents = Latents("latents")
     draws = np.stack([Draw("latents")(latents[i], np.random.default_rng(i))["image"] for i in range(0, 1500, 3)])
     assert draws.shape[1:] == (4, 4, 2) and len(latents) == 1500 and latents.names[3] == "3"
@@ -43,16 +35,18 @@ def test_a_model_of_encoded_digits_samples_digits(arg, tmp_path, monkeypatch):
     config.task.update(shape=(4, 4, 2))
     config.task.cond.update(num_classes=10, width=32)
     config.sample.update(num=4, steps=2)
-    train.run(config, "ldm", {})
-    sample.run(None, "ldm", {"num": 3, "out": "x.npz"})
+    ask("train", "ldm", config=config)
+    ask("sample", "ldm", num=3, out="x.npz")
     assert np.load("x.npz")["arr_0"].shape == (3, 8, 8, 1)
     assert load("ldm")[1].first_stage.scale == load("latents/first_stage")[1].scale != 1.0
     save_png(Path("x.png"), np.load("x.npz")["arr_0"][0])
-    for op, values in (("invert", []), ("strength", ["0.5"])):
-        edit.run(None, "ldm", {"op": op, "images": "x.png", "label": 3, "steps": "2", "out": f"{op}.png"} | (
-            {"values": values} if values else {}))
+    for op, values in (("invert", ()), ("strength", (0.5,))):
+        ask("edit", "ldm", op=op, images="x.png", label=3, steps="2", out=f"{op}.png", values=values)
     story = {"image": "x.png", "edits": [{"rect": [[0, 0, 3, 8]], "label": 4, "steps": "2"}]}
-    first, second = edit.replayed("ldm", story, "ema", None)
+    first, second = replayed(pipeline("ldm"), story)
     assert (first[3:] == second[3:]).all() and (first[:3] != second[:3]).any()
-    with pytest.raises(ConfigError, match="--out"):
-        encode.run(None, "vae", {"out": "latents"})
+    for options in ({}, {"out": "latents"}):
+        with pytest.raises(ConfigError, match="--out"):
+            ask("encode", "vae", **options)
+    with pytest.raises(ConfigError, match="holds a diffusion model: give the folder of an autoencoder"):
+        ask("encode", "ldm", out="other")

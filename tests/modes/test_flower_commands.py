@@ -4,12 +4,11 @@ import shlex
 
 import numpy as np
 import pytest
-from pages import ROOT, page
+from pages import ROOT, ask, page
 from PIL import Image
 
 from diffusion_jax.data.digits import Digits
-from diffusion_jax.data.image import save_png
-from diffusion_jax.modes import sample, train
+from diffusion_jax.data.pictures import save_png
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +24,7 @@ def trained(name, folder, steps=2, lr=None):
     config.evaluate.num = 0
     if lr is not None:
         config.optim.update(lr=lr, warmup=0)
-    train.run(config, str(folder), {})
+    ask("train", folder, config=config)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +55,11 @@ def test_texts_stand_for_images_where_no_text_trained(tmp_path, monkeypatch):
     trained("flowers102_features", "run", steps=4, lr=0.02)                  # few large steps: the network starts as zero
 
     def sampled(**asked):
-        sample.run(None, "run", {"num": 2, "steps": 2, "out": "x.npz", "guidance": 9.0, "which": "params"} | asked)
+        ask("sample", "run", num=2, steps=2, out="x.npz", guidance=9.0, which="params", **asked)
         with np.load("x.npz") as arrays:
             return arrays["arr_0"]
 
-    three, again, seven = (sampled(prompt=[f"a handwritten {word}"], prior="text") for word in ("three", "three", "seven"))
+    three, again, seven = (sampled(prompt=(f"a handwritten {word}",), prior="text") for word in ("three", "three", "seven"))
     assert three.shape == sampled().shape == (2, 8, 8, 1)
     assert (three == again).all() and (three != seven).any()                 # of the same noise
     assert (tmp_path / "run" / "first_stage").is_dir()

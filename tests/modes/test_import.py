@@ -7,15 +7,17 @@ import jax
 import numpy as np
 import pytest
 from golden_case import load as load_case
-from pages import page
+from pages import ask, page
 from safetensors.numpy import save_file
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.evaluation import features, metrics, samples
+from diffusion_jax.evaluation.options import Options as Measure
 from diffusion_jax.metrics.extract import Network
-from diffusion_jax.modes import evaluate, likelihood, measure, train
-from diffusion_jax.train.checkpoint import Checkpoints, load
+from diffusion_jax.modes import likelihood
+from diffusion_jax.runs.folder import Model, Run, save_start
+from diffusion_jax.train.checkpoint import load
 from diffusion_jax.train.state import task_of
-from diffusion_jax.types import TrainState
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 
@@ -70,7 +72,7 @@ def without_data(name, workdir, **sections):
     """A page's model as imports leave one: without data."""
     config = page(name).to_dict()
     config = {part: config[part] for part in ("model", "task") if part in config} | sections
-    return evaluate.Model(config, task_of(config), {}, str(workdir), {})
+    return Run(str(workdir), 0, "params", config, Model({}, None, task_of(config)))
 
 
 def test_imported_weights_are_measured_against_given_images(tmp_path, monkeypatch):
@@ -83,14 +85,14 @@ def test_imported_weights_are_measured_against_given_images(tmp_path, monkeypatc
     model = without_data("digits", tmp_path, sample=dict(sampler="ddim", steps=2))
     np.savez(tmp_path / "real.npz", arr_0=np.random.default_rng(0).integers(0, 255, (20, 8, 8, 1), np.uint8))
     see = Network("stub", lambda params, x: {"features": x.reshape(len(x), -1)[:, :6] / 255.0}, np.zeros(1))
-    monkeypatch.setattr(evaluate, "network_of", lambda options: options.pop("features") and see)
-    monkeypatch.setattr(measure.Samples, "batches", batches)
+    monkeypatch.setattr(features, "network_of", lambda *names: see)
+    monkeypatch.setattr(samples.Samples, "batches", batches)
     options = {"features": "stub", "reference": str(tmp_path / "real.npz"), "num": 12, "batch": 4}
-    report, _ = evaluate.of_model(model, dict(options))
+    report = metrics.measured(model, Measure(**options)).figures
     assert report["samples"] == 12 and report["FID[stub]"] > 0 and report["reference"].endswith("real.npz")
     for left_out, says in (("num", "give --num"), ("reference", "need a --reference")):
         with pytest.raises(ConfigError, match=says):
-            evaluate.of_model(model, {name: value for name, value in options.items() if name != left_out})
+            metrics.measured(model, Measure(**{name: value for name, value in options.items() if name != left_out}))
 
 
 @pytest.mark.parametrize(("name", "options", "says"), [
@@ -99,17 +101,17 @@ def test_imported_weights_are_measured_against_given_images(tmp_path, monkeypatc
     ("digits_glide", {"features": "stub", "num": 2}, "to make its conditions of"),
 ])
 def test_what_is_measured_on_own_data_needs_some(name, options, says, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "network_of", lambda options: options.pop("features"))
+    monkeypatch.setattr(features, "network_of", lambda *names: Network("stub", lambda params, x: {}, np.zeros(1)))
     model = without_data(name, tmp_path, sample=dict(sampler="ddim", steps=2))
     with pytest.raises(ConfigError, match=f"without data.*{says}"):
-        evaluate.of_model(model, dict(options))
+        metrics.measured(model, Measure(**options))
 
 
 def test_likelihood_needs_data(tmp_path, monkeypatch):
     model = without_data("digits_vae", tmp_path)
-    monkeypatch.setattr(likelihood, "load", lambda *_: (model.stored, model.task, {}))
+    monkeypatch.setattr(likelihood, "open_run", lambda *_: model)
     with pytest.raises(ConfigError, match="without data: likelihood is of"):
-        likelihood.run(None, str(tmp_path), {})
+        ask("likelihood", tmp_path)
 
 
 @pytest.mark.slow
@@ -121,8 +123,7 @@ def test_a_dit_joined_to_a_first_stage_makes_images(cli, tmp_path):
     model = dict(name="diffusion_jax.models.vae:KL", latent=3, width=8, mults=(1, 2), depth=1, groups=4)
     task = dict(name="diffusion_jax.tasks.autoencoder:Autoencoder", shape=(16, 16, 3), scale=0.5)
     params = task_of({"task": task, "model": model}).init(jax.random.key(0), {"image": np.zeros((1, 16, 16, 3))})
-    with Checkpoints(vae, {"task": task, "model": model}, every=1, keep=1) as checkpoints:
-        checkpoints.save(TrainState(step=np.int32(0), params=params, opt_state=(), ema={}))
+    save_start(vae, {"task": task, "model": model}, params)
     command = ("--mode", "import_weights", "--system", "dit", "--source", source, "--official", options)
     done = cli(*command, "--first_stage", vae, "--workdir", tmp_path / "run")
     assert done.code == 0, done.err
@@ -184,10 +185,10 @@ def test_fine_tuning_starts_from_the_weights_of_a_folder(cli, tiny_run, tmp_path
     config.model.grid = 4
     config.task.shape = (16, 16, 1)
     config.data.decode.size = 16
-    train.run(config, str(tmp_path / "tuned"), {})
+    ask("train", tmp_path / "tuned", config=config)
     before, after = (load(folder)[2] for folder in (tiny_run, tmp_path / "tuned"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), before, after)
     config.model.width = 48
     config.task.cond.width = 48
     with pytest.raises(ConfigError, match="the initial weights do not fit the model: cond/table is"):
-        train.run(config, str(tmp_path / "other"), {})
+        ask("train", tmp_path / "other", config=config)

@@ -6,14 +6,14 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from pages import files, page
+from pages import ask, files, page
 from PIL import Image
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.data import image
-from diffusion_jax.data.digits import Digits
-from diffusion_jax.modes import config as config_page
-from diffusion_jax.modes import evaluate, sample, train
+from diffusion_jax.data.pictures import grid, save_png
+from diffusion_jax.evaluation import metrics
+from diffusion_jax.pipelines import sampling
+from diffusion_jax.runs import held_out
 from diffusion_jax.train.checkpoint import available, load
 from diffusion_jax.train.state import plain
 
@@ -25,7 +25,7 @@ def lines(folder):
 
 
 def npz(folder, out, **options):
-    sample.run(None, str(folder), {"out": str(out), "num": 12} | options)
+    ask("sample", folder, **{"out": str(out), "num": 12} | options)
     with np.load(out) as found:
         return dict(found)
 
@@ -57,7 +57,7 @@ def test_the_report_holds_the_documented_figures(tiny_run):
 
 def test_the_same_command_again_changes_nothing(tiny_run, tmp_path, capsys):
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
-    train.run(page("digits"), str(copy), {})
+    ask("train", copy, config=page("digits"))
     assert lines(copy) == lines(tiny_run) and available(copy) == [2, 4]
     assert (copy / "report.json").read_bytes() == (tiny_run / "report.json").read_bytes()
     assert "resuming from step 4" in capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_the_same_command_again_changes_nothing(tiny_run, tmp_path, capsys):
 
 def test_a_run_can_be_made_longer(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
-    train.run(page("digits", steps=6, evaluate=dict(num=0, guidance=1.0)), str(copy), {})
+    ask("train", copy, config=page("digits", steps=6, evaluate=dict(num=0, guidance=1.0)))
     assert [line["step"] for line in lines(copy)] == [1, 2, 3, 4, 5, 6]
     assert lines(copy)[:4] == lines(tiny_run) and available(copy) == [2, 4, 6]
     assert sorted(path.name for path in (copy / "samples").iterdir()) == ["00000004.png", "00000006.png"]
@@ -123,29 +123,29 @@ def changed(path, value=...):
 )
 def test_a_page_that_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, change, says):
     with pytest.raises(ConfigError, match=says) as error:
-        train.run(changed(*change), str(tmp_path / "run"), {})
+        ask("train", tmp_path / "run", config=changed(*change))
     assert "\n" not in str(error.value)
     assert not files(tmp_path)
 
 
 def test_training_takes_no_options_of_sampling(tmp_path):
-    with pytest.raises(ConfigError, match="--steps is for sampling"):
-        train.run(page("digits"), str(tmp_path), {"steps": "100"})
+    with pytest.raises(ConfigError, match="--steps belongs to modes sample, .*: what a run is, its page says"):
+        ask("train", tmp_path, config=page("digits"), steps="100")
 
 
 def test_data_must_hold_what_the_model_is_conditioned_on(tmp_path):
     for i in range(16):
-        image.save_png(tmp_path / "images" / f"{i}.png", np.full((8, 8, 1), i, np.uint8))
+        save_png(tmp_path / "images" / f"{i}.png", np.full((8, 8, 1), i, np.uint8))
     config = changed("data.train", dict(name="diffusion_jax.data.folder:Folder", path=str(tmp_path / "images")))
     with pytest.raises(ConfigError, match="condition needs 'label', but Folder.* has only: image"):
-        train.run(config, str(tmp_path / "run"), {})
+        ask("train", tmp_path / "run", config=config)
 
 
 def test_a_task_without_labels_cannot_be_measured_and_says_so_before_it_trains(tmp_path):
     config = changed("task.cond", dict(name="diffusion_jax.models.cond:Nothing"))
     config["task"]["drop"] = {}
     with pytest.raises(ConfigError, match="set evaluate.num to 0"):
-        train.run(config, str(tmp_path / "run"), {})
+        ask("train", tmp_path / "run", config=config)
 
 
 # sample ---------------------------------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_a_task_without_labels_cannot_be_measured_and_says_so_before_it_trains(t
 
 def test_npz_holds_what_an_evaluator_takes(tiny_run, tmp_path):
     found = npz(tiny_run, tmp_path / "new" / "x.npz")
-    assert found.keys() == {"arr_0", "arr_1"}
+    assert found.keys() == {"arr_0", "arr_1", "meta"}
     assert found["arr_0"].shape == (12, 8, 8, 1) and found["arr_0"].dtype == np.uint8
     np.testing.assert_array_equal(found["arr_1"], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1])
     assert found["arr_0"].std() > 10
@@ -162,18 +162,18 @@ def test_npz_holds_what_an_evaluator_takes(tiny_run, tmp_path):
 
 def test_folder_and_grid_hold_the_images_of_the_npz(tiny_run, tmp_path, capsys):
     images = npz(tiny_run, tmp_path / "x.npz")["arr_0"]
-    sample.run(None, str(tiny_run), {"out": f"{tmp_path}/many/", "num": 12})
-    names = sorted(path.name for path in (tmp_path / "many").iterdir())
+    ask("sample", tiny_run, out=f"{tmp_path}/many/", num=12)
+    names = sorted(path.name for path in (tmp_path / "many").glob("*.png"))
     assert names == [f"{i:06d}_{i % 10}.png" for i in range(12)]
     np.testing.assert_array_equal([np.asarray(Image.open(tmp_path / "many" / name)) for name in names], images[..., 0])
-    sample.run(None, str(tiny_run), {"out": str(tmp_path / "grid.png"), "num": 12})
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), image.grid(images)[..., 0])
+    ask("sample", tiny_run, out=str(tmp_path / "grid.png"), num=12)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "grid.png")), grid(images)[..., 0])
     assert f"12 samples: {tmp_path / 'grid.png'}" in capsys.readouterr().out
 
 
 def test_a_grid_in_the_run_is_the_default(tiny_run, tmp_path):
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
-    sample.run(None, str(copy), {"num": 12})
+    ask("sample", copy, num=12)
     with Image.open(copy / "samples.png") as grid:
         assert grid.size == (4 * 10 - 2, 3 * 10 - 2)
 
@@ -218,7 +218,7 @@ def test_wrong_options_of_sampling_are_refused(tiny_run, tmp_path, options, says
 def test_samples_are_of_the_weights_asked_for(tiny_run, tmp_path, monkeypatch, which, step):
     seen = []
     blank = np.zeros((12, 8, 8, 1))
-    monkeypatch.setattr(sample, "generate_cascade", lambda stages, *_: seen.append(stages[0].params) or iter([blank]))
+    monkeypatch.setattr(sampling, "generate", lambda model, *_: seen.append(model.params) or iter([blank]))
     npz(tiny_run, tmp_path / "x.npz", which=which, step=step)
     want = load(tiny_run, which, step)[2]
     jax.tree.map(np.testing.assert_array_equal, seen[0], want)
@@ -239,7 +239,7 @@ def test_the_folder_alone_is_enough(tiny_run, tmp_path, monkeypatch):
 @pytest.mark.parametrize("out", ["x.jpg", "x", "x.npy", ".npz.gz"])
 def test_what_cannot_be_written_is_refused_first(tmp_path, out):
     with pytest.raises(ConfigError, match="end it in .png"):
-        sample.run(None, str(tmp_path / "not even a run"), {"out": out})
+        ask("sample", tmp_path / "not even a run", out=out)
 
 
 def test_samples_that_are_not_finite_are_not_written_as_black_ones(tiny_run, tmp_path):
@@ -254,9 +254,9 @@ def test_samples_that_are_not_finite_are_not_written_as_black_ones(tiny_run, tmp
 def test_evaluate_repeats_the_report_and_takes_options(tiny_run, tmp_path, capsys):
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
     (copy / "report.json").unlink()
-    evaluate.run(None, str(copy), {})
+    ask("evaluate", copy)
     assert (copy / "report.json").read_bytes() == (tiny_run / "report.json").read_bytes()
-    evaluate.run(None, str(copy), {"num": 30, "guidance": 4.0})
+    ask("evaluate", copy, num=30, guidance=4.0)
     report = json.loads((copy / "report.json").read_text())
     assert (report["samples"], report["guidance"]) == (30, 4.0)
     printed = capsys.readouterr().out
@@ -266,15 +266,15 @@ def test_evaluate_repeats_the_report_and_takes_options(tiny_run, tmp_path, capsy
 def test_evaluate_needs_an_image_of_each_class(tiny_run):
     before = (tiny_run / "report.json").read_bytes()
     with pytest.raises(ConfigError, match="5 samples do not cover the 10 classes of the data: raise num"):
-        evaluate.run(None, str(tiny_run), {"num": 5})
+        ask("evaluate", tiny_run, num=5)
     assert (tiny_run / "report.json").read_bytes() == before
 
 
 def test_measures_of_the_data_itself_are_those_of_perfect_samples():
-    decode = image.Decode(8, channels=1)
-    whole, test = (config_page.whole(Digits(split), decode) for split in ("train", "test"))
-    report = evaluate.measure(*test, whole, test)
+    data = page("digits").to_dict()["data"]
+    whole, test = (held_out.pictures(data, split) for split in ("train", "test"))
+    report = metrics.of_pixels(*test, whole, test)
     assert report[SHARES[0]] == report[SHARES[1]] > 0.97
     assert report["novelty[pixels]"] == pytest.approx(1)
     assert all(0.7 < ratio < 1.4 for ratio in report["variance[pixels] by class"].values())
-    assert evaluate.measure(*whole, whole, test)["novelty[pixels]"] == 0   # copies
+    assert metrics.of_pixels(*whole, whole, test)["novelty[pixels]"] == 0   # copies

@@ -1,16 +1,20 @@
-"""Modes `sweep` and `posthoc_ema`, guidance by a weaker model, and metrics in a classifier's features."""
+"""Modes `sweep` and `posthoc_ema`, and guidance by a weaker model."""
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import page
+from pages import ask, page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
-from diffusion_jax.modes import evaluate, posthoc_ema, sample, sweep, train
+from diffusion_jax.evaluation import metrics
+from diffusion_jax.evaluation import options as measurement
+from diffusion_jax.modes import evaluate, sweep
+from diffusion_jax.modes.options import built
 from diffusion_jax.train.checkpoint import load
 
-QUICK = dict(num=20, steps=2)
+QUICK = dict(num=20, steps="2")
 
 
 def table(path):
@@ -18,41 +22,84 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_a_sweep_measures_each_value_and_draws_them(tiny_run, tmp_path, capsys):
-    sweep.run(None, str(tiny_run), dict(over="guidance", values=["1", "3.5"], out=str(tmp_path / "x" / "guided"), **QUICK))
+def test_a_sweep_measures_each_value_and_draws_them(tiny_run, tmp_path, cli):
+    done = cli("--workdir", tiny_run, "--mode", "sweep", "--over", "guidance", "--values", "1,3.5", "--num=20", "--steps=2",
+               "--out", tmp_path / "x" / "guided")
+    assert done.code == 0 and "guidance = 3.5" in done.out
     rows = table(tmp_path / "x" / "guided.csv")
     assert [row["guidance"] for row in rows] == ["1", "3.5"] and "accuracy[pixel SVC]" in rows[0]
-    alone = evaluate.measured(str(tiny_run), dict(guidance=3.5, **QUICK))
+    alone = evaluate.measured(built(evaluate.Options, dict(guidance=3.5, **QUICK)), str(tiny_run)).figures
     assert abs(float(rows[1]["novelty[pixels]"]) - alone["novelty[pixels]"]) < 1e-6
     assert image.read(tmp_path / "x" / "guided.png").shape[1] > 300
-    assert "guidance = 3.5" in capsys.readouterr().out
 
 
-def test_an_option_of_an_option_is_added_to_what_is_given(tiny_run):
-    given = dict(cads="tau1=0.5", guidance=2.0)
-    assert sweep.changed(str(tiny_run), given, "cads.s", "0.2") == (str(tiny_run), dict(cads="tau1=0.5,s=0.2", guidance=2.0))
-    assert sweep.changed(str(tiny_run), {}, "sampler.eta", "0.5")[1] == dict(sampler="ddim,eta=0.5")
-    assert sweep.changed(str(tiny_run), {}, "step", "2")[1] == dict(step=2)
-    assert sweep.changed("runs", {}, "run", "A") == ("runs/A", {})
+def test_the_table_grows_with_every_value(tiny_run, tmp_path, monkeypatch):
+    def measure(run, options):
+        if options.changes["guidance"] == 3.0:
+            raise KeyboardInterrupt
+        return metrics.Measured({"guidance": 1.0, "FID[x]": float(options.changes["guidance"])})
+
+    monkeypatch.setattr(metrics, "measured", measure)
+    with pytest.raises(KeyboardInterrupt):
+        ask("sweep", tiny_run, over="guidance", values="1,2,3", out=str(tmp_path / "x"), num=20)
+    assert table(tmp_path / "x.csv") == [{"guidance": "1", "FID[x]": "1.0"}, {"guidance": "2", "FID[x]": "2.0"}]
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    (dict(values=["1"]), "needs --over"), (dict(over="guidance"), "needs --values"),
-    (dict(over="guidence", values=["1"]), "did you mean 'guidance'"),
-    (dict(over="guidance", values=["one"]), "guidance takes a number"),
-    (dict(over="guidance.x", values=["1"]), "guidance has no options"),
-    (dict(over="guidance", values=["1"], metric="features"), "needs --features"),
+    (dict(over="sampler", values="ddim,ddum"), "did you mean 'ddim'"),
+    (dict(over="step", values="2,3"), "step 3"),
+    (dict(over="run", values=".,missing"), "missing"),
+    (dict(over="which", values="ema,emma"), "emma"),
+    (dict(over="cads.s", values="0.1,x", guidance=2.0), "s takes a number, not 'x'"),
+    (dict(over="phi", values="0,0.5"), "phi .* is of guidance, which is 1 here"),
+    (dict(over="sampler", values='"ddim,eta=0.5",plms', metric="bpd"), "--sampler is for samples"),
+])
+def test_all_values_are_checked_before_the_first_is_measured(tiny_run, monkeypatch, options, says):
+    monkeypatch.setattr(metrics, "measured", None)
+    with pytest.raises(ConfigError, match=says):
+        ask("sweep", tiny_run, **{"num": 20} | options)
+
+
+def changed(folder, over, value, changes=()):
+    options = measurement.Options(changes=dict(changes))
+    return sweep.changed(sweep.Point(value, str(folder), "ema", None, options), over)
+
+
+def test_every_value_has_its_place(tiny_run):
+    given = dict(cads="tau1=0.5", guidance=2.0)
+    assert changed(tiny_run, "cads.s", "0.2", given).options.changes == dict(cads="tau1=0.5,s=0.2", guidance=2.0)
+    assert changed(tiny_run, "sampler.eta", "0.5").options.changes == dict(sampler="ddim,eta=0.5")
+    assert changed(tiny_run, "guidance", "2").options.changes == dict(guidance=2.0)
+    assert changed(tiny_run, "plus_plus", "false").options.changes == dict(plus_plus=False)
+    assert changed(tiny_run, "steps", "10,15").options.changes == dict(steps="10,15")
+    assert changed(tiny_run, "step", "2").step == 2 and changed(tiny_run, "which", "params").which == "params"
+    assert changed(tiny_run, "blur", "0.5").options.blur == 0.5 and changed(tiny_run, "candidates", "4").options.candidates == 4
+    assert changed("runs", "run", "A").folder == str(Path("runs/A"))
+
+
+def test_values_that_have_commas_stand_in_quotes():
+    assert sweep.split("1, 2,3,") == ["1", "2", "3"]
+    assert sweep.split('"ddim,eta=0.5", plms') == ["ddim,eta=0.5", "plms"]
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (dict(values="1"), "needs --over"), (dict(over="guidance"), "needs --values"),
+    (dict(over="guidence", values="1"), "did you mean 'guidance'"),
+    (dict(over="guidance", values="one"), "guidance takes a number"),
+    (dict(over="guidance.x", values="1"), "guidance has no options"),
+    (dict(over="guidance", values="1", metric="features"), "needs --features"),
+    (dict(over="step", values="1", images="x.npz"), "--over step is of a run"),
 ])
 def test_wrong_sweeps_are_refused(tiny_run, options, says):
     with pytest.raises(ConfigError, match=says):
-        sweep.run(None, str(tiny_run), options)
+        ask("sweep", tiny_run, **options)
 
 
 @pytest.mark.slow
 def test_a_weaker_model_guides(tiny_run, tmp_path):
     """Away from itself nothing changes; away from an earlier checkpoint something does; interval and scale act on it."""
     def made(**options):
-        sample.run(None, str(tiny_run), dict(out=str(tmp_path / "x.npz"), num=4, steps=3, **options))
+        ask("sample", tiny_run, out=str(tmp_path / "x.npz"), num=4, steps="3", **options)
         return np.load(tmp_path / "x.npz")["arr_0"].astype(int)
 
     plain = made()
@@ -65,32 +112,21 @@ def test_a_weaker_model_guides(tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_features_of_a_classifier_measure_samples(tiny_run, tmp_path):
-    train.run(page("digits_classifier"), str(tmp_path / "cnn"), {})
-    report = evaluate.measured(str(tiny_run), dict(metric="features", features=str(tmp_path / "cnn"), **QUICK))
-    names = [f"{name}[cnn]" for name in ("FID", "precision", "recall", "density", "coverage", "distance", "accuracy")]
-    assert set(names) <= report.keys() and report["FID[cnn]"] > 0
-    with pytest.raises(ConfigError, match="give the folder of a noisy classifier"):
-        evaluate.measured(str(tiny_run), dict(metric="features", features=str(tiny_run), **QUICK))
-
-
-@pytest.mark.slow
-def test_averages_made_afterwards_sample_like_any_other(tmp_path, capsys):
-    train.run(page("digits_edm2"), str(tmp_path), {})
-    posthoc_ema.run(None, str(tmp_path), dict(std=["0.05", "0.2"]))
+def test_averages_made_afterwards_sample_like_any_other(tmp_path):
+    ask("train", tmp_path, config=page("digits_edm2"))
+    ask("posthoc_ema", tmp_path, std="0.05,0.2")
     for std in ("0.05", "0.2"):
-        folder = str(tmp_path / "posthoc" / std)
-        sample.run(None, folder, dict(out=str(tmp_path / "x.npz"), num=2, steps=2))
+        ask("sample", tmp_path / "posthoc" / std, out=str(tmp_path / "x.npz"), num=2, steps="2")
     tracked, made = (load(folder, which)[2] for folder, which in ((tmp_path, "short"), (tmp_path / "posthoc" / "0.05", "ema")))
     np.testing.assert_allclose(made["model"]["enc_0_conv"]["weight"], tracked["model"]["enc_0_conv"]["weight"], atol=1e-5)
     with pytest.raises(ConfigError, match="holds an average already"):
-        posthoc_ema.run(None, str(tmp_path), dict(std=["0.05"]))
-    other = dict(std=["0.1"], label=3)
-    for options, says in (({}, "needs --std"), (dict(std=["a"]), "list of numbers"), (other, "--label is not for")):
+        ask("posthoc_ema", tmp_path, std="0.05")
+    other = dict(std="0.1", label=3)
+    for options, says in (({}, "needs --std"), (dict(std="a"), "list of numbers"), (other, "--label belongs to")):
         with pytest.raises(ConfigError, match=says):
-            posthoc_ema.run(None, str(tmp_path), options)
+            ask("posthoc_ema", tmp_path, **options)
 
 
 def test_a_run_without_snapshots_has_no_averages_to_make(tiny_run):
     with pytest.raises(ConfigError, match="train with config.snapshots"):
-        posthoc_ema.run(None, str(tiny_run), dict(std=["0.1"]))
+        ask("posthoc_ema", tiny_run, std="0.1")

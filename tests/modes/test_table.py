@@ -8,7 +8,7 @@ import pytest
 from pages import page
 
 from diffusion_jax.pipelines.cascade import STRIDE
-from diffusion_jax.pipelines.recipe import SAMPLERS
+from diffusion_jax.pipelines.spelling import SAMPLERS
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import TrainState
@@ -84,9 +84,9 @@ def test_a_classifier_of_another_size_is_refused(cli, folders, tmp_path):
     done = cli("--workdir", folders / "dit", "--mode", "sample", "--num", 1, "--classifier", small, "--out", tmp_path / "x.png")
     assert done.code == 2 and "the classifier sees images of (4, 4, 1)" in done.err
     wrong = cli("--workdir", folders / "dit", "--mode", "sample", "--num", 1, "--classifier", folders / "adm")
-    assert wrong.code == 2 and "holds a Diffusion" in wrong.err
+    assert wrong.code == 2 and "holds a diffusion model: give the folder of" in wrong.err
     alone = cli("--workdir", folders / "classifier", "--mode", "sample", "--num", 1)
-    assert alone.code == 2 and "makes no images" in alone.err
+    assert alone.code == 2 and "holds a noisy classifier: give the folder of a diffusion model" in alone.err
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_a_cascade_gives_what_its_stages_give_one_after_the_other(cli, folders, 
         (("--workdir", "upsampler", "--num", 1, "--low_res", "LARGE"), "trained on low_res of (8, 8, 1), not (16, 16, 1)"),
         (("--workdir", "dit", "--num", 1, "--upsampler", "adm"), "must read low_res"),
         (("--workdir", "dit", "--num", 1, "--classifier_scale", 2), "needs a --classifier"),
-        (("--workdir", "dit", "--num", 1, "--augment", 2), "a level of noise"),
+        (("--workdir", "dit", "--num", 1, "--augment", 2), "augment is 0 ... 1, got 2.0"),
         (("--workdir", "upsampler", "--num", 1, "--low_res", "missing.npz"), "there is no"),
     ],
 )
@@ -136,4 +136,4 @@ def test_bits_per_dim_and_a_classifier_s_accuracy(cli, folders):
     report = json.loads((folders / "classifier" / "report.json").read_text())
     assert report["images"] == 20 and all(0 <= value <= 1 for key, value in report.items() if key.startswith("accuracy"))
     wrong = cli("--workdir", folders / "classifier", "--mode", "evaluate", "--metric", "bpd")
-    assert wrong.code == 2 and "unknown metric of a NoisyClassifier 'bpd'" in wrong.err
+    assert wrong.code == 2 and "unknown metric of a noisy classifier 'bpd'" in wrong.err

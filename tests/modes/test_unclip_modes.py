@@ -1,28 +1,27 @@
 """unCLIP from its pages to images: trained parts, chained by the command line, measured and edited."""
-from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from pages import page
+from pages import ask, page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
-from diffusion_jax.modes import edit, evaluate, first_stage, sample, text, train, unclip
-from diffusion_jax.modes.unclip import conditions_of
-from diffusion_jax.tasks.embedder import CODES, DOTS, Embedder
-from diffusion_jax.train.checkpoint import load
-from diffusion_jax.train.state import plain, task_of
+from diffusion_jax.evaluation import metrics
+from diffusion_jax.evaluation.options import Options as Measure
+from diffusion_jax.pipelines.unclip import conditions_of, prior_of
+from diffusion_jax.runs.folder import open_run
+from diffusion_jax.tasks.embedder import CODES, DOTS
 
-PROMPTS = ["a handwritten three", "a handwritten seven"]
+PROMPTS = ("a handwritten three", "a handwritten seven")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The folders of a tiny CLIP, decoder, both priors and an upsampler."""
     folder = tmp_path_factory.mktemp("unclip")
-    train.run(page("digits_clip"), str(folder / "clip"), {})
+    ask("train", folder / "clip", config=page("digits_clip"))
     for name, arg in (("decoder", "tiny"), ("prior", "prior,tiny"), ("ar", "ar,tiny"), ("up", "upsample,tiny")):
         config = page("digits_unclip", arg)
         if "first_stage" in config:
@@ -30,7 +29,7 @@ def runs(tmp_path_factory):
         if name == "decoder":
             config.steps = config.optim.steps = 4                          # few large steps: the network starts as zero
             config.optim.update(lr=0.02, warmup=0)
-        train.run(config, str(folder / name), {})
+        ask("train", folder / name, config=config)
     return folder
 
 
@@ -40,29 +39,34 @@ def test_every_prior_makes_images_and_is_measured(runs, tmp_path):
     for prior in (str(runs / "prior"), str(runs / "ar"), "text", "caption"):
         out = tmp_path / "x.npz"
         ways = {"prompt": PROMPTS, "num": 2, "prior": prior, "out": str(out), "which": "params", "guidance": 4.0}
-        sample.run(None, str(runs / "decoder"), ways)
+        ask("sample", runs / "decoder", **ways)
         made[prior] = np.load(out)["arr_0"]
         assert made[prior].shape == (4, 8, 8, 1)
     assert len({images.tobytes() for images in made.values()}) == 4
-    sample.run(None, str(runs / "decoder"), ways | {"upsampler": [str(runs / "up")]})
+    ask("sample", runs / "decoder", **ways, upsampler=(str(runs / "up"),))
     assert np.load(out)["arr_0"].shape == (4, 16, 16, 1)
-    found = evaluate.measured(str(runs / "decoder"), {"metric": "clip", "features": str(runs / "clip"), "num": 10,
-                                                      "prior": str(runs / "prior")})
+    options = Measure(metric="clip", features=str(runs / "clip"), num=10, prior=str(runs / "prior"))
+    found = metrics.measured(open_run(runs / "decoder"), options).figures
     assert 0 <= found["own caption first of 10"] <= 1
-    for asked, says in (({"prompt": PROMPTS}, "give --prior"), ({"prior": str(runs / "clip")}, "holds no prior")):
+    refused = (
+        ({"prompt": PROMPTS}, "give a prior"),
+        ({"prior": str(runs / "clip")}, "holds a CLIP: give the folder of a prior"),
+        ({"prior": "text", "prior_guidance": 2.0}, "give --prior FOLDER"),
+    )
+    for options, says in refused:
         with pytest.raises(ConfigError, match=says):
-            sample.run(None, str(runs / "decoder"), asked)
-    with pytest.raises(ConfigError, match="holds a prior, which makes embeddings"):
-        sample.run(None, str(runs / "prior"), {})
+            ask("sample", runs / "decoder", **options)
+    with pytest.raises(ConfigError, match="holds a prior of unCLIP: give the folder of a diffusion model"):
+        ask("sample", runs / "prior")
 
 
 @pytest.mark.slow
 def test_a_guided_prior_of_the_same_seed_makes_the_same_embeddings(runs):
-    _, task, _ = load(runs / "decoder")
-    ways = dict(prior=str(runs / "ar"), prior_guidance=2.0, seed=3)
-    few, many = (conditions_of(str(runs / "decoder"), task, PROMPTS[:n], n, **ways)["clip_image"] for n in (1, 2))
+    decoder = open_run(runs / "decoder")
+    prior = prior_of(runs / "ar", decoder, guidance=2.0)
+    few, many = (conditions_of(decoder, prior, PROMPTS[:n], n, seed=3)["clip_image"] for n in (1, 2))
     np.testing.assert_allclose(few[0], many[0], atol=1e-5)
-    other = conditions_of(str(runs / "decoder"), task, PROMPTS[:1], 1, **ways | {"seed": 4})["clip_image"]
+    other = conditions_of(decoder, prior, PROMPTS[:1], 1, seed=4)["clip_image"]
     assert np.abs(few - other).max() > 1e-3
 
 
@@ -70,45 +74,46 @@ def test_a_guided_prior_of_the_same_seed_makes_the_same_embeddings(runs):
 def test_pictures_are_varied_interpolated_and_taken_apart(runs, tmp_path):
     pictures = np.load(_samples(runs, tmp_path))["arr_0"]
     ops = {
-        "variations": ({"values": ["0", "1"], "num": 2}, (2, 6)), "interpolate": ({"values": ["0", "0.5", "1"]}, (3, 2)),
-        "text_diff": ({"values": ["0", "0.3"], "prompt": PROMPTS[:1], "to_prompt": PROMPTS[1:]}, (2, 3)),
-        "components": ({"values": ["1", "4"]}, (2, 3)),
+        "variations": ({"values": (0, 1), "num": 2}, (2, 6)), "interpolate": ({"values": (0, 0.5, 1)}, (3, 2)),
+        "text_diff": ({"values": (0, 0.3), "prompt": PROMPTS[:1], "to_prompt": PROMPTS[1:]}, (2, 3)),
+        "components": ({"values": (1, 4)}, (2, 3)),
     }
     for op, (given, (rows, columns)) in ops.items():
         out = tmp_path / f"{op}.png"
         ways = {"op": op, "images": str(tmp_path / "x.npz"), "out": str(out), "steps": "20"}
-        edit.run(None, str(runs / "decoder"), ways | given)
+        ask("edit", runs / "decoder", **ways | given)
         assert image.read(out).shape == (rows * 10 - 2, columns * 10 - 2, 1)
     assert len(pictures) == 3
     for given, says in (({"op": "interpolate"}, "needs --images and --values"),
-                        ({"op": "components", "images": str(tmp_path / "x.npz"), "values": ["0"]}, "numbers of components"),
-                        ({"op": "text_diff", "images": str(tmp_path / "x.npz"), "values": ["0"]}, "needs --prompt")):
+                        ({"op": "components", "images": str(tmp_path / "x.npz"), "values": (0,)}, "numbers of components"),
+                        ({"op": "text_diff", "images": str(tmp_path / "x.npz"), "values": (0,)}, "needs --prompt")):
         with pytest.raises(ConfigError, match=says):
-            edit.run(None, str(runs / "decoder"), given)
+            ask("edit", runs / "decoder", **given)
 
 
-def test_a_decoder_has_the_seed_and_no_text_to_guide_away_from(monkeypatch):
-    clip, seen = task_of(plain(page("digits_clip"))), {}
-    decoder = replace(task_of(plain(page("digits_glide"))), first_stage=Embedder(clip, (0,)))
-    monkeypatch.setattr(text, "config_of", lambda _: {})
-    monkeypatch.setattr(unclip, "conditions_of", lambda *_, **options: seen.update(options))
-    text.conditions_of("run", decoder, PROMPTS, 2, prior=unclip.options_of({"seed": 3}))
-    assert seen == {"seed": 3}
+@pytest.mark.slow
+def test_a_decoder_has_the_seed_and_no_text_to_guide_away_from(runs, tmp_path):
+    made = []
+    for seed in (3, 3, 4):
+        ask("sample", runs / "decoder", prompt=PROMPTS[:1], num=2, prior=str(runs / "ar"), seed=seed, which="params",
+            guidance=4.0, out=str(tmp_path / "x.npz"))
+        made.append(np.load(tmp_path / "x.npz")["arr_0"].tobytes())
+    assert made[0] == made[1] != made[2]
     with pytest.raises(ConfigError, match="leave it out"):
-        text.conditions_of("run", decoder, PROMPTS, 2, negative="a handwritten one")
+        ask("sample", runs / "decoder", prompt=PROMPTS[:1], prior="text", guidance=2.0, negative="a handwritten one")
 
 
 def _samples(runs, folder):
     """Three pictures of the decoder."""
-    sample.run(None, str(runs / "decoder"), {"num": 3, "out": str(folder / "x.npz")})
+    ask("sample", runs / "decoder", num=3, out=str(folder / "x.npz"))
     return Path(folder, "x.npz")
 
 
 @pytest.mark.slow
 def test_the_first_stage_holds_the_statistics_of_the_training_images(runs):
-    _, task, _ = load(runs / "ar")
-    first, params = task.first_stage, first_stage.kept(str(runs / "ar"))["first_stage"]
-    raw = conditions_of(str(runs / "decoder"), load(runs / "decoder")[1], None, 100)
+    model = open_run(runs / "ar").model
+    first, params = model.task.first_stage, model.first
+    raw = conditions_of(open_run(runs / "decoder"), None, None, 100)
     y, mean = raw["clip_image"], np.asarray(params["mean"])[None]
     again = first.decode(params, first.encode(params, y))
     assert 1 <= first.components <= 64

@@ -5,23 +5,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_task import PROCESSES, SHAPE, make, parameters
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.process import bcast
 from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.diffusion.scales import X0
 from diffusion_jax.models.cond import Nothing
-from diffusion_jax.pipelines.diffusion import conditions, generate, per_image
-from diffusion_jax.pipelines.edit import How, edit, invert, rectangles, swept
+from diffusion_jax.pipelines.conditions import conditions
+from diffusion_jax.pipelines.edit import Change, Inputs, check_values, edit, invert, rectangles, sweep
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines.sampling import generate, per_image
+from diffusion_jax.runs.folder import Model
 from diffusion_jax.types import Prediction, Process
+from pipelines.toy_task import PROCESSES, SHAPE, make, parameters
 
 PARAMS = parameters(0.1, -0.2, 0.3, 0.05)
 TASK = make("ddpm")
 RECIPE = Recipe(sampler="ddim", steps=6, times="trailing")
 IMAGE = np.float32(np.random.RandomState(0).rand(2, *SHAPE) - 0.5)
-ZERO, ONE = (conditions(TASK, 2, label) for label in (0, 1))
+MODEL = Model(PARAMS, None, TASK)
+ZERO, ONE = (conditions(TASK, 2, np.full(2, label)) for label in (0, 1))
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,16 @@ class Exact:
 SPREAD = 0.5
 
 
-def sweep(over, values, raw=ZERO, how=How(), **more):
-    return swept(TASK, PARAMS, RECIPE, raw, 0, how, over, values, **more)
+def swept(over, values, raw=ZERO, recipe=RECIPE, **inputs):
+    return sweep(MODEL, recipe, raw, 0, over, values, Inputs(**inputs))
 
 
 def test_a_switch_ends_at_one_condition_or_the_other():
-    whole, other = (sweep("guidance", [1.0], raw)[0] for raw in (ZERO, ONE))
-    found = sweep("switch", [0, 3, 6], second=ONE)
-    np.testing.assert_allclose(found[2], whole, atol=1e-5)
-    np.testing.assert_allclose(found[0], other, atol=1e-5)
-    assert np.abs(found[1] - whole).max() > 1e-3 and np.abs(found[1] - other).max() > 1e-3
+    whole, other = (swept("guidance", [1.0], raw)[0] for raw in (ZERO, ONE))
+    rows = swept("switch", [0, 3, 6], second=ONE)
+    np.testing.assert_allclose(rows[2], whole, atol=1e-5)
+    np.testing.assert_allclose(rows[0], other, atol=1e-5)
+    assert np.abs(rows[1] - whole).max() > 1e-3 and np.abs(rows[1] - other).max() > 1e-3
 
 
 def test_a_switch_at_k_is_two_runs_one_after_the_other():
@@ -65,39 +68,39 @@ def test_a_switch_at_k_is_two_runs_one_after_the_other():
     sampler = RECIPE.make_sampler(TASK, noise)
     for raw, part in ((ZERO, times[:3]), (ONE, times[2:])):
         x = sample(TASK.denoiser(PARAMS), sampler, x, part, TASK.embed(PARAMS, raw), key)
-    np.testing.assert_allclose(sweep("switch", [2], second=ONE)[0], x, atol=1e-5)
+    np.testing.assert_allclose(swept("switch", [2], second=ONE)[0], x, atol=1e-5)
 
 
 def test_a_mix_ends_at_one_condition_or_the_other():
-    found, half = sweep("mix", [0.0, 1.0], second=ONE), sweep("mix", [0.5], second=ONE)[0]
-    for got, raw in zip(found, (ZERO, ONE), strict=True):
-        np.testing.assert_allclose(got, sweep("guidance", [1.0], raw)[0], atol=1e-5)
-    assert np.abs(half - found[0]).max() > 1e-3
+    rows, half = swept("mix", [0.0, 1.0], second=ONE), swept("mix", [0.5], second=ONE)[0]
+    for got, raw in zip(rows, (ZERO, ONE), strict=True):
+        np.testing.assert_allclose(got, swept("guidance", [1.0], raw)[0], atol=1e-5)
+    assert np.abs(half - rows[0]).max() > 1e-3
 
 
 def test_strength_leads_from_the_picture_to_a_new_one():
     task, recipe = Exact(PROCESSES["ddpm"]), Recipe(sampler="ddim", steps=40)
-    found = swept(task, {}, recipe, {}, 0, How(), "strength", [0.0, 0.3, 1.0], image=IMAGE)
-    distance = [np.abs(row - IMAGE).mean() for row in found]
+    rows = sweep(Model({}, None, task), recipe, {}, 0, "strength", [0.0, 0.3, 1.0], Inputs(image=IMAGE))
+    distance = [np.abs(row - IMAGE).mean() for row in rows]
     assert distance[0] < 0.02 < distance[1] < distance[2]
-    np.testing.assert_allclose(sweep("strength", [1.0], image=IMAGE)[0], sweep("guidance", [1.0])[0], atol=1e-5)
+    np.testing.assert_allclose(swept("strength", [1.0], image=IMAGE)[0], swept("guidance", [1.0])[0], atol=1e-5)
 
 
 def test_scales_that_are_swept_are_those_of_the_recipe():
-    for over, values, how in (("guidance", [-2.0, 3.0], How()), ("phi", [-1.0, 0.7], How(guidance=3.0))):
+    for over, values, own in (("guidance", [-2.0, 3.0], RECIPE), ("phi", [-1.0, 0.7], RECIPE.using(guidance=3.0))):
         before = edit._cache_size()
-        found = sweep(over, values, how=how)
+        rows = swept(over, values, recipe=own)
         assert edit._cache_size() - before <= 1
-        for value, row in zip(values, found, strict=True):
-            recipe = Recipe(sampler="ddim", steps=6, times="trailing", **{"guidance": how.guidance, over: value})
-            np.testing.assert_allclose(row, next(generate(TASK, PARAMS, recipe, ZERO, 2, 0)), atol=1e-4)
+        for value, row in zip(values, rows, strict=True):
+            np.testing.assert_allclose(row, next(generate(MODEL, own.using(**{over: value}), ZERO, 2, 0)), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "flow", "edm"])
 def test_inversion_and_the_way_back(name):
     task, recipe = Exact(PROCESSES[name]), Recipe(sampler="ddim", steps=400, times="log_snr" if name == "edm" else "uniform")
-    x = invert(task, recipe, {}, {}, jnp.asarray(IMAGE), How())
-    back = edit(task, recipe, {}, {}, jnp.arange(2), jax.random.key(0), How(), False, x=x)
+    model, (static, strengths) = Model({}, None, task), recipe.split()
+    x = invert(model, static, strengths, {}, jnp.asarray(IMAGE))
+    back = edit(model, static, strengths, {}, jnp.arange(2), jax.random.key(0), Change(), Inputs(x=x))
     assert np.abs(back - IMAGE).max() < 0.12 * np.abs(IMAGE).max() and np.abs(x - IMAGE).max() > 0.2
     level = np.hypot(task.process.alpha(recipe.grid(task.process)[0]) * SPREAD, task.process.sigma(recipe.grid(task.process)[0]))
     np.testing.assert_allclose(x / level, IMAGE / SPREAD, atol=0.15)         # the exact flow of a Gaussian scales every pixel
@@ -105,7 +108,8 @@ def test_inversion_and_the_way_back(name):
 
 def test_inpainting_changes_the_rectangles_alone():
     mask = jnp.asarray(np.repeat(rectangles(SHAPE, [[1, 0, 3, 2]]), 2, axis=0))
-    made = np.asarray(edit(TASK, RECIPE, PARAMS, ZERO, jnp.arange(2), jax.random.key(0), How(), False, None, IMAGE, mask))
+    inputs = Inputs(image=jnp.asarray(IMAGE), mask=mask)
+    made = np.asarray(edit(MODEL, *RECIPE.split(), ZERO, jnp.arange(2), jax.random.key(0), Change(), inputs))
     np.testing.assert_array_equal(made[:, [0, 3]], IMAGE[:, [0, 3]])
     np.testing.assert_array_equal(made[:, :, 2:], IMAGE[:, :, 2:])
     assert (np.abs(made - IMAGE)[:, 1:3, :2] > 1e-3).mean() > 0.9
@@ -116,4 +120,26 @@ def test_what_is_refused():
         with pytest.raises(ConfigError, match="is not top,left,bottom,right inside 4x4"):
             rectangles(SHAPE, [rect])
     with pytest.raises(ConfigError, match="no condition that could guide"):
-        swept(Exact(PROCESSES["ddpm"]), {}, RECIPE, {}, 0, How(), "guidance", [2.0], image=IMAGE)
+        sweep(Model({}, None, Exact(PROCESSES["ddpm"])), RECIPE, {}, 0, "guidance", [2.0], Inputs(image=IMAGE))
+    with pytest.raises(ConfigError, match="op phi rescales guidance, which is 1 here"):
+        swept("phi", [0.5])
+
+
+@pytest.mark.parametrize(("over", "values", "says"), [
+    ("guidance", [], "op guidance needs values"),
+    ("phi", [float("nan")], "values of phi are finite numbers: got nan"),
+    ("switch", [1.5], "values of switch are numbers of steps, from 0 on: got 1.5"),
+    ("switch", [-1], "values of switch are numbers of steps"),
+    ("strength", [0.5, 1.1], "values of strength lie in 0 ... 1: got 0.5, 1.1"),
+    ("mix", [-0.1], "values of mix lie in 0 ... 1"),
+])
+def test_values_that_have_no_meaning_are_refused(over, values, says):
+    with pytest.raises(ConfigError, match=says):
+        check_values(over, values)
+
+
+def test_two_checkpoints_of_one_kind_share_an_edit():
+    before = edit._cache_size()
+    for means in ((0.1, -0.2, 0.3, 0.05), (0.2, 0.2, -0.3, 0.0)):
+        sweep(Model(parameters(*means), None, TASK), RECIPE.using(steps=5), ZERO, 0, "mix", [0.2, 0.4], Inputs(second=ONE))
+    assert edit._cache_size() == before + 1

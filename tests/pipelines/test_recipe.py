@@ -1,18 +1,23 @@
-"""Sampling as text: what is read, what is refused, and that every combination runs."""
+"""How to sample: what is refused, that every combination runs, and what guidance does."""
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_task import CLASSES, SHAPE, make, parameters
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.diffusion import scales
+from diffusion_jax.diffusion import guidance, scales
 from diffusion_jax.diffusion.process import DDPM
+from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.models.cond import Joint, Label, LowRes, Nothing
-from diffusion_jax.pipelines.diffusion import conditions, generate
-from diffusion_jax.pipelines.recipe import GRIDS, SAMPLERS, Recipe, parse
+from diffusion_jax.pipelines.conditions import conditions
+from diffusion_jax.pipelines.recipe import Recipe, Strengths
+from diffusion_jax.pipelines.sampling import generate, per_image
+from diffusion_jax.pipelines.spelling import GRIDS, SAMPLERS
+from diffusion_jax.runs.folder import Model
 from diffusion_jax.types import Prediction
+from pipelines.toy_task import CLASSES, SHAPE, make, parameters
 
 PARAMS = parameters(0.1, -0.2, 0.3, 0.05)
 EVERYTHING = dict(guidance=3.0, phi=0.7, cads="s=0.2,psi=0.5", interval="0.2,6", clip=1.5, threshold=0.9, channels=1)
@@ -23,7 +28,7 @@ REFUSED = {("plms", "flow"): "dpmpp_2m", ("edm", "flow"): "heun"}               
 
 def images(recipe, name="ddpm", params=PARAMS, task=None, seed=0):
     task = task or make(name)
-    return np.concatenate(list(generate(task, params, recipe, conditions(task, CLASSES), CLASSES, seed)))
+    return np.concatenate(list(generate(Model(params, None, task), recipe, conditions(task, CLASSES), CLASSES, seed)))
 
 
 @pytest.fixture(autouse=True)
@@ -34,24 +39,6 @@ def eagerly():
 
 
 # As text --------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        ("ddim", ("ddim", {})),
-        ("ddim,eta=0.5", ("ddim", {"eta": 0.5})),
-        (" edm , s_churn=40,s_max=1e2 ", ("edm", {"s_churn": 40, "s_max": 100.0})),
-        ("dpm_solver,form=eps,sde=True", ("dpm_solver", {"form": "eps", "sde": True})),
-        ("s=0.1,tau1=0.6", ("", {"s": 0.1, "tau1": 0.6})),
-        ("karras,rho=-7", ("karras", {"rho": -7})),
-        ("", ("", {})),
-    ],
-)
-def test_parse(text, want):
-    got = parse(text)
-    assert got == want
-    assert [type(v) for v in got[1].values()] == [type(v) for v in want[1].values()]
 
 
 @pytest.mark.parametrize(
@@ -78,8 +65,14 @@ def test_parse(text, want):
         (dict(steps="ddim50"), "times 'respace'"),
         (dict(steps=-3), "respacing"),
         (dict(steps=0), "at least 1"),
-        (dict(threshold=2.0), "quantile"),
-        (dict(clip=-1.0), "positive"),
+        (dict(threshold=2.0), "threshold is 0 ... 1, got 2.0"),
+        (dict(clip=-1.0), "clip is 0 or more, got -1.0"),
+        (dict(channels=-1), "channels is 0 or more"),
+        (dict(augment=1.5), "augment is 0 ... 1"),
+        (dict(temperature=-0.1), "temperature is 0 or more"),
+        (dict(guidance=float("nan")), "guidance is nan, which is not finite"),
+        (dict(phi=float("inf")), "phi is inf, which is not finite"),
+        (dict(levels=16), "levels 16 is 256, as in a file, or 0"),
         (dict(guidence=2.0), "unknown sampling option 'guidence': did you mean 'guidance'"),
     ],
     ids=str,
@@ -120,6 +113,8 @@ def test_respacings_go_through():
         (dict(cads="s=0.1"), dict(cond=Nothing()), "leave cads out"),
         (dict(cads="s=0.1"), dict(cond=LowRes(2)), "leave cads out"),
         (dict(cads="statistics=sampel"), {}, "did you mean 'sample'"),
+        (dict(sampler="ancestral", plus_plus=True), {}, "CFG.. changes the noise of a step.*choose ddim"),
+        (dict(plus_plus=True), dict(cond=Nothing()), "no condition that could guide it"),
         (dict(sampler="ddim,eta=1.5"), {}, "0 ... 1: got 1.5"),
         (dict(times="karras,sigma_min=0"), {}, "sigma_min=0,"),
     ],
@@ -130,7 +125,7 @@ def test_what_does_not_go_with_the_model_is_refused_before_anything_runs(recipe,
     with pytest.raises(ConfigError, match=says):
         Recipe(**recipe).check(task)
     with pytest.raises(ConfigError, match=says):
-        generate(task, PARAMS, Recipe(**recipe), {}, 1, 0)
+        generate(Model(PARAMS, None, task), Recipe(**recipe), {}, 1, 0)
 
 
 @pytest.mark.parametrize("cond", [LowRes(2, augment=0.5, width=4), Joint((Label(CLASSES, 4), LowRes(2)))], ids=["level", "label"])
@@ -202,7 +197,7 @@ def test_dynamic_thresholding_sees_what_no_clip_has_cut():
     """What is thresholded fits into the clip already; a clip first would leave nothing to threshold."""
     x = np.linspace(-3, 3, 32, dtype=np.float32).reshape(1, *SHAPE)
     both, threshold, clip = (
-        Recipe(**options).make_guidance(make(), 1.0, None, None)(lambda x, t, cond, key: Prediction(x))(x, 0, {}, None).x0
+        Recipe(**options).make_guidance(make(), Strengths(), None, None)(lambda x, t, cond, key: Prediction(x))(x, 0, {}, None).x0
         for options in (dict(clip=1.0, threshold=0.9), dict(threshold=0.9), dict(clip=1.0)))
     np.testing.assert_array_equal(both, threshold)
     assert np.abs(both - clip).max() > 0.5
@@ -231,7 +226,7 @@ def test_schedules_begin_at_full_noise(schedule, first):
 def test_cads_draws_afresh_for_every_image_and_step():
     task, noisy = make(), Recipe(steps=3, cads="s=1.0,psi=0")
     raw = {"label": np.zeros(3, np.int32)}
-    pair = [np.concatenate(list(generate(task, PARAMS, recipe, raw, 3, 0))) for recipe in (noisy, Recipe(steps=3))]
+    pair = [np.concatenate(list(generate(Model(PARAMS, None, task), recipe, raw, 3, 0))) for recipe in (noisy, Recipe(steps=3))]
     moved = (pair[0] - pair[1]).mean(axis=(1, 2, 3))
     assert np.unique(np.round(moved, 6)).size == 3                                     # the same label, a different noise each
 
@@ -243,3 +238,112 @@ def test_the_ancestral_sampler_takes_the_variance_of_the_task():
     np.testing.assert_array_equal(got, told)
     small, large = (images(Recipe(sampler=f"ancestral,variance=fixed_{v}", steps=3), task=task) for v in ("small", "large"))
     assert np.abs(got - small).max() > 1e-3 and np.abs(got - large).max() > 1e-3
+
+
+# Parts of guidance that the recipe only names -------------------------------------------------------------------------------
+
+
+def by_hand(mix, w=2.5, name="ddpm", steps=4):
+    """The images of labels 0, 1 and 2 by classifier-free guidance with `mix`, put together without a recipe."""
+    task = make(name)
+    key, noise, times = jax.random.key(0), per_image(jnp.arange(CLASSES)), Recipe(steps=steps).grid(task.process)
+    k_start, k_run, _ = jax.random.split(key, 3)
+    raw = {"label": np.arange(CLASSES)}
+    null = task.embed(PARAMS, {"label": np.full(CLASSES, CLASSES)})
+    denoise = guidance.CFG(w, null, mix._replace(space=(task.process, task.scale)))(task.denoiser(PARAMS))
+    x = start(task.process, times, k_start, (CLASSES, *SHAPE), noise)
+    return sample(denoise, Recipe().make_sampler(task, noise), x, times, task.embed(PARAMS, raw), k_run)
+
+
+@pytest.mark.parametrize(("options", "mix"), [
+    (dict(), guidance.Mix()),
+    (dict(keep_parallel=0.0), guidance.Mix(remove_parallel=True)),
+    (dict(keep_parallel=0.25), guidance.Mix(remove_parallel=True, keep_parallel=0.25)),
+    (dict(plus_plus=True), guidance.Mix(plus_plus=True)),
+    (dict(plus_plus=True, keep_parallel=0.5, phi=0.3), guidance.Mix(0.3, None, True, 0.5, None, True)),
+], ids=str)
+def test_projection_and_cfg_plus_plus_are_those_of_guidance(options, mix):
+    got = images(Recipe(steps=4, **CFG, **options))
+    np.testing.assert_allclose(got, by_hand(mix), atol=1e-5)
+    if options:
+        assert np.abs(got - images(Recipe(steps=4, **CFG))).max() > 1e-3
+
+
+def test_what_is_kept_of_the_parallel_part_is_what_stands_on_it():
+    """(3) of guidance.py in NumPy, on the x0 of one step: the share of u along c that is not kept is missing."""
+    plain, null = (images(Recipe(steps=1), params=p) for p in (PARAMS, parameters(*[0.05] * 4)))
+    c, u = plain.reshape(3, -1), (plain - null).reshape(3, -1)
+    along = (u * c).sum(1, keepdims=True) / (c * c).sum(1, keepdims=True) * c
+    for share in (0.0, 0.6, 1.0):
+        got = images(Recipe(steps=1, keep_parallel=share, **CFG)).reshape(3, -1)
+        np.testing.assert_allclose(got, c + 1.5 * (u - (1 - share) * along), atol=2e-5)
+
+
+def test_cfg_plus_plus_at_scale_1_is_not_plain_sampling():
+    """Its scale is lambda, 1 of which is the conditional x0 with the null prediction's noise."""
+    assert Recipe(plus_plus=True).guides and not Recipe().guides
+    got, plain = (images(Recipe(steps=4, plus_plus=flag)) for flag in (True, False))
+    np.testing.assert_allclose(got, by_hand(guidance.Mix(plus_plus=True), 1.0), atol=1e-5)
+    assert np.abs(got - plain).max() > 1e-3
+
+
+# Scales apart from the rest -------------------------------------------------------------------------------------------------
+
+
+def test_recipes_that_differ_in_scales_alone_share_their_static_part():
+    first, strengths = Recipe(guidance=3.0, phi=0.7, classifier_scale=4.0, steps=9).split()
+    second, others = Recipe(guidance=-1.5, phi=-0.2, classifier_scale=0.5, steps=9).split()
+    assert first == second and hash(first) == hash(second) and first != Recipe(steps=8)
+    assert [float(value) for value in strengths] == pytest.approx([3.0, 4.0, 0.7])
+    assert [float(value) for value in others] == pytest.approx([-1.5, 0.5, -0.2])
+    assert all(value.dtype == jnp.float32 and value.shape == () for value in strengths)
+    none, strengths = Recipe(steps=9).split()
+    assert none == first and (strengths.guidance, strengths.phi) == (None, None)
+
+
+@pytest.mark.parametrize(("changes", "classifier", "says"), [
+    (dict(phi=0.7), False, "phi .--phi. is of guidance, which is 1 here"),
+    (dict(schedule="dynamic_cfg"), False, "schedule .--schedule. is of guidance"),
+    (dict(interval="0,5"), False, "interval .--interval. is of guidance"),
+    (dict(channels=3), False, "channels .--channels. is of guidance"),
+    (dict(keep_parallel=0.0), False, "keep_parallel .--keep_parallel. is of guidance"),
+    (dict(guidance=1.0, phi=0.7), False, "phi"),
+    (dict(classifier_scale=2.0), False, "needs a --classifier"),
+    (dict(augment=0.3), False, "augment .--augment. is for an upsampler that was trained with it"),
+    (dict(guidance=3.0, phi=0.7, keep_parallel=0.0, channels=3, interval="0,5", schedule="dynamic_cfg"), False, ""),
+    (dict(plus_plus=True, phi=0.7), False, ""),
+    (dict(classifier_scale=2.0), True, ""),
+    (dict(phi=0.0, schedule="constant", interval="", channels=0, keep_parallel=1.0, classifier_scale=1.0), False, ""),
+    (dict(steps=7, clip=1.0, threshold=0.9, temperature=0.9, sampler="heun", cads="s=0.1"), False, ""),
+], ids=str)
+def test_a_change_that_changes_nothing_is_refused_with_the_reason(changes, classifier, says):
+    recipe, task = Recipe(**changes), make()
+    if not says:
+        return recipe.check_changes(changes, task, classifier)
+    with pytest.raises(ConfigError, match=says) as error:
+        recipe.check_changes(changes, task, classifier)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("cond", "augments"), [
+    (LowRes(2), False), (LowRes(2, augment=0.5, width=4), True),
+    (Joint((Label(CLASSES, 4), LowRes(2, augment=0.5, width=4))), True)])
+def test_augment_is_taken_where_the_upsampler_has_a_level(cond, augments):
+    with jax.disable_jit(False):
+        if augments:
+            return Recipe(augment=0.3).check_changes(["augment"], make(cond=cond))
+        with pytest.raises(ConfigError, match="trained with it"):
+            Recipe(augment=0.3).check_changes(["augment"], make(cond=cond))
+
+
+def test_a_swept_scale_of_guidance_makes_its_fields_count():
+    Recipe(phi=0.7, interval="0,5").check_changes(["phi", "interval"], make(), swept="guidance")
+    with pytest.raises(ConfigError, match="guidance, which is 1"):
+        Recipe(phi=0.7, interval="0,5").check_changes(["phi", "interval"], make(), swept="phi")
+
+
+def test_using_changes_a_copy():
+    recipe = Recipe(steps=9)
+    assert recipe.using(guidance=2.0, steps="12") == Recipe(steps=12, guidance=2.0) and recipe == Recipe(steps=9)
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        recipe.using(stepps=3)

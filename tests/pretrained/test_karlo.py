@@ -6,12 +6,14 @@ import jax
 import numpy as np
 import pytest
 from golden_case import load as golden
+from pages import ask
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.clip_bpe import ClipBPE
-from diffusion_jax.modes import first_stage, import_weights, sample
-from diffusion_jax.pipelines import diffusion
+from diffusion_jax.pipelines import sampling
 from diffusion_jax.pretrained import karlo
+from diffusion_jax.runs.folder import first_stage
+from diffusion_jax.tasks.prior import DiffusionPrior
 from diffusion_jax.train.checkpoint import load
 
 CONTEXT, FEATURES, STEPS = 16, 24, {"prior": 5, "decoder": 4, "upsampler": 7}
@@ -70,7 +72,7 @@ def noted(monkeypatch):
 
         return noise
 
-    monkeypatch.setattr(diffusion, "per_image", per_image)
+    monkeypatch.setattr(sampling, "per_image", per_image)
     return found
 
 
@@ -82,12 +84,12 @@ def test_a_diffusers_folder_gives_the_same_images(tmp_path, monkeypatch):
         pipe.prior.clip_std *= 1.5
     pipe.save_pretrained(tmp_path / "unclip")
     run = str(tmp_path / "run")
-    import_weights.run(None, run, {"system": "karlo", "source": str(tmp_path / "unclip")})
+    ask("import_weights", run, system="karlo", source=str(tmp_path / "unclip"))
 
-    draws, made, to_pixels = noted(monkeypatch), [], sample.to_pixels
-    monkeypatch.setattr(sample, "to_pixels", lambda batch: made.append(batch) or to_pixels(batch))
-    sample.run(None, run, {"prompt": PROMPTS, "num": 1, "prior_best": 1, "prior_steps": str(STEPS["prior"]),
-                           "steps": str(STEPS["decoder"]), "out": str(tmp_path / "ours.npz")})
+    draws, made, to_pixels = noted(monkeypatch), [], sampling.to_pixels
+    monkeypatch.setattr(sampling, "to_pixels", lambda batch: made.append(batch) or to_pixels(batch))
+    ask("sample", run, prompt=tuple(PROMPTS), num=1, prior_best=1, prior_steps=str(STEPS["prior"]), steps=str(STEPS["decoder"]),
+        out=str(tmp_path / "ours.npz"))
     ours = np.clip(np.concatenate(made) / 2 + 0.5, 0, 1)
     assert len(draws) == sum(STEPS.values()) + len(STEPS)
 
@@ -110,9 +112,9 @@ def test_a_diffusers_folder_gives_the_same_images(tmp_path, monkeypatch):
 
 def test_a_folder_without_its_parts_says_what_is_missing(tmp_path):
     with pytest.raises(ConfigError, match="is no folder"):
-        import_weights.run(None, str(tmp_path / "run"), {"system": "karlo", "source": str(tmp_path / "none")})
+        ask("import_weights", tmp_path / "run", system="karlo", source=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"holds 0 files prior\*.ckpt: it needs one, or the folders of diffusers"):
-        import_weights.run(None, str(tmp_path / "run"), {"system": "karlo", "source": str(tmp_path)})
+        ask("import_weights", tmp_path / "run", system="karlo", source=str(tmp_path))
 
 
 def test_damaged_statistics_are_refused_in_one_line(tmp_path):
@@ -140,15 +142,15 @@ def test_karlos_own_files_become_a_run(tmp_path):
     official = dict(zip(("prior", "decoder", "sr"), hparams, strict=True), clip=text.config["kwargs"], size=32)
     (tmp_path / "official.json").write_text(json.dumps(official))
     run = tmp_path / "run"
-    import_weights.run(None, str(run), {"system": "karlo", "source": str(tmp_path), "official": str(tmp_path / "official.json")})
+    ask("import_weights", run, system="karlo", source=str(tmp_path), official=str(tmp_path / "official.json"))
 
     config, task, params = load(run)
     assert task.shape == (16, 16, 3) and task.variance == "learned_range" and config.sample.guidance == 8
     config, task, _ = load(run / "prior")
-    assert task.shape == (FEATURES,) and task.embeds and config.sample.clip == 10
+    assert task.shape == (FEATURES,) and isinstance(task, DiffusionPrior) and config.sample.clip == 10
     config, task, large = load(run / "upsampler")
     assert task.shape == (32, 32, 3) and task.cond.factor == 2 and set(large["model"]) == {"first", "last"}
-    known = first_stage.kept(str(run))["first_stage"]
+    known = first_stage(run)
     np.testing.assert_array_equal(known["mean"], mean[0])
     np.testing.assert_array_equal(known["std"], std[0])
     np.testing.assert_array_equal(params["cond"]["null"], cases["unclip/karlo_decoder"].weights["model.cf_param"].reshape(-1))

@@ -3,9 +3,9 @@ import json
 
 import numpy as np
 import pytest
+from pages import ask
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.modes import import_weights
 
 
 @pytest.mark.parametrize("system, official, lacks", [
@@ -19,5 +19,5 @@ def test_options_that_lack_something_are_refused(tmp_path, system, official, lac
     (tmp_path / "o.json").write_text(json.dumps(official))
     given = {"system": system, "source": str(tmp_path / "x.npz"), "official": str(tmp_path / "o.json")}
     with pytest.raises(ConfigError, match=f"there is no '{lacks}' in --official .*o.json, or in .*: system {system} needs it"):
-        import_weights.run(None, str(tmp_path / "run"), given)
+        ask("import_weights", tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()

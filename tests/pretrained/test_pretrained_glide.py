@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_case import load as load_case
+from pages import ask
 
 from diffusion_jax.build import ConfigError, build
-from diffusion_jax.modes import import_weights, sample
-from diffusion_jax.pretrained import glide
+from diffusion_jax.pretrained import glide, systems
 from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.train.state import task_of
 
@@ -52,7 +52,7 @@ def test_either_tower_stands_for_both(tmp_path, monkeypatch):
 
 
 def test_the_systems_can_be_imported():
-    assert {"clip", "glide"} <= set(import_weights.SYSTEMS)
+    assert {"clip", "glide"} <= set(systems.SYSTEMS)
 
 
 @pytest.mark.parametrize("official, size", [(None, 64), ({"merges": ""}, 64), ({"image_size": 128}, 128)])
@@ -81,10 +81,10 @@ def test_an_imported_glide_reads_prompts(tmp_path, monkeypatch):
     official = case.config["kwargs"] | {"tokenizer_n_vocab": 257, "image_size": 8, "merges": "vocab.bpe"}
     (tmp_path / "o.json").write_text(json.dumps(official))
     monkeypatch.chdir(tmp_path)
-    import_weights.run(None, "run", {"system": "glide", "source": "w.npz", "official": "o.json"})
+    ask("import_weights", "run", system="glide", source="w.npz", official="o.json")
     monkeypatch.chdir("/")
     made = []
     for prompt in ("a cat", "a dog"):
-        sample.run(None, str(tmp_path / "run"), {"prompt": [prompt], "num": 1, "steps": "2", "out": str(tmp_path / "x.npz")})
+        ask("sample", tmp_path / "run", prompt=(prompt,), num=1, steps="2", out=str(tmp_path / "x.npz"))
         made.append(np.load(tmp_path / "x.npz")["arr_0"])
     assert made[0].shape == (1, 8, 8, 3) and (made[0] != made[1]).any()

@@ -5,7 +5,23 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.pretrained.rules import PATCH, SAME, TRANSPOSE, Constant, Rule, convert, revert
+from diffusion_jax.pretrained.rules import (
+    CONV,
+    PATCH,
+    POINT,
+    ROW,
+    SAME,
+    TRANSPOSE,
+    UNBATCHED,
+    Constant,
+    Rule,
+    batch_norm,
+    convert,
+    layer,
+    norm,
+    revert,
+    structs,
+)
 
 RNG = np.random.RandomState(0)
 RULES = [
@@ -88,7 +104,41 @@ def test_revert_is_as_strict():
         revert(params, RULES, shapes | {"layers.5.bias": (3,)})
 
 
-@pytest.mark.parametrize("layout, shape", [(SAME, (3,)), (TRANSPOSE, (3, 5)), (PATCH, (6, 3, 2, 4))])
+def test_a_layer_has_a_weight_and_a_bias():
+    key, path = r"blocks\.(\d+)\.fc", r"model/blocks_\1/fc"
+    assert layer(key, path) == [
+        Rule(r"blocks\.(\d+)\.fc\.weight", r"model/blocks_\1/fc/kernel", TRANSPOSE),
+        Rule(r"blocks\.(\d+)\.fc\.bias", r"model/blocks_\1/fc/bias", SAME),
+    ]
+    assert layer("conv", "stem", CONV, "w", bias=ROW, ends=("g", "b")) == [
+        Rule(r"conv\.g", "stem/w", CONV), Rule(r"conv\.b", "stem/bias", ROW),
+    ]
+
+
+def test_norms_are_layers_with_a_scale_and_some_with_statistics():
+    affine = [Rule(r"ln\.weight", "norm/scale", SAME), Rule(r"ln\.bias", "norm/bias", SAME)]
+    assert norm("ln", "norm") == affine
+    assert norm("ln", "norm", ("g", "b")) == [Rule(r"ln\.g", "norm/scale"), Rule(r"ln\.b", "norm/bias")]
+    gathered = [Rule(r"ln\.running_mean", "norm/mean"), Rule(r"ln\.running_var", "norm/var")]
+    assert batch_norm("ln", "norm") == [*affine, *gathered]
+
+
+def test_the_rules_of_a_layer_convert_it_and_its_neighbours_are_left_over():
+    state = {"fc.weight": np.ones((3, 2)), "fc.bias": np.ones(3)}
+    target = {"fc": {"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32), "bias": jax.ShapeDtypeStruct((3,), jnp.float32)}}
+    assert convert(state, layer("fc", "fc"), target)["fc"]["kernel"].shape == (2, 3)
+    with pytest.raises(ConfigError, match="left over: xfc.bias"):
+        convert(state | {"xfc.bias": np.ones(3)}, layer("fc", "fc"), target)
+
+
+def test_shapes_become_a_state_dict_without_numbers():
+    assert {key: value.shape for key, value in structs({"a": [2, 3], "b": ()}).items()} == {"a": (2, 3), "b": ()}
+
+
+@pytest.mark.parametrize("layout, shape", [
+    (SAME, (3,)), (TRANSPOSE, (3, 5)), (PATCH, (6, 3, 2, 4)), (CONV, (6, 3, 2, 4)), (POINT, (6, 3, 1)), (POINT, (6, 3, 1, 1)),
+    (ROW, (1, 1, 5)), (UNBATCHED, (1, 4, 5)),
+])
 def test_layouts_have_exact_inverses(layout, shape):
     w = RNG.randn(*shape)
     np.testing.assert_array_equal(layout.official(layout.ours(w), shape), w)

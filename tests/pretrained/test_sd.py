@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pages import ask
 
 from diffusion_jax.build import ConfigError, build
-from diffusion_jax.data.image import save_png
+from diffusion_jax.data.pictures import save_png
 from diffusion_jax.diffusion.samplers import sample
 from diffusion_jax.models.cond import Joint, Nothing
 from diffusion_jax.models.text_cond import Stack
-from diffusion_jax.modes import edit, first_stage, import_weights
-from diffusion_jax.modes import sample as mode_sample
-from diffusion_jax.pipelines.latent import Space, decoded
-from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines import latent
+from diffusion_jax.pipelines.pipeline import pipeline
+from diffusion_jax.pipelines.recipe import Recipe, Strengths
+from diffusion_jax.pipelines.session import replayed
 from diffusion_jax.pretrained import clip, ldm_text, ldm_unet, sd, vae
-from diffusion_jax.train.checkpoint import load
+from diffusion_jax.runs.folder import Model, open_run
 from diffusion_jax.train.state import task_of
 
 STEPS, SCALE = 10, 5.0
@@ -65,9 +66,9 @@ def test_a_diffusers_folder_gives_the_same_images(prediction, tmp_path):
     )
     for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text), ("scheduler", scheduler)):
         part.save_pretrained(tmp_path / "sd" / name)
-    import_weights.run(None, str(tmp_path / "run"), {"system": "sd", "source": str(tmp_path / "sd")})
-    stored, task, params = load(tmp_path / "run")
-    frozen = first_stage.kept(str(tmp_path / "run"))
+    ask("import_weights", tmp_path / "run", system="sd", source=str(tmp_path / "sd"))
+    run = open_run(tmp_path / "run")
+    task, params = run.task, run.model.params
 
     rng = np.random.default_rng(0)
     tokens = np.full((2, 77), 49407)
@@ -81,13 +82,13 @@ def test_a_diffusers_folder_gives_the_same_images(prediction, tmp_path):
             guidance_scale=SCALE, num_inference_steps=STEPS, output_type="pt",
         ).images.numpy().transpose(0, 2, 3, 1)
 
-    recipe = Recipe.of({**stored.sample.to_dict(), "steps": STEPS, "guidance": SCALE})
+    recipe = Recipe.of({**run.recipe(), "steps": STEPS, "guidance": SCALE})
     assert recipe.sampler == "ddim" and recipe.times == "leading,offset=1,last=0"
     null = task.embed(params, task.cond.null(raw))
-    guided = recipe.make_guidance(task, jnp.float32(SCALE), null, jax.random.normal)(task.denoiser(params))
+    guided = recipe.make_guidance(task, Strengths(jnp.float32(SCALE)), null, jax.random.normal)(task.denoiser(params))
     sampler, times, cond = recipe.make_sampler(task, jax.random.normal), recipe.grid(task.process), task.embed(params, raw)
     x = jax.jit(lambda x: sample(guided, sampler, x, times, cond, jax.random.key(0)))(noise)
-    (images,) = decoded(task, frozen, iter([np.asarray(x)]))
+    images = np.asarray(latent.decode(run.model, x))
     np.testing.assert_allclose(np.clip(images / 2 + 0.5, 0, 1), want, atol=2e-3)
 
 
@@ -98,25 +99,25 @@ def test_an_imported_folder_is_used_from_the_command_line(tmp_path):
     for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text), ("scheduler", scheduler)):
         part.save_pretrained(tmp_path / "sd" / name)
     run, picture = str(tmp_path / "run"), str(tmp_path / "x.npz")
-    import_weights.run(None, run, {"system": "sd", "source": str(tmp_path / "sd")})
+    ask("import_weights", run, system="sd", source=str(tmp_path / "sd"))
     quick = {"steps": "2", "num": 1}
 
     def sampled(**options):
-        mode_sample.run(None, run, quick | {"out": picture} | options)
+        ask("sample", run, **quick | {"out": picture} | options)
         return np.load(picture)["arr_0"]
 
-    plain = sampled(prompt=["a cat"])
-    assert plain.shape == (1, 16, 16, 3) and (sampled(prompt=["a cat"], negative="a dog") != plain).any()
+    plain = sampled(prompt=("a cat",))
+    assert plain.shape == (1, 16, 16, 3) and (sampled(prompt=("a cat",), negative="a dog") != plain).any()
     with pytest.raises(ConfigError, match="the last 25 dropped with --truncate"):
-        sampled(prompt=["cat " * 100])
-    assert (sampled(prompt=["cat " * 100], truncate=True) == sampled(prompt=["cat " * 75])).all()
+        sampled(prompt=("cat " * 100,))
+    assert (sampled(prompt=("cat " * 100,), truncate=True) == sampled(prompt=("cat " * 75,))).all()
     start = str(tmp_path / "start.png")
     save_png(tmp_path / "start.png", plain[0])
-    for op, options in (("mix", dict(prompt=["a cat"], to_prompt=["a dog"], values=["0", "1"])), ("invert", dict(images=start)),
-                        ("strength", dict(images=start, prompt=["a dog"], values=["0.5"]))):
-        edit.run(None, run, quick | options | {"op": op, "prompt": options.get("prompt", ["a cat"]), "out": str(tmp_path / op)})
+    for op, options in (("mix", dict(prompt=("a cat",), to_prompt=("a dog",), values=(0, 1))), ("invert", dict(images=start)),
+                        ("strength", dict(images=start, prompt=("a dog",), values=(0.5,)))):
+        ask("edit", run, **quick | options | {"op": op, "prompt": options.get("prompt", ("a cat",)), "out": str(tmp_path / op)})
     story = {"image": start, "edits": [{"rect": [[0, 0, 8, 16]], "prompt": "a dog", "negative": "a cat", "steps": "2"}]}
-    first, second = edit.replayed(run, story, "ema", None)
+    first, second = replayed(pipeline(run), story)
     assert (first[8:] == second[8:]).all() and (first[:8] != second[:8]).any()
 
 
@@ -128,20 +129,20 @@ def test_networks_with_a_picture_behind_the_latents(channels, condition, tmp_pat
     for name, part in (("unet", unet), ("vae", vae), ("text_encoder", text), ("scheduler", scheduler)):
         part.save_pretrained(tmp_path / "sd" / name)
     run, picture = str(tmp_path / "run"), str(tmp_path / "x.png")
-    import_weights.run(None, run, {"system": "sd", "source": str(tmp_path / "sd")})
+    ask("import_weights", run, system="sd", source=str(tmp_path / "sd"))
     rng = np.random.default_rng(0)
     if condition == "inpaint":
         save_png(tmp_path / "x.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
         ways = {"prompt": "a dog", "steps": "2", "guidance": 1.0}
-        ends = [edit.replayed(run, {"image": picture, "edits": [{"rect": [rect], **ways}]}, "ema", None)
+        ends = [replayed(pipeline(run), {"image": picture, "edits": [{"rect": [rect], **ways}]})
                 for rect in ([0, 0, 8, 16], [0, 0, 8, 8])]
         assert (ends[0][0][8:] == ends[0][1][8:]).all() and (ends[0][1][:8, :8] != ends[1][1][:8, :8]).any()
         return
     made = []
     for _ in range(2):
         np.savez(tmp_path / "small.npz", arr_0=rng.integers(0, 256, (1, 8, 8, 3), np.uint8))
-        mode_sample.run(None, run, {"prompt": ["a dog"], "low_res": str(tmp_path / "small.npz"), "num": 1, "steps": "2",
-                                    "out": str(tmp_path / "made.npz")})
+        ask("sample", run, prompt=("a dog",), low_res=str(tmp_path / "small.npz"), num=1, steps="2",
+            out=str(tmp_path / "made.npz"))
         made.append(np.load(tmp_path / "made.npz")["arr_0"])
     assert made[0].shape == (1, 16, 16, 3) and (made[0] != made[1]).any()
 
@@ -153,7 +154,7 @@ def test_a_folder_without_weights_says_so(tmp_path):
         "in_channels": 4, "out_channels": 4, "cross_attention_dim": 8,
     }))
     with pytest.raises(ConfigError, match="holds no weights"):
-        import_weights.run(None, str(tmp_path / "run"), {"system": "sd", "source": str(tmp_path)})
+        ask("import_weights", tmp_path / "run", system="sd", source=str(tmp_path))
 
 
 def zeros(shapes, prefix="", value=0.0):
@@ -252,5 +253,5 @@ def test_both_forms_of_what_inpainting_networks_see():
     first, last = np.concatenate([hole, grey], axis=-1), np.concatenate([grey - hole, 2 * hole - 1], axis=-1)
     own = Stack("inpaint", 4, mask_last=True)
     for cond, want in ((Stack("inpaint", 4), first), (own, last), (Joint((Nothing(), own)), last)):
-        space = Space(SimpleNamespace(cond=cond, shape=(4, 4, 3), autoencoder=None))
-        np.testing.assert_array_equal(space.seen(images, mask)["inpaint"], want)
+        task = SimpleNamespace(cond=cond, shape=(4, 4, 3), picture_shape=(4, 4, 3), autoencoder=None)
+        np.testing.assert_array_equal(latent.inpaint_condition(Model({}, None, task), images, mask)["inpaint"], want)

@@ -13,6 +13,8 @@ from diffusion_jax.diffusion import losses, scales
 from diffusion_jax.diffusion.process import DDPM, EDM, Flow
 from diffusion_jax.diffusion.times import LogNormal, SecondMoment, Uniform
 from diffusion_jax.models.cond import Label, LowRes
+from diffusion_jax.models.vae import KL
+from diffusion_jax.tasks.autoencoder import Autoencoder
 from diffusion_jax.tasks.diffusion import Diffusion
 
 
@@ -143,3 +145,49 @@ def test_an_upsampler_is_trained_on_images_alone():
     assert np.isfinite(loss)
     with pytest.raises(ConfigError, match="unknown condition to drop 'low_res'"):
         task(cond=LowRes(2), drop=FrozenDict(low_res=0.1))
+
+
+VAE = Autoencoder(KL(channels=1, latent=2, width=8, mults=(1, 2), depth=1, groups=4), (8, 8, 1), scale=2.0)
+LATENT = task(model=Zero(2), shape=(4, 4, 2), first_stage=VAE)
+PICTURES = {"image": np.zeros((2, 8, 8, 1), np.float32), "label": np.zeros(2, np.int32)}
+
+
+def test_pictures_are_drawn_as_latents_on_the_way():
+    key = jax.random.key(1)
+
+    @jax.jit
+    def both():
+        params = VAE.init(jax.random.key(0), PICTURES)
+        eps = jax.random.normal(key, (2, 4, 4, 2))
+        prepared = LATENT.prepare(PICTURES, {"first_stage": params}, key)
+        return prepared["image"], VAE.encode(params, PICTURES["image"], eps)
+
+    np.testing.assert_array_equal(*both())
+    assert LATENT.blank(PICTURES)["image"].shape == (2, 4, 4, 2)
+    latents = PICTURES | {"image": np.zeros((2, 4, 4, 2))}
+    assert LATENT.prepare(latents, None, key) is LATENT.blank(latents) is latents
+    with pytest.raises(ConfigError, match="name its folder in config.first_stage"):
+        LATENT.prepare(PICTURES, None, key)
+
+
+def test_latents_of_another_shape_than_the_tasks_are_refused():
+    wide = dataclasses.replace(LATENT, shape=(4, 4, 3))
+    with pytest.raises(ConfigError, match=r"makes \(4, 4, 2\) of an image, task.shape is \(4, 4, 3\)"):
+        wide.init(jax.random.key(0), PICTURES)
+    with pytest.raises(ConfigError, match="the data's images are"):
+        LATENT.init(jax.random.key(0), PICTURES | {"image": np.zeros((2, 6, 6, 1))})
+
+
+def test_a_label_beyond_the_table_and_another_batch_are_refused():
+    """NaN, and a shape that XLA would complain of, without these checks."""
+    labelled = task()
+    params = labelled.init(jax.random.key(0), batch(2))
+    for label in ([0, 4], [-1, 0]):
+        with pytest.raises(ConfigError, match=r"label (4|-1) is outside 0 ... 2"):
+            labelled.embed(params, {"label": jnp.asarray(label)})
+    assert labelled.embed(params, {"label": np.array([2, 3])})["vec"].shape == (2, 4)             # 3 is the null label
+    with pytest.raises(ConfigError, match="label 3 is outside"):
+        dataclasses.replace(labelled, cond=Label(3, 4, null_row=False)).embed(params, {"label": np.array([3])})
+    cond = labelled.embed(params, {"label": jnp.zeros(3, int)})
+    with pytest.raises(ConfigError, match="x is a batch of 2, 'vec' of the condition one of 3"):
+        labelled.denoiser(params)(jnp.zeros((2, 4, 4, 1)), jnp.int32(5), cond, jax.random.key(0))

@@ -2,15 +2,12 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.clip import CLIP, TextTower, ViT
-from diffusion_jax.models.prior_ar import ARPrior
 from diffusion_jax.models.unclip import EMPTY, TEXT
-from diffusion_jax.tasks.autoregressive import Autoregressive
 from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.tasks.embedder import CODES, DOTS, Embedder, statistics
 
@@ -59,9 +56,9 @@ def test_dot_tokens_are_as_frequent_as_each_other():
     assert counts.max() - counts.min() <= 3
 
 
-def test_what_is_seen_of_a_batch(fitted):
+def test_what_a_batch_is_prepared_to(fitted):
     embedder, params = fitted
-    raw = jax.jit(embedder.seen)(params, BATCH)
+    raw = jax.jit(embedder.prepare)(params, BATCH)
     np.testing.assert_allclose(np.linalg.norm(raw["clip_image"], axis=1), 6**0.5, rtol=1e-5)
     np.testing.assert_array_equal(raw["text_mask"].sum(1), [3, 2, 5])
     np.testing.assert_array_equal(raw["empty_mask"].sum(1), [2, 2, 2])
@@ -72,19 +69,6 @@ def test_what_is_seen_of_a_batch(fitted):
     assert jax.jit(embedder.embed)(params, np.zeros((1, 8, 8, 1), np.float32)).shape == (1, 6)      # another size
     plain = jax.jit(replace(embedder, unit=False).embed)(params, BATCH["image"])
     assert np.ptp(np.linalg.norm(plain, axis=1)) > 1e-4
-
-
-@pytest.mark.slow
-def test_the_autoregressive_task_trains_a_prior_on_it(fitted):
-    embedder, params = fitted
-    task = Autoregressive(ARPrior(4, context=5, width=8, depth=1, heads=2), embedder, drop=0.5)
-    own = jax.jit(task.init)(jax.random.key(0), BATCH)
-    loss, metrics = jax.jit(task.loss, static_argnums=4)(own, {"first_stage": params}, BATCH, jax.random.key(1), True)
-    assert task.needs == ("tokens",) and abs(float(metrics["image_bits"]) - 10) < 2 and jnp.isfinite(loss)
-    with pytest.raises(ConfigError, match="set the prior's length to at least that"):
-        replace(task, model=ARPrior(2, context=5, width=8, depth=1, heads=2))
-    with pytest.raises(ConfigError, match="config.first_stage=<folder of a CLIP>"):
-        jax.eval_shape(lambda own: task.loss(own, None, BATCH, jax.random.key(1), True), own)
 
 
 def test_without_an_image_tower_pictures_are_refused(fitted):

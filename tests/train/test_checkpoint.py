@@ -14,8 +14,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from train_toy import Net, Toy, config
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.train import checkpoint, ema, optim, shard
+from diffusion_jax.train import ema, optim, shard
 from diffusion_jax.train.checkpoint import Checkpoints, available, load
+from diffusion_jax.train.digest import digests
 from diffusion_jax.train.state import create
 from diffusion_jax.types import TrainState
 
@@ -300,7 +301,7 @@ def test_digests_see_one_bit_an_exchange_and_no_mesh():
     want = int((bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1)).sum() % 2**32)
 
     def digest(tree):
-        return int(checkpoint._digests({"a": tree})["a"])
+        return int(digests({"a": tree})["a"])
 
     assert digest(x) == want
     mesh = shard.make_mesh(data=2, fsdp=2, tensor=2)

@@ -1,0 +1,27 @@
+"""Which rows of a set: some of them spread evenly, and all of them in batches of one size."""
+from __future__ import annotations
+
+import numpy as np
+
+
+def spread(count: int, num: int | None = None) -> list[int]:
+    """The numbers of at most `num` rows, evenly over `count` rows; all of them for None.
+
+    Evenly, because many data sets are sorted by class.
+
+    Example:
+      >>> spread(10, 4)
+      [0, 2, 5, 7]
+    """
+    taken = count if num is None else min(num, count)
+    return [i * count // taken for i in range(taken)]
+
+
+def filled(first: int, size: int, count: int) -> np.ndarray:
+    """The numbers of a batch's rows, [size] int, from row `first` on; beyond row count - 1 that one
+    again.
+
+    A last batch that is filled up has the shape of the others, so that one compiled program serves
+    them all.
+    """
+    return np.minimum(np.arange(first, first + size), count - 1)

@@ -1,0 +1,1 @@
+"""A run, or pictures, measured: figures and the report that shows them."""

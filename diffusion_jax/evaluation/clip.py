@@ -1,0 +1,170 @@
+"""Metric `clip`: do samples show what their captions ask for, in a CLIP's eyes?
+
+    features      folder of a CLIP trained here
+    upsampler     folders of models that make the samples as large as that CLIP wants them
+    candidates    the best of n images for each caption, for n up to so many: rerank.png
+                  (2112.10741, section 5.1)
+
+Figures: the CLIP score of metrics/clip_score.py, and how often an image's own caption is the
+nearest of ten.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.evaluation import contrast, samples
+from diffusion_jax.evaluation.options import BATCH, SEED, Options
+from diffusion_jax.evaluation.report import Gallery, Measured
+from diffusion_jax.metrics.clip_score import clip_score
+from diffusion_jax.metrics.retrieval import recall
+from diffusion_jax.pipelines.conditions import conditions_of, held_out_conditions
+from diffusion_jax.pipelines.pipeline import Pipeline
+from diffusion_jax.pipelines.request import Request
+from diffusion_jax.pipelines.sampling import to_pixels
+from diffusion_jax.runs.folder import Run, open_run
+from diffusion_jax.tasks import kinds
+from diffusion_jax.types import Raw
+
+AMONG = 10
+"""Captions among which an image's own is looked for."""
+NUM = 100
+"""Captions, where nobody says how many."""
+
+
+class Judged(NamedTuple):
+    """Candidates for some captions, in a CLIP's eyes.
+
+    Attributes:
+      best: the number of each caption's best candidate, [N].
+      figures: of the best.
+    """
+
+    best: np.ndarray
+    figures: dict[str, Any]
+
+
+def measure(run: Run, options: Options) -> Measured:
+    """The figures of samples for held-out captions; of several candidates the best are shown.
+
+    Raises:
+      ConfigError: what is missing, a folder of another kind of model, or a model that reads no text
+        and that no CLIP guides.
+    """
+    if options.features is None:
+        raise ConfigError("metric clip needs --features, the folder of a CLIP")
+    clip = open_run(options.features)
+    pipe = samples.pipeline_of(run, options, page_guidance=False)
+    if not isinstance(clip.task, kinds.TwoTowers) or clip.task.shape != pipe.picture_shape:
+        raise ConfigError(
+            f"--features {options.features} is no CLIP of images of {pipe.picture_shape}: give "
+            "the folder of one"
+        )
+    run.data("the captions of metric clip are those of a run's own held-out images")
+    num, size = options.num or NUM, options.batch or BATCH
+    many = options.candidates or 1
+    prompts = run.captions(num)
+    images = generated(pipe, prompts, many, options)
+    texts = contrast.text_features(clip.model, clip.tokens(prompts, truncate=True), size)
+    views = contrast.image_features(clip.model, images, size).reshape(num, many, -1)
+    judged = judge(views, texts, prompts)
+    if many > 1 and jax.process_index() == 0:
+        draw(judged.figures["best of"], Path(run.folder, "rerank.png"))
+    best = images.reshape(num, many, *images.shape[1:])[np.arange(num), judged.best]
+    return Measured(described(pipe, num) | judged.figures, Gallery(best))
+
+
+def described(pipe: Pipeline, num: int) -> dict[str, Any]:
+    """How many captions there are, and how a pipeline samples."""
+    figures = samples.described(pipe)
+    figures.pop("sampler")
+    return {"captions": num} | figures
+
+
+def generated(pipe: Pipeline, prompts: Sequence[str], many: int, options: Options) -> np.ndarray:
+    """Samples of a pipeline, `many` of each prompt in a row: uint8 [P * many, H, W, C]."""
+    total = len(prompts) * many
+    seed = SEED if options.seed is None else options.seed
+    raw = _raw(pipe, prompts, total, options.seed or 0)
+    made = pipe.images(raw, total, seed, options.batch or BATCH)
+    return np.concatenate([to_pixels(batch) for batch in made])
+
+
+def _raw(pipe: Pipeline, prompts: Sequence[str], total: int, seed: int) -> Raw:
+    """The conditions of `total` samples; the seed is that of a prior."""
+    task = pipe.run.task
+    derived = bool(task.cond.derived) and task.embedder is None
+    extra = held_out_conditions(pipe.run, total) if derived else None
+    request = Request(prompt=tuple(prompts), truncate=True)  # captions are cut as in training
+    return conditions_of(pipe.run, request, total, seed, pipe.guide, pipe.prior, extra)
+
+
+def judge(views: np.ndarray, texts: np.ndarray, prompts: Sequence[str]) -> Judged:
+    """What a CLIP says of candidates.
+
+    Args:
+      views: unit vectors [N, candidates, F] of the images.
+      texts: unit vectors [N, F] of their captions.
+      prompts: the captions.
+    """
+    scores = np.einsum("nmf,nf->nm", views, texts)
+    best = np.argmax(scores, axis=1)
+    chosen = views[np.arange(len(views)), best]
+    score = clip_score(chosen, texts)
+    figures: dict[str, Any] = {
+        "CLIP score": score.torchmetrics,
+        "CLIPScore": score.clipscore,
+        "cosine": score.cosine,
+    }
+    figures[f"own caption first of {AMONG}"] = first_of(chosen, texts, prompts)
+    candidates = scores.shape[1]
+    if candidates > 1:
+        figures["best of"] = {
+            str(n): float(np.mean(100 * scores[:, :n].max(1))) for n in _powers(candidates)
+        }
+    return Judged(best, figures)
+
+
+def first_of(
+    images: np.ndarray, texts: np.ndarray, prompts: Sequence[str], among: int = AMONG
+) -> float:
+    """How often an image's own text is nearest among several.
+
+    Args:
+      images, texts: unit vectors [N, F] of images and of their own texts.
+      prompts: the texts; equal ones are each other's.
+      among: different texts, the own one and the next ones in turn.
+    """
+    unique, index, number = np.unique(prompts, return_index=True, return_inverse=True)
+    count = min(among, len(unique))
+    choice = (number[:, None] + np.arange(count)[None]) % len(unique)
+    pairs = np.zeros(choice.shape, bool)
+    pairs[:, 0] = True                                        # an image's own text comes first
+    scores = np.einsum("nf,ncf->nc", images, texts[index][choice])
+    return recall(scores, pairs, (1,))["R@1"]
+
+
+def _powers(most: int) -> list[int]:
+    """1, 2, 4 ... and the last."""
+    powers = [2**i for i in range(most.bit_length())]
+    return powers if powers[-1] == most else [*powers, most]
+
+
+def draw(best: Mapping[str, float], path: Path) -> None:
+    """The CLIP score against the number of candidates, as a picture."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(4, 3), layout="constrained")
+    axis.semilogx([int(n) for n in best], list(best.values()), marker="o", base=2)
+    axis.set(xlabel="best of", ylabel="CLIP score")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

@@ -1,0 +1,114 @@
+"""Images against a reference, in a network's features: the figures of metrics/figures.py.
+
+    of_run(run, options)            a run's samples, made as they are needed
+    of_images(folder, options)      images that are there
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.evaluation import features, samples
+from diffusion_jax.evaluation.options import BATCH, COMPARED, Options
+from diffusion_jax.evaluation.report import Gallery, Measured
+from diffusion_jax.metrics import figures
+from diffusion_jax.metrics.extract import Found
+from diffusion_jax.metrics.images import Images, Pictures
+from diffusion_jax.runs.folder import Run
+
+
+def of_run(run: Run, options: Options) -> Measured:
+    """The metrics of metrics/figures.py on samples, classes in turn."""
+    extractor = extractor_of(run.folder, options)
+    sampled = samples.sampled(run, options)
+    return compared(sampled, extractor, options.reference, run.config.get("data"))
+
+
+def of_images(folder: str, options: Options) -> Measured:
+    """The same on the images that `options.images` names.
+
+    Args:
+      folder: where features are kept.
+      options: what to measure.
+
+    Raises:
+      ConfigError: an option that is for samples.
+    """
+    extractor = extractor_of(folder, options)
+    if options.metric not in (None, "features"):
+        raise ConfigError("--images are measured by --metric features")
+    for name in options.flags:
+        if name not in ("metric", "images", "batch", *COMPARED):
+            raise ConfigError(f"--{name} is for samples: --images are measured as they are")
+    if options.images is None:
+        raise ConfigError("there are no images to measure: give --images, a folder or an .npz")
+    images = features.images_at(options.images)
+    report = {"images": options.images, "samples": len(images)}
+    sampled = samples.Sampled(images, report, features.identity_at(options.images))
+    return compared(sampled, extractor, options.reference)
+
+
+def extractor_of(folder: str, options: Options) -> features.Extractor:
+    """What takes the features that the options name, and keeps them in a folder."""
+    network = features.network_of(options.features, options.resize)
+    return features.Extractor(network, folder, options.batch or BATCH, options.blur or 0.0)
+
+
+def compared(
+    sampled: samples.Sampled,
+    extractor: features.Extractor,
+    reference: str | None,
+    data: Mapping[str, Any] | None = None,
+) -> Measured:
+    """Images against a reference.
+
+    Their features are kept until the figures are there, so that what is killed half way goes on.
+
+    Args:
+      sampled: the images.
+      extractor: takes their features.
+      reference, data: as for `features.reference_of`.
+    """
+    real = features.reference_of(extractor, reference, data)
+    check_names(sampled.images, real)
+    fake = extractor(sampled.images, sampled.identity)
+    network = extractor.network
+    report = sampled.figures | {"reference": real.what}
+    if extractor.blur:
+        report["blur"] = extractor.blur
+    report |= figures.figures(network.label, fake, real)
+    if isinstance(network.see, features.SeeClassifier) and fake.labels is not None:
+        correct = np.argmax(fake.rows("logits"), axis=1) == fake.labels
+        report[f"accuracy[{network.label}]"] = float(np.mean(correct))
+    report |= {"classes": figures.by_class(fake, real), "warnings": figures.warnings(fake, real)}
+    gallery = beside(fake, real)
+    fake.forget()
+    return Measured({name: value for name, value in report.items() if value != []}, gallery)
+
+
+def check_names(images: Images, real: figures.Reference) -> None:
+    """Raises ConfigError where both sides name their classes, and differ."""
+    if not isinstance(images, Pictures) or real.pictures is None:
+        return
+    names, others = images.names, real.pictures.names
+    if names and others and names != others:
+        odd = sorted(set(names) ^ set(others)) or names
+        raise ConfigError(
+            f"class {odd[0]!r} is in one of {images.what} and {real.what} only: the classes must "
+            "be the same"
+        )
+
+
+def beside(fake: Found, real: figures.Reference, rows: int = 8, count: int = 4) -> Gallery:
+    """The first samples and, where the reference has images, those nearest to a few of them."""
+    if real.found is None or real.pictures is None:
+        return Gallery(fake.pixels)
+    index, distances = figures.nearest(
+        fake.rows("features")[:rows], real.found.rows("features"), count
+    )
+    pictures = np.stack([real.pictures.read(int(i))["image"] for i in index.flat])
+    nearest = pictures.reshape(*index.shape, *pictures.shape[1:])
+    return Gallery(fake.pixels, nearest, distances)

@@ -1,0 +1,197 @@
+"""What is measured of a CLIP on held-out images and captions:
+
+    retrieval   R@1, R@5, R@10 from images to texts and back, beside chance
+    zero_shot   the share of images whose class has the nearest text among all classes' texts
+                (2103.00020, section 3.1)
+    tsne        the image features in a plane (van der Maaten & Hinton 2008), coloured by class:
+                tsne.png in the run's folder
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.data.image import to_unit
+from diffusion_jax.data.rows import filled
+from diffusion_jax.data.source import Record
+from diffusion_jax.evaluation.options import BATCH, Options
+from diffusion_jax.evaluation.report import Measured
+from diffusion_jax.metrics.retrieval import chance, recall
+from diffusion_jax.runs import held_out
+from diffusion_jax.runs.folder import Model, Run
+from diffusion_jax.types import Array
+
+TEMPLATE = "a photo of a {}"
+TOP = 5
+FEW = 20
+"""Classes that a colour map and a legend can tell apart."""
+
+
+# Figures ------------------------------------------------------------------------------------------
+
+
+def retrieval(run: Run, options: Options) -> Measured:
+    """R@k both ways; images with equal captions are each other's.
+
+    Raises:
+      ConfigError: data without captions.
+    """
+    records = _records(run, options, "retrieval")
+    if "tokens" not in records[0]:
+        raise ConfigError(
+            "retrieval needs captions: give data that has them, and data.decode.tokenizer"
+        )
+    size = options.batch or BATCH
+    images = _features_of(run, records, size)
+    captions = np.array([record["caption"] for record in records])
+    texts, index = np.unique(captions, return_index=True)
+    tokens = np.stack([records[i]["tokens"] for i in index])
+    scores = images @ text_features(run.model, tokens, size).T
+    pairs = captions[:, None] == texts[None]
+    report: dict[str, Any] = {"images": len(images), "texts": len(texts)}
+    report |= _ranked("image to text", scores, pairs) | _ranked("text to image", scores.T, pairs.T)
+    return Measured(report)
+
+
+def _ranked(name: str, scores: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
+    """R@k of scores [N, M] whose own answers are `pairs`, beside chance."""
+    report = {f"{name} {rank}": value for rank, value in recall(scores, pairs).items()}
+    return report | {f"{name} {rank} by chance": value for rank, value in chance(pairs).items()}
+
+
+def zero_shot(run: Run, options: Options) -> Measured:
+    """The share of images nearest to the text of their class.
+
+    Raises:
+      ConfigError: data without classes, or a CLIP without a tokenizer.
+    """
+    records = _records(run, options, "zero_shot")
+    texts = class_texts(run.config["data"], options.template)
+    if run.tokenizer is None:
+        raise ConfigError("zero_shot needs a tokenizer: data.decode.tokenizer")
+    size = options.batch or BATCH
+    scores = _features_of(run, records, size) @ text_features(run.model, run.tokens(texts), size).T
+    pairs = _labels(records)[:, None] == np.arange(len(texts))[None]
+    ranks = recall(scores, pairs, (1, TOP))
+    report: dict[str, Any] = {
+        "images": len(records),
+        "classes": len(texts),
+        "text of class 0": texts[0],
+    }
+    names = {"R@1": "accuracy", f"R@{TOP}": f"accuracy@{TOP}"}
+    return Measured(report | {names[rank]: value for rank, value in ranks.items()})
+
+
+def class_texts(data: Mapping[str, Any], template: str | None) -> list[str]:
+    """A text for each class: its name in the template, or the one caption of its training images.
+
+    Raises:
+      ConfigError: data without classes.
+    """
+    source = build(data["train"])
+    if not source.names:
+        raise ConfigError("zero_shot needs classes, this data has none")
+    captions: dict[int, set[str]] = {}
+    for i in range(len(source) if template is None else 0):
+        record = source[i]
+        captions.setdefault(record["label"], set()).add(record.get("caption", ""))
+    if captions and all(len(texts) == 1 and "" not in texts for texts in captions.values()):
+        return [next(iter(captions[label])) for label in range(len(source.names))]
+    return [(template or TEMPLATE).format(name) for name in source.names]
+
+
+def tsne(run: Run, options: Options) -> Measured:
+    """The features as a picture."""
+    records = _records(run, options, "tsne")
+    images = _features_of(run, records, options.batch or BATCH)
+    path = Path(run.folder, "tsne.png")
+    draw_plane(path, plane(images, options.seed or 0), _labels(records), run.class_names)
+    return Measured({"images": len(images), "picture": str(path)})
+
+
+# Features -----------------------------------------------------------------------------------------
+
+
+def image_features(model: Model, images: np.ndarray, size: int = BATCH) -> np.ndarray:
+    """Unit vectors [N, F] of images uint8 [N, H, W, C], `size` at a time."""
+    return _batched(_encode_images, model, images, size)
+
+
+def text_features(model: Model, tokens: np.ndarray, size: int = BATCH) -> np.ndarray:
+    """Unit vectors [N, F] of tokens [N, T], `size` at a time."""
+    return _batched(_encode_texts, model, tokens, size)
+
+
+@jax.jit
+def _encode_images(model: Model, images: Array) -> Array:
+    return model.task.encode_image(model.params, to_unit(images))
+
+
+@jax.jit
+def _encode_texts(model: Model, tokens: Array) -> Array:
+    return model.task.encode_text(model.params, tokens)
+
+
+def _batched(
+    function: Callable[[Model, Array], Array], model: Model, rows: np.ndarray, size: int
+) -> np.ndarray:
+    """function(model, rows) in batches of one size."""
+    size = min(size, len(rows))
+    parts = []
+    for first in range(0, len(rows), size):
+        index = filled(first, size, len(rows))
+        parts.append(np.asarray(function(model, jnp.asarray(rows[index]))))
+    return np.concatenate(parts)[: len(rows)]
+
+
+def _features_of(run: Run, records: list[Record], size: int) -> np.ndarray:
+    return image_features(run.model, np.stack([record["image"] for record in records]), size)
+
+
+def _records(run: Run, options: Options, name: str) -> list[Record]:
+    """Held-out images with their captions and labels, all of them or `num`."""
+    data = run.data(f"metric {name} is of a run's own held-out images")
+    return list(held_out.records(data, "test", options.num))
+
+
+def _labels(records: list[Record]) -> np.ndarray:
+    return np.array([record.get("label", 0) for record in records])
+
+
+# Pictures -----------------------------------------------------------------------------------------
+
+
+def plane(images: np.ndarray, seed: int) -> np.ndarray:
+    """t-SNE of features [N, F]: [N, 2]."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(images) - 1) / 3)
+    return TSNE(perplexity=perplexity, random_state=seed, metric="cosine").fit_transform(images)
+
+
+def draw_plane(
+    path: Path, points: np.ndarray, labels: np.ndarray, names: tuple[str, ...] | None
+) -> None:
+    """A dot for each of the points [N, 2], coloured by its label [N]."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 8), layout="constrained")
+    colours = "tab20" if len(set(labels)) <= FEW else "hsv"
+    dots = axis.scatter(points[:, 0], points[:, 1], c=labels, cmap=colours, s=12)
+    if names and len(names) <= FEW:
+        present = sorted(set(labels.tolist()))
+        handles, _ = dots.legend_elements(num=present)
+        axis.legend(handles, [names[label] for label in present], fontsize="small")
+    axis.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)

@@ -1,0 +1,229 @@
+"""What was measured, and where it goes: a table on stdout, report.json, report.html with pictures.
+
+    write("runs/digits", Measured({"FID[judge]": 3.1}, Gallery(samples)))
+"""
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import io
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from diffusion_jax.data.pictures import grid
+
+STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto }
+body { padding: 0 1em; color: #222 } table { border-collapse: collapse }
+td, th { padding: .15em .9em .15em 0; text-align: left; border-bottom: 1px solid #ddd }
+td.number { text-align: right; font-variant-numeric: tabular-nums }
+h2 { margin-top: 2em } img { max-width: 100% }
+.warning { background: #fff3cd; padding: .5em 1em } .pixels { image-rendering: pixelated }"""
+SIDE = 64
+"""Smaller images are enlarged by a whole factor to about this side."""
+COLUMNS = 3
+"""Panels beside each other."""
+APART = ("warnings", "classes")
+"""Entries of the figures that are no rows of the table."""
+CAPTION = (
+    "Left a sample, right of it the images whose features are nearest, with their distances: "
+    "copies show here."
+)
+
+
+class Gallery(NamedTuple):
+    """The pictures of a report.
+
+    Attributes:
+      samples: uint8 [N, H, W, C].
+      nearest: uint8 [rows, count, H, W, C], the images of the reference nearest to the first
+        samples.
+      distances: theirs, [rows, count].
+    """
+
+    samples: np.ndarray | None = None
+    nearest: np.ndarray | None = None
+    distances: np.ndarray | None = None
+
+
+class Measured(NamedTuple):
+    """What was measured.
+
+    Attributes:
+      figures: by name; 'warnings' are sentences, 'classes' a row for each class.
+      gallery: the pictures behind them.
+    """
+
+    figures: dict[str, Any]
+    gallery: Gallery = Gallery()
+
+    @property
+    def numbers(self) -> dict[str, int | float]:
+        """The figures that are numbers."""
+        return {
+            name: value for name, value in self.figures.items() if isinstance(value, (int, float))
+        }
+
+
+def write(folder: str | Path, measured: Measured) -> None:
+    """Writes report.json and report.html, the table to stdout and the warnings to stderr.
+
+    Of several processes the first alone does.
+    """
+    if jax.process_index() > 0:
+        return
+    path = Path(folder, "report.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(measured.figures, indent=2) + "\n")
+    path.with_suffix(".html").write_text(page(path.parent, measured))
+    print(table(measured.figures))
+    for warning in measured.figures.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"report: {path}, {path.with_suffix('.html')}")
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """The figures as aligned lines."""
+    lines = []
+    for name, value in figures.items():
+        if name in APART:
+            continue
+        if isinstance(value, Mapping):
+            value = "  ".join(f"{key}: {ratio:.2f}" for key, ratio in value.items())
+        lines.append(
+            f"{name:40s} {value:.4f}" if isinstance(value, float) else f"{name:40s} {value}"
+        )
+    return "\n".join(lines)
+
+
+# The page -----------------------------------------------------------------------------------------
+
+
+def page(folder: Path, measured: Measured) -> str:
+    """report.html: the figures, the pictures and the curves of the training run in a folder."""
+    figures, gallery = measured
+    name = html.escape(folder.resolve().name)
+    parts = [f"<h1>{name}</h1>"]
+    parts += [
+        f"<p class=warning>{html.escape(warning)}</p>" for warning in figures.get("warnings", ())
+    ]
+    parts += [
+        "<h2>Figures</h2>",
+        _table((key, value) for key, value in figures.items() if key not in APART),
+    ]
+    if gallery.samples is not None:
+        parts += ["<h2>Samples</h2>", _picture(grid(_enlarged(gallery.samples[:100])))]
+    samples, nearest, distances = gallery
+    if samples is not None and nearest is not None and distances is not None:
+        lines = _neighbours(samples, nearest, distances)
+        parts += ["<h2>Nearest images of the reference</h2>", f"<p>{CAPTION}</p>", lines]
+    if figures.get("classes"):
+        parts += ["<h2>Classes</h2>", _classes(figures["classes"])]
+    curves = _curves(folder / "metrics.jsonl")
+    if curves:
+        parts += ["<h2>Training</h2>", curves]
+    head = f"<!doctype html><meta charset=utf-8><title>{name}</title><style>{STYLE}</style>"
+    return f"{head}{''.join(parts)}\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name}: {_text(item)}" for name, item in value.items())
+    kind = " class=number" if isinstance(value, (int, float)) else ""
+    return f"<td{kind}>{html.escape(_text(value))}</td>"
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _table(rows: Iterable[Sequence[Any]], head: Sequence[str] = ()) -> str:
+    top = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    cells = ["".join(map(_cell, row)) for row in rows]
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    return _table(([row.get(name, "") for name in head] for row in rows), head)
+
+
+def _enlarged(images: np.ndarray) -> np.ndarray:
+    factor = max(1, SIDE // max(images.shape[-3:-1]))
+    return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def _neighbours(samples: np.ndarray, nearest: np.ndarray, distances: np.ndarray) -> str:
+    """A line for each sample that has neighbours."""
+    rows = []
+    for sample, pictures, numbers in zip(samples, nearest, distances, strict=False):
+        below = ("", *(f"<br>{distance:.2f}" for distance in numbers))
+        pictures = [_picture(_enlarged(picture)) for picture in (sample, *pictures)]
+        cells = [f"<td>{picture}{text}</td>" for picture, text in zip(pictures, below, strict=True)]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _picture(pixels: np.ndarray) -> str:
+    """uint8 [H, W, 1 or 3] inside the page."""
+    with io.BytesIO() as file:
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
+            file, format="PNG"
+        )
+        return _inline(file.getvalue())
+
+
+def _inline(png: bytes) -> str:
+    return f'<img class=pixels alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _curves(path: Path) -> str:
+    """A panel for each metric of a run; nothing where there are none."""
+    if not path.exists():
+        return ""
+    lines = _lines(path)
+    names = sorted({name for line in lines for name in line} - {"step"})
+    return _panels(names, lines) if names else ""
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that read; the last one may be torn, where a run was killed."""
+    lines = []
+    for text in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and "step" in line:
+                lines.append(line)
+    return lines
+
+
+def _panels(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+    """A panel for each name: its values in the lines against their steps."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    columns = min(COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(3.4 * columns, 2.6 * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
+    for name, axis in zip(names, axes.flat, strict=False):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None)
+        axis.set(title=name, xlabel="step")
+    with io.BytesIO() as file:
+        figure.savefig(file, format="png", dpi=90)
+        pyplot.close(figure)
+        return _inline(file.getvalue())

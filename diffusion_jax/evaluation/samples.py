@@ -1,0 +1,267 @@
+"""A pipeline's samples as a set of images that can be measured, made when they are asked for.
+
+    samples = sampled(run, options)
+    samples.images.batches([0, 250], 250)       the samples, or the best of several candidates
+
+They are made under the run's own conditions: the classes in turn, held-out captions, held-out
+images made small.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data.image import to_unit
+from diffusion_jax.evaluation.options import SEED, Options
+from diffusion_jax.metrics.images import Batch, Images
+from diffusion_jax.pipelines import rerank, unclip
+from diffusion_jax.pipelines.conditions import conditions, held_out_conditions
+from diffusion_jax.pipelines.pipeline import Pipeline
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines.sampling import to_pixels
+from diffusion_jax.runs.folder import Model, Run, open_run
+from diffusion_jax.tasks import kinds
+from diffusion_jax.train.digest import digest
+from diffusion_jax.types import Raw
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A pipeline's samples; image i of a seed is always the same.
+
+    Attributes:
+      pipe: what makes them.
+      raw: conditions, [num, ...] each.
+      num: how many.
+      seed: of the draws.
+    """
+
+    pipe: Pipeline
+    raw: Raw
+    num: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.num
+
+    def batches(self, starts: Sequence[int], size: int) -> Iterator[Batch]:
+        """Sampled batch by batch.
+
+        Raises:
+          ConfigError: what `Pipeline.images` refuses, or samples that are not finite.
+        """
+        made = self.pipe.images(self.raw, self.num, self.seed, size, starts)
+        for first, batch in zip(starts, made, strict=True):
+            rows = {"image": to_pixels(batch)}
+            if "label" in self.raw:
+                rows["label"] = self.raw["label"][first : first + len(batch)]
+            yield rows
+
+
+@dataclass(frozen=True)
+class Best:
+    """Of every few images in a row the one that a classifier is surest of (2102.12092 sec. 2.6).
+
+    Attributes:
+      images: candidates with labels, `candidates` of each image in a row.
+      candidates: how many.
+      judge: the classifier.
+    """
+
+    images: Images
+    candidates: int
+    judge: Model
+
+    def __len__(self) -> int:
+        return len(self.images) // self.candidates
+
+    def batches(self, starts: Sequence[int], size: int) -> Iterator[Batch]:
+        """The best of each."""
+        firsts = [first * self.candidates for first in starts]
+        for batch in self.images.batches(firsts, size * self.candidates):
+            sure = rerank.sureness(self.judge, to_unit(batch["image"]), batch["label"])
+            best = np.argmax(np.asarray(sure).reshape(-1, self.candidates), axis=1)
+            rows = np.arange(len(best)) * self.candidates + best
+            yield {name: value[rows] for name, value in batch.items()}
+
+
+class Sampled(NamedTuple):
+    """Images that are about to be measured.
+
+    Attributes:
+      images: themselves.
+      figures: how they are made, for the report.
+      identity: tells them from all others, for what is kept on disk.
+    """
+
+    images: Images
+    figures: dict[str, Any]
+    identity: Mapping[str, Any]
+
+
+def sampled(run: Run, options: Options) -> Sampled:
+    """A run's samples under its own conditions.
+
+    Raises:
+      ConfigError: no number of samples, too few for the classes, or what `pipeline_of` and
+        `conditions` refuse.
+    """
+    section = run.config.get("evaluate", {})
+    num = options.num or section.get("num")
+    if not num:
+        raise ConfigError("this model's page does not say how many samples to measure: give --num")
+    pipe = pipeline_of(run, options)
+    guide = None if pipe.guide is None else pipe.guide.task
+    if run.task.num_classes or guide is not None:
+        check_classes(run.task if guide is None else guide, num, len(run.class_names or ()))
+    raw = conditions(run.task, num, raw=held_out_conditions(run, num), guide=guide)
+    seed = SEED if options.seed is None else options.seed
+    figures = {"samples": num} | described(pipe)
+    samples = Samples(pipe, raw, num, seed)
+    identity = {"run": identity_of(run), "recipe": asdict(pipe.recipe), "num": num, "seed": seed}
+    for name, helper in (("classifier", pipe.guide), ("weak", pipe.weak)):
+        if helper is not None:
+            identity[name] = identity_of(helper)
+    check_candidates(options)
+    images: Images = samples
+    if options.rerank is not None and options.candidates is not None:
+        judge = open_run(options.rerank, kinds.Classifier, flag="--rerank ")
+        images = best_of(samples, judge, options.candidates)
+        figures["candidates"] = options.candidates
+        identity |= {"rerank": judge.identity, "candidates": options.candidates}
+    return Sampled(images, figures, identity)
+
+
+def identity_of(run: Run) -> dict[str, Any]:
+    """What tells a run's weights from all others, also those of a run that is still in training."""
+    if run.digest:
+        return run.identity
+    return run.identity | {"digest": digest(run.model.params)}
+
+
+def described(pipe: Pipeline) -> dict[str, Any]:
+    """How a pipeline samples, for the report."""
+    recipe = recipe_of(pipe)
+    figures = {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance}
+    if pipe.guide is not None:
+        figures["classifier scale"] = recipe.classifier_scale
+    return figures
+
+
+def recipe_of(pipe: Pipeline) -> Recipe:
+    """How a pipeline of a diffusion model samples.
+
+    Raises:
+      ConfigError: it is a transformer over tokens.
+    """
+    if not isinstance(pipe.recipe, Recipe):
+        noun = pipe.run.task.noun
+        raise ConfigError(f"no metric measures samples of {noun}: give them as --images")
+    return pipe.recipe
+
+
+def best_of(samples: Samples, judge: Run, candidates: int) -> Best:
+    """The best of so many candidates for each sample.
+
+    Raises:
+      ConfigError: a judge of other images.
+    """
+    shape = samples.pipe.picture_shape
+    if judge.task.shape != shape or "label" not in samples.raw:
+        raise ConfigError(
+            f"--rerank judges labelled images of {judge.task.shape}, this model makes {shape}: "
+            "choose another"
+        )
+    raw = {name: np.repeat(value, candidates, axis=0) for name, value in samples.raw.items()}
+    pool = replace(samples, raw=raw, num=samples.num * candidates)
+    return Best(pool, candidates, judge.model)
+
+
+def check_candidates(options: Options) -> None:
+    """Raises ConfigError where one of --rerank and --candidates is given without the other."""
+    if (options.rerank is None) != (options.candidates is None):
+        raise ConfigError(
+            "reranking needs both --rerank, a classifier's folder, and --candidates, how many to "
+            "choose from"
+        )
+
+
+def check_classes(task: Any, num: int, classes: int) -> None:
+    """Goes through what samples of classes need.
+
+    Args:
+      task: what takes the labels, the model or its classifier.
+      num: how many samples, classes in turn.
+      classes: of the data that they are measured against.
+
+    Raises:
+      ConfigError: there are no labels, or too few samples.
+    """
+    if not task.num_classes:
+        raise ConfigError(
+            "these metrics need classes, this model takes no label: give a --classifier, or set "
+            "evaluate.num to 0"
+        )
+    if num < max(classes, 1):
+        raise ConfigError(
+            f"{num} samples do not cover the {classes} classes of the data: raise num"
+        )
+
+
+# Pipelines ----------------------------------------------------------------------------------------
+
+
+def pipeline_of(run: Run, options: Options, page_guidance: bool = True) -> Pipeline:
+    """What makes the samples.
+
+    Args:
+      run: the model.
+      options: how to sample in place of the page's way, and the folders of what helps.
+      page_guidance: whether the guidance of the page's section evaluate goes before that of its
+        section sample.
+
+    Raises:
+      ConfigError: a folder of another kind of model, or fields of the recipe that are wrong or
+        change nothing.
+    """
+    guide = None
+    if options.classifier is not None:
+        guide = open_run(options.classifier, kinds.Guide, flag="--classifier ")
+    fields = run.recipe()
+    section = run.config.get("evaluate", {})
+    if page_guidance and "guidance" in section:
+        fields["guidance"] = section["guidance"]
+    recipe = Recipe.of(fields).using(**options.changes)
+    recipe.check_changes(options.changes, run.task, guide is not None, options.swept)
+    weak = _weak_of(options)
+    if options.swept == "guidance" and not recipe.guides:
+        weak = None  # at the scale 1 of a sweep there is nothing to guide away
+    upsamplers = tuple(_upsampler(folder) for folder in options.upsampler)
+    return Pipeline(run, recipe, guide, weak, upsamplers, _prior_of(run, options))
+
+
+def _weak_of(options: Options) -> Run | None:
+    """The model to guide away from."""
+    if options.weak is None:
+        if options.weak_step is not None:
+            raise ConfigError("--weak_step is a step of the run --weak: give that too")
+        return None
+    return open_run(options.weak, kinds.Pictures, step=options.weak_step, flag="--weak ")
+
+
+def _upsampler(folder: str) -> Pipeline:
+    run = open_run(folder, kinds.Pictures, flag="--upsampler ")
+    return Pipeline(run, Recipe.of(run.recipe()))
+
+
+def _prior_of(run: Run, options: Options) -> unclip.Prior | str | None:
+    changes = {"guidance": options.prior_guidance, "steps": options.prior_steps}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if run.task.embedder is None and (changes or options.prior_best is not None):
+        raise ConfigError("a prior (--prior) is for a decoder of unCLIP: this model reads none")
+    best = unclip.BEST if options.prior_best is None else options.prior_best
+    return unclip.prior_of(options.prior, run, best, **changes)

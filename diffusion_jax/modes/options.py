@@ -1,0 +1,229 @@
+"""What a mode is asked: dataclasses of options, each leaf of which is a flag of the command line.
+
+A mode's `Options` has groups of these and fields of its own. A field made by `build.option` is a
+flag: its name, its default, its bounds and its help are the field's. None stands for what the page
+or the model says.
+
+    leaves(Options)                the flags, by name
+    built(Options, {"num": 4})     Options of leaves, as the command line and tests make them
+"""
+from __future__ import annotations
+
+import importlib
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from diffusion_jax.build import ConfigError, check_options, option, unknown
+from diffusion_jax.modes import MODES
+
+Page = Mapping[str, Any]
+"""A page of configs/, which `--config` names and `--config.<key>=<value>` changes."""
+
+# Groups -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights of a run's folder."""
+
+    which: str = option("ema", "Weights to use: an EMA's name, or params")
+    step: int | None = option(None, "Checkpoint to use; the newest by default", least=0)
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How many images, from which draws."""
+
+    num: int | None = option(None, "Images to make", least=1)
+    seed: int | None = option(None, "Of sampling", least=0, most=2**32 - 1)
+    batch: int | None = option(None, "Images at a time", least=1)
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class Helpers:
+    """Other runs that help to sample."""
+
+    classifier: str | None = option(
+        None, "Folder of a noisy classifier that guides towards the label, or of a CLIP"
+    )
+    weak: str | None = option(
+        None, "Folder of a weaker model to guide away from (autoguidance), in place of no condition"
+    )
+    weak_step: int | None = option(None, "Its checkpoint; the newest by default", least=0)
+    upsampler: tuple[str, ...] = option(
+        (), "Folder of a model that makes the images larger; may be given again"
+    )
+    prior: str | None = option(
+        None,
+        "Where unCLIP's decoder has its embeddings from: a prior's folder, or text, or caption",
+    )
+    prior_guidance: float | None = option(None, "Guidance of the prior")
+    prior_steps: str | None = option(None, "Steps of a diffusion prior")
+    prior_best: int | None = option(
+        None, "Embeddings that it makes for each that is kept, 2 by default", least=1
+    )
+    rerank: str | None = option(
+        None, "Folder of a classifier, or of a CLIP, that chooses among --candidates"
+    )
+    candidates: int | None = option(None, "Images to make for each that is kept", least=1)
+
+    def __post_init__(self):
+        check_options(self)
+        if self.weak is None and self.weak_step is not None:
+            raise ConfigError("--weak_step is a step of the run --weak: give that too")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; what is not given is as the page says, or as here."""
+
+    # The fields of `Recipe` and of `Draw` that were given.
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Leaves -------------------------------------------------------------------------------------------
+
+
+class Leaf(NamedTuple):
+    """One flag.
+
+    Attributes:
+      group: the field of Options that holds it; '' where it is a field of Options itself.
+      types: what its values may be, without None.
+      default: None for what the page or the model says.
+      help: a phrase.
+    """
+
+    group: str
+    types: tuple[Any, ...]
+    default: Any
+    help: str
+
+
+PAGE = Leaf(
+    "",
+    (),
+    None,
+    "A page of configs/, by its name or its file, and behind a colon its variant: digits, "
+    "configs/digits.py:tiny. --config.<key>=<value> changes it",
+)
+
+
+def group(kind: type, without: Sequence[str] = ()) -> Any:
+    """A field of Options that is a dataclass of options.
+
+    Args:
+      kind: the dataclass.
+      without: those of its fields that the mode does not look at, and that are no flags of it.
+    """
+    return field(default_factory=kind, metadata={"without": tuple(without)})
+
+
+def leaves(kind: type, group: str = "", without: Sequence[str] = ()) -> dict[str, Leaf]:
+    """The flags of a mode's Options, by name; those that it has of itself first.
+
+    Args:
+      kind: the Options, or a group of them.
+      group: the field that holds it.
+      without: fields that are no flags.
+    """
+    hints = get_type_hints(kind)
+    flags = {}
+    for part in fields(kind):
+        if "help" in part.metadata and part.name not in without:
+            types = _types(hints[part.name])
+            flags[part.name] = Leaf(group, types, part.default, part.metadata["help"])
+    for part in fields(kind):
+        if is_dataclass(hints[part.name]):
+            left_out = part.metadata.get("without", ())
+            for source in _sources(hints[part.name]):
+                flags |= leaves(source, part.name, (*left_out, *flags))
+    return flags
+
+
+def _sources(kind: type) -> tuple[type, ...]:
+    """The dataclasses whose fields are the flags of a group: for `Sampling` both recipes."""
+    if kind is not Sampling:
+        return (kind,)
+    from diffusion_jax.pipelines.dalle import Draw  # not before: it imports the optimisers
+    from diffusion_jax.pipelines.recipe import Recipe
+
+    return Recipe, Draw
+
+
+def _types(hint: Any) -> tuple[Any, ...]:
+    """What an annotation lets a value be, without None."""
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return tuple(one for one in alternatives if one is not type(None))
+
+
+def reads_page(kind: type) -> bool:
+    """Whether a mode takes --config."""
+    return "config" in kind.__dataclass_fields__
+
+
+def mode_of(kind: type) -> str:
+    """The mode that Options are of."""
+    return kind.__module__.rpartition(".")[2]
+
+
+def built(kind: type, values: Mapping[str, Any]) -> Any:
+    """A mode's Options of flat leaves, {flag: value}; what is None or not there has its default.
+
+    Raises:
+      ConfigError: a flag that the mode does not have (which mode has it, or the nearest one), a
+        number out of bounds, or what does not go together.
+    """
+    flags = leaves(kind) | ({"config": PAGE} if reads_page(kind) else {})
+    whole: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in flags:
+            raise stranger(name, mode_of(kind))
+        if value is not None:
+            holder = whole.setdefault(flags[name].group, {}) if flags[name].group else whole
+            holder[name] = tuple(value) if isinstance(value, list) else value
+    hints = get_type_hints(kind)
+    for name in {leaf.group for leaf in flags.values()} & whole.keys():
+        part = {"changes": whole[name]} if hints[name] is Sampling else whole[name]
+        whole[name] = hints[name](**part)
+    return kind(**whole)
+
+
+def stranger(name: str, mode: str) -> ConfigError:
+    """The error for a flag that a mode does not have: which modes have it, or the nearest flag."""
+    modules = {each: importlib.import_module(f"diffusion_jax.modes.{each}") for each in MODES}
+    flags = {each: leaves(module.Options) for each, module in modules.items()}
+    owners = [each for each in MODES if name in flags[each]]
+    if not owners:
+        return unknown(f"flag of mode {mode}", name, flags[mode])
+    of_page = "what a run is, its page says (--config.<key>=<value>)"
+    reason = of_page if mode == "train" else f"mode {mode} has no use for it"
+    modes = ("mode " if len(owners) == 1 else "modes ") + ", ".join(owners)
+    return ConfigError(f"--{name} belongs to {modes}: {reason}")
+
+
+def described(kind: type) -> str:
+    """The flags of a dataclass for --help, group by group, with their defaults."""
+    hints = get_type_hints(kind)
+    tables: dict[str, list[str]] = {}
+    page = {"config": PAGE} if reads_page(kind) else {}
+    for name, leaf in (page | leaves(kind)).items():
+        title = str((hints[leaf.group] if leaf.group else kind).__doc__).partition("\n")[0]
+        tables.setdefault(title, []).append(_entry(name, leaf))
+    return "\n\n".join("\n".join([title, *lines]) for title, lines in tables.items())
+
+
+def _entry(name: str, leaf: Leaf) -> str:
+    default = ", ".join(leaf.default) if isinstance(leaf.default, tuple) else str(leaf.default)
+    behind = "" if default in ("", "None", "False") else f" ({default})"
+    text = f"--{name}: {leaf.help}{behind}"
+    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="      ")

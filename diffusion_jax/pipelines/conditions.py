@@ -1,0 +1,315 @@
+"""From what a person asks for to what a model is conditioned on: labels, tokens, pictures.
+
+    Request            ->  Raw, [num, ...] each      (`conditions_of`)
+    a model, held-out  ->  Raw                       (`held_out_conditions`)
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.data import pictures
+from diffusion_jax.data.image import to_channels, to_unit
+from diffusion_jax.pipelines import unclip
+from diffusion_jax.pipelines.request import Pictures, Request
+from diffusion_jax.runs import held_out
+from diffusion_jax.runs.folder import Model, Run
+from diffusion_jax.tasks import kinds
+from diffusion_jax.types import Raw
+
+FLAGS = {"tokens": "prompt"}
+"""Raw conditions that are asked for under another name."""
+
+
+def conditions(
+    task: Any, num: int, labels: np.ndarray | None = None, raw: Raw | None = None, guide: Any = None
+) -> Raw:
+    """Raw conditions for `num` images.
+
+    Args:
+      task: the model's, tasks/kinds.py:Pictures.
+      num: how many.
+      labels: those of the images, int [num]; None takes the classes in turn.
+      raw: conditions that cannot be made up, low_res for example, each at least [num, ...]; labels
+        among them are used, and so is 'negative', a text to guide away from.
+      guide: the task of a classifier, which needs labels too, or of a CLIP, whose texts are in
+        `raw`.
+
+    Raises:
+      ConfigError: a label that does not exist, or one asked of a model that takes none; a condition
+        that is missing or too short.
+    """
+    raw = dict(raw or {})
+    texts = () if guide is None or guide.target == "label" else (guide.target,)
+    if texts and texts[0] not in raw:
+        raise ConfigError("a CLIP guides towards a text: give a prompt (--prompt)")
+    negative = ("negative",) if "tokens" in task.cond.keys else ()
+    names = (*task.cond.keys, *task.cond.droppable, *texts, *negative)
+    raw = {name: value[:num] for name, value in raw.items() if name in names}
+    classes = _classes(task, guide)
+    if labels is not None and not classes:
+        raise ConfigError("this model takes no label: leave label (--label) out")
+    if labels is not None:
+        _check_labels(labels, classes)
+        raw["label"] = labels.astype(np.int32)
+    elif classes and "label" not in raw:
+        raw["label"] = (np.arange(num) % classes).astype(np.int32)
+    _check_given(task, raw, num)
+    task.cond.check(raw)
+    return raw
+
+
+def _classes(task: Any, guide: Any) -> int:
+    """How many labels there are: the model's, or its classifier's."""
+    if guide is None or guide.target != "label":
+        return task.num_classes
+    if task.num_classes and task.num_classes != guide.num_classes:
+        raise ConfigError(
+            f"the classifier knows {guide.num_classes} classes, the model {task.num_classes}: "
+            "they must be the same"
+        )
+    return guide.num_classes
+
+
+def _check_labels(labels: np.ndarray, classes: int) -> None:
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if outside.size:
+        raise ConfigError(f"label {outside[0]} is outside 0 ... {classes - 1}")
+
+
+def _check_given(task: Any, raw: Raw, num: int) -> None:
+    """Raises ConfigError for a condition that the model reads and that is missing, too short, or
+    of another shape."""
+    for name in task.cond.keys:
+        if name not in raw:
+            flag = FLAGS.get(name, name)
+            raise ConfigError(f"this model is conditioned on {name!r}: give {flag} (--{flag})")
+        if len(raw[name]) < num:
+            raise ConfigError(
+                f"{num} images need as many of {name!r}, there are {len(raw[name])}: lower num "
+                "(--num)"
+            )
+    for name, shape in derived_shapes(task).items():
+        if raw[name].shape[1:] != shape:
+            raise ConfigError(
+                f"this model was trained on {name} of {shape}, not {raw[name].shape[1:]}: give it "
+                "such images"
+            )
+
+
+def derived_shapes(task: Any) -> dict[str, tuple[int, ...]]:
+    """The shape [h, w, C] of every condition that training makes of an image."""
+    image = jax.ShapeDtypeStruct((1, *task.shape), jnp.float32)
+    raw = jax.eval_shape(
+        lambda image: task.cond.prepare({"image": image}, jax.random.key(0)), image
+    )
+    return {name: raw[name].shape[1:] for name in task.cond.derived}
+
+
+def conditions_of(
+    run: Run,
+    request: Request,
+    num: int,
+    seed: int = 0,
+    guide: Run | None = None,
+    prior: unclip.Prior | str | None = None,
+    extra: Raw | None = None,
+) -> Raw:
+    """Raw conditions of `num` images of a request, as many for each of its rows.
+
+    Args:
+      run: the model.
+      request: what is asked for.
+      num: how many in all, a multiple of `request.rows`.
+      seed: of unCLIP's prior.
+      guide: a classifier or a CLIP that guides.
+      prior: where the embeddings of unCLIP's decoder come from.
+      extra: conditions that were made already, [num, ...] each.
+
+    Raises:
+      ConfigError: prompts for a model that reads none, and that no CLIP guides; a model without a
+        tokenizer; a prompt that is too long; what `conditions` refuses.
+    """
+    task = run.task
+    raw = dict(extra or {})
+    if request.low_res is not None:
+        raw |= low_resolution(request.low_res, task)
+    raw |= _texts_of(run, request, num, seed, guide, prior)
+    labels = label_numbers(run, request, num)
+    return conditions(task, num, labels, raw, None if guide is None else guide.task)
+
+
+def label_numbers(run: Run, request: Request, num: int) -> np.ndarray | None:
+    """The labels asked for, int [num]; None without any.
+
+    Raises:
+      ConfigError: a name that is no class's.
+    """
+    if request.labels is None:
+        return None
+    numbers = [_label_number(run, label) for label in request.labels]
+    return np.repeat(numbers, num // len(numbers))
+
+
+def _label_number(run: Run, label: int | str) -> int:
+    if not isinstance(label, str):
+        return int(label)
+    if label.lstrip("-").isdecimal():
+        return int(label)
+    names = run.class_names or ()
+    if label not in names:
+        raise (
+            unknown("class", label, names)
+            if names
+            else ConfigError(f"label {label!r}: this model's classes have no names")
+        )
+    return names.index(label)
+
+
+def _texts_of(
+    run: Run,
+    request: Request,
+    num: int,
+    seed: int,
+    guide: Run | None,
+    prior: unclip.Prior | str | None,
+) -> Raw:
+    """What a request's texts give: tokens, the features that a CLIP guides towards, embeddings
+    of unCLIP."""
+    task, prompts = run.task, request.prompts
+    if prompts is None and request.truncate:
+        raise ConfigError(
+            "truncate (--truncate) cuts prompts: give a prompt (--prompt), or leave it out"
+        )
+    if task.embedder is not None:
+        if request.negative is not None:
+            raise ConfigError(
+                "negative (--negative) is for a model that reads nothing but a text: leave it out"
+            )
+        return unclip.conditions_of(
+            run, prior, prompts, num, seed, request.truncate, request.embedding
+        )
+    if prior is not None or request.embedding is not None:
+        raise ConfigError(
+            "a prior (--prior) is for a decoder of unCLIP: this model reads no embeddings"
+        )
+    reads = "tokens" in task.cond.keys
+    if request.negative is not None and not (reads and prompts):
+        raise ConfigError(
+            "negative (--negative) goes with a prompt (--prompt) and a model that reads text"
+        )
+    if prompts is None:
+        return _own_captions(run, num) if reads and "test" in run.config.get("data", {}) else {}
+    raw: dict[str, np.ndarray] = {}
+    if reads:
+        raw["tokens"] = np.repeat(
+            run.tokens(prompts, request.truncate), num // len(prompts), axis=0
+        )
+    if request.negative is not None:
+        raw["negative"] = np.repeat(run.tokens([request.negative], request.truncate), num, axis=0)
+    if guide is not None and isinstance(guide.task, kinds.TwoTowers):
+        features = _encode_text(guide.model, guide.tokens(prompts, request.truncate))
+        raw[guide.task.target] = np.repeat(np.asarray(features), num // len(prompts), axis=0)
+    if not raw:
+        raise ConfigError(
+            "this model reads no text: leave prompt (--prompt) out, or give a CLIP as classifier "
+            "(--classifier)"
+        )
+    return raw
+
+
+def _own_captions(run: Run, num: int) -> Raw:
+    """The tokens of held-out captions."""
+    if run.tokenizer is None:
+        raise ConfigError(
+            "this model reads captions: give data that has them, and data.decode.tokenizer"
+        )
+    return {"tokens": run.tokens(run.captions(num), truncate=True)}
+
+
+@jax.jit
+def _encode_text(clip: Model, tokens: np.ndarray) -> jax.Array:
+    """Unit vectors [N, F] of texts, tokens [N, T]."""
+    return clip.task.encode_text(clip.params, tokens)
+
+
+def low_resolution(images: Pictures, task: Any) -> Raw:
+    """The raw conditions in a file of small images: low_res in [-1, 1] and, if there are any,
+    labels.
+
+    Raises:
+      ConfigError: the model is no upsampler, or what `read_batch` refuses.
+    """
+    if "low_res" not in task.cond.keys:
+        raise ConfigError(
+            "low_res (--low_res) is for an upsampler: this model makes images of nothing"
+        )
+    batch, labels = read_pictures(images)
+    small = to_unit(np.stack([to_channels(image, channels_of(task)) for image in batch]))
+    return {"low_res": small} | ({} if labels is None else {"label": labels.astype(np.int32)})
+
+
+def channels_of(task: Any) -> int:
+    """Channels of a picture."""
+    return task.picture_shape[-1]
+
+
+def read_pictures(images: Pictures) -> tuple[np.ndarray, np.ndarray | None]:
+    """(images uint8 [N, H, W, C], labels or None) of an array, a file or a folder."""
+    if isinstance(images, np.ndarray):
+        return (images if images.ndim == 4 else images[None]), None
+    return pictures.read_batch(Path(images).expanduser())
+
+
+def pictures_of(images: Pictures, shape: tuple[int, int, int], flag: str) -> np.ndarray:
+    """Pictures of `shape` (H, W, C), [N, H, W, C] in [-1, 1].
+
+    Args:
+      images: where they are.
+      shape: what the model makes.
+      flag: what the command line calls them, for the error.
+
+    Raises:
+      ConfigError: they have another size than the model's.
+    """
+    batch, _ = read_pictures(images)
+    batch = np.stack([to_channels(image, shape[-1]) for image in batch])
+    if batch.shape[1:] != shape:
+        where = "" if isinstance(images, np.ndarray) else f" {images}"
+        raise ConfigError(
+            f"--{flag}{where} has pictures of {batch.shape[1:]}, this model makes {shape}"
+        )
+    return to_unit(batch)
+
+
+def held_out_conditions(run: Run, num: int) -> Raw:
+    """Conditions of `num` held-out images where the model makes some of an image, as an upsampler
+    does, or reads captions.
+
+    Raises:
+      ConfigError: there is such a condition and no data to make it of.
+    """
+    task, data = run.task, run.config.get("data", {})
+    reads_text = "tokens" in task.cond.keys
+    if "test" not in data and (task.embedder is not None or reads_text or task.cond.derived):
+        raise ConfigError(
+            "this model came without data to make its conditions of: give them to --mode sample, "
+            "with --out x.npz, "
+            "and measure those --images"
+        )
+    if task.embedder is not None:
+        return unclip.held_out(task.embedder, run.model.first, data, num)
+    texts = dict(_own_captions(run, num)) if reads_text else {}
+    if not task.cond.derived:
+        return texts
+    images, labels = held_out.pictures(data, "test", num)
+    raw = task.cond.prepare({"image": jnp.asarray(to_unit(images))}, jax.random.key(0), level=0.0)
+    derived = {name: np.asarray(raw[name]) for name in task.cond.derived}
+    if labels is not None:
+        derived["label"] = labels
+    return texts | {name: value[np.arange(num) % len(images)] for name, value in derived.items()}

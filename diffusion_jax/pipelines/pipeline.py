@@ -1,0 +1,396 @@
+"""What a Python user holds: a run that makes pictures, and how it makes them.
+
+    pipe = pipeline("runs/digits")
+    pipe(3, num=4, seed=0).save("threes.png")
+    pipe.using(guidance=5.0, steps=30)(["a cat", "a dog"]).save("pets/")
+    for step, images in pipe.stream("a cat", every=5): ...
+    pipe.edit.switch(1, 7, values=[0, 10, 20])
+
+A pipeline never changes: `using` gives another one. Compiled programs are shared by all of them:
+another seed, prompt or scale, and another checkpoint of the same kind, compile nothing. It serves
+every kind of run that makes pictures: of pixels, of latents, decoders of unCLIP with their priors,
+upsamplers behind each other, and transformers over tokens.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.pipelines import cascade, latent, rerank, sampling, stream, tokens, unclip
+from diffusion_jax.pipelines.conditions import conditions_of, label_numbers
+from diffusion_jax.pipelines.dalle import Draw
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines.request import Request, check_numbers
+from diffusion_jax.pipelines.samples import Origin, Samples, recipe_fields
+from diffusion_jax.pipelines.session import Edits
+from diffusion_jax.runs.folder import Run, check_kind, open_run
+from diffusion_jax.tasks import kinds
+from diffusion_jax.types import Raw
+
+Folder = str | os.PathLike[str] | Run
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A run and how it makes pictures.
+
+    Attributes:
+      run: what was trained.
+      recipe: how to sample: a `Recipe`, of a transformer over tokens a `Draw`.
+      guide: a noisy classifier or a CLIP that guides it.
+      weak: a weaker model of the same images to guide away from.
+      upsamplers: pipelines of models that make the pictures larger, one after the other.
+      prior: where the embeddings of unCLIP's decoder come from: a prior, 'text' or 'caption'.
+      judge: a classifier or a CLIP that keeps the best of several.
+      candidates: pictures that are made for each that the judge keeps.
+    """
+
+    run: Run
+    recipe: Recipe | Draw
+    guide: Run | None = None
+    weak: Run | None = None
+    upsamplers: tuple[Pipeline, ...] = ()
+    prior: unclip.Prior | str | None = None
+    judge: Run | None = None
+    candidates: int = 1
+
+    def __post_init__(self):
+        if self.judge is None and self.candidates != 1:
+            raise ConfigError(
+                "candidates (--candidates) are what a judge chooses among: give --rerank, a "
+                "classifier or a CLIP"
+            )
+        if self.judge is not None:
+            rerank.check(self.judge, self.picture_shape)
+
+    def using(self, **changes: Any) -> Pipeline:
+        """The same with other fields of its recipe.
+
+        Raises:
+          ConfigError: an unknown field (the message names the nearest known one), a value that it
+            cannot have, or a change that would change nothing, with the reason.
+
+        Example:
+          >>> pipe.using(steps=30, guidance=5.0, sampler='dpmpp_2m')
+        """
+        recipe = self.recipe.using(**changes)
+        if isinstance(recipe, Recipe):
+            recipe.check_changes(changes, self.run.task, classifier=self.guide is not None)
+        return replace(self, recipe=recipe)
+
+    @property
+    def diffusion(self) -> Recipe:
+        """How to sample, of a diffusion model.
+
+        Raises:
+          ConfigError: it is a transformer over tokens.
+        """
+        if isinstance(self.recipe, Draw):
+            raise ConfigError(
+                f"{self.run.folder} holds {self.run.task.noun}: this is for diffusion models"
+            )
+        return self.recipe
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the pictures that it makes."""
+        if self.upsamplers:
+            return self.upsamplers[-1].picture_shape
+        return self.run.task.shape if self.makes_tokens else self.run.task.picture_shape
+
+    @property
+    def makes_tokens(self) -> bool:
+        """Whether it is a transformer over tokens."""
+        return isinstance(self.recipe, Draw)
+
+    @property
+    def edit(self) -> Edits:
+        """Pictures changed, and conditions changed half-way: `edit.invert`, `strength`,
+        `switch`, `mix`, `guidance` ..."""
+        return Edits(self)
+
+    def __call__(
+        self, request: Any = None, num: int = 1, seed: int = 0, batch: int = 100
+    ) -> Samples:
+        """Makes pictures.
+
+        Args:
+          request: a text, a label, a list of either, a `Request`, or None: the classes in turn, or
+            held-out captions.
+          num: pictures of each text or label; in all, where there is none.
+          seed: picture i of a seed does not depend on `num` or `batch`.
+          batch: pictures at a time.
+
+        Raises:
+          ConfigError: what does not go with the model, before anything is made; pictures that are
+            not finite.
+        """
+        work = self.start(request, num, seed, batch)
+        images = np.concatenate(list(work.batches()))
+        return Samples(images, work.origin, work.labels, work.prompts)
+
+    def start(self, request: Any = None, num: int = 1, seed: int = 0, batch: int = 100) -> Job:
+        """What `__call__` makes, checked but not yet made; for pictures that are to be written
+        as they come."""
+        request = Request.of(request)
+        check_numbers(num, seed, batch)
+        total = num * request.rows
+        origin = self.origin(request, num, seed, batch)
+        if self.judge is not None:
+            return self._ranked(self.judge, request, origin)
+        if isinstance(self.recipe, Draw):
+            prompts = request.prompts or tuple(self.run.captions(total))
+            images = tokens.batches(self.run, self.recipe, request, prompts, total, seed, batch)
+            return Job(origin, total, images, None, _repeated(prompts, total))
+        raw = self.conditions(request, total, seed)
+        images = self.images(raw, total, seed, batch)
+        return Job(origin, total, images, raw.get("label"), _repeated(request.prompts, total))
+
+    def conditions(self, request: Request, total: int, seed: int = 0) -> Raw:
+        """What the model is conditioned on for `total` pictures of a request."""
+        if request.complete is not None:
+            raise ConfigError(
+                "complete (--complete) is for a transformer over tokens: edit.inpaint makes a part "
+                "of a picture anew"
+            )
+        if request.negative is not None and not self.recipe.guides:
+            raise ConfigError(
+                "negative (--negative) is what guidance leads away from, and guidance is 1, none: "
+                "give guidance too"
+            )
+        return conditions_of(self.run, request, total, seed, self.guide, self.prior)
+
+    def images(
+        self,
+        raw: Raw,
+        total: int,
+        seed: int = 0,
+        batch: int = 100,
+        starts: Sequence[int] | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Batches of pictures [b, H, W, C] in about [-1, 1] under raw conditions, `total` in all,
+        in order.
+
+        Args:
+          raw: conditions, [total, ...] each.
+          total, seed, batch: as for `sampling.generate`.
+          starts: the number of the first picture of each batch to make; all by default. Not with
+            upsamplers.
+        """
+        stages = self.stages
+        cascade.check(stages, raw)
+        made = sampling.generate(
+            self.run.model, self.diffusion, raw, total, seed, batch, self.guides, starts
+        )
+        if len(stages) > 1:
+            made = cascade.upsampled(stages[1:], made, raw, total, seed, batch)
+        return latent.decoded(stages[-1].model, made)
+
+    @property
+    def stages(self) -> list[cascade.Stage]:
+        """This model and those that make its pictures larger."""
+        return [cascade.Stage(pipe.run.model, pipe.diffusion) for pipe in (self, *self.upsamplers)]
+
+    @property
+    def guides(self) -> sampling.Guides:
+        """What guides it, as models."""
+        return sampling.Guides(
+            *(None if run is None else run.model for run in (self.guide, self.weak))
+        )
+
+    def stream(
+        self, request: Any = None, num: int = 1, seed: int = 0, every: int = 5
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The pictures of `__call__` as they arise.
+
+        Args:
+          request, num, seed: as for `__call__`; all pictures are one batch.
+          every: steps between two looks.
+
+        Yields:
+          (steps done, uint8 [N, H, W, C]): x0 as it stands; after the last step the pictures
+          themselves.
+
+        Raises:
+          ConfigError: what `__call__` refuses; a transformer over tokens, upsamplers or a judge,
+            which have no such steps.
+        """
+        if self.upsamplers or self.judge is not None:
+            raise ConfigError(
+                "stream shows the steps of one model: call the pipeline itself where upsamplers or "
+                "a judge follow"
+            )
+        recipe = self.diffusion
+        request = Request.of(request)
+        check_numbers(num, seed, num)
+        total = num * request.rows
+        raw = self.conditions(request, total, seed)
+        steps = stream.watched(self.run.model, recipe, raw, total, seed, every, self.guides)
+        return ((step, self._pictures(x)) for step, x in steps)
+
+    def _pictures(self, x: np.ndarray) -> np.ndarray:
+        return sampling.to_pixels(np.asarray(latent.decode(self.run.model, jnp.asarray(x))))
+
+    def _ranked(self, judge: Run, request: Request, origin: Origin) -> Job:
+        """The best of `candidates` times as many pictures for each prompt or label, the best
+        first."""
+        if request.complete is not None:
+            raise ConfigError("completed pictures are not ranked: leave --rerank or --complete out")
+        num = origin.num
+        if self.makes_tokens and request.prompts is None:
+            request = replace(
+                request, prompt=tuple(self.run.captions(num)), truncate=True
+            )  # as in training
+            num = 1
+        labels = label_numbers(self.run, request, request.rows)
+        if labels is None and request.prompts is None:
+            raise ConfigError("a judge ranks pictures of a prompt or a label: give one")
+        rows = request.rows
+        prompts = _repeated(request.prompts, rows)
+        goals = rerank.goals(judge, self.run, prompts, labels)
+        pool = replace(self, judge=None, candidates=1).start(
+            request, num * self.candidates, origin.seed, origin.batch
+        )
+        each_label = None if labels is None else np.repeat(labels, num)
+        return Job(
+            origin,
+            rows * num,
+            _best(judge, goals, pool, num),
+            each_label,
+            _repeated(prompts, rows * num),
+        )
+
+    def origin(self, request: Request, num: int, seed: int, batch: int) -> Origin:
+        """What pictures of a call are made from, for their files."""
+        helpers: dict[str, Any] = {}
+        for name, run in (("classifier", self.guide), ("weak", self.weak), ("rerank", self.judge)):
+            if run is not None:
+                helpers[name] = run.identity
+        if self.judge is not None:
+            helpers["candidates"] = self.candidates
+        if self.prior is not None:
+            helpers["prior"] = unclip.described(self.prior)
+        if self.upsamplers:
+            helpers["upsamplers"] = [
+                {"run": pipe.run.identity, "recipe": recipe_fields(pipe.recipe)}
+                for pipe in self.upsamplers
+            ]
+        return Origin(
+            request, num, seed, batch, recipe_fields(self.recipe), self.run.identity, helpers
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Pictures that are about to be made.
+
+    Attributes:
+      origin: what they are made from.
+      total: how many.
+      made: batches in about [-1, 1], or uint8.
+      labels, prompts: one for each, or None.
+    """
+
+    origin: Origin
+    total: int
+    made: Iterator[np.ndarray]
+    labels: np.ndarray | None
+    prompts: tuple[str, ...] | None
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Makes them: uint8 [b, H, W, C], `total` in all; can be called once.
+
+        Raises:
+          ConfigError: pictures that are not finite.
+        """
+        for batch in self.made:
+            yield batch if batch.dtype == np.uint8 else sampling.to_pixels(batch)
+
+
+def _best(judge: Run, goals: np.ndarray, pool: Job, num: int) -> Iterator[np.ndarray]:
+    """The `num` best pictures of a pool for each goal, in one batch of uint8."""
+    images = np.concatenate(list(pool.batches()))
+    candidates = images.reshape(len(goals), -1, *images.shape[1:])
+    best = rerank.best(candidates, rerank.scores(judge, goals, candidates), num)
+    yield best.reshape(-1, *best.shape[2:])
+
+
+def _repeated(prompts: Sequence[str] | None, total: int) -> tuple[str, ...] | None:
+    if prompts is None:
+        return None
+    return tuple(prompt for prompt in prompts for _ in range(total // len(prompts)))
+
+
+def pipeline(
+    folder: Folder,
+    upsamplers: Sequence[Folder] = (),
+    classifier: Folder | None = None,
+    weak: Folder | None = None,
+    prior: Folder | None = None,
+    rerank: Folder | None = None,
+    candidates: int = 1,
+    which: str = "ema",
+    step: int | None = None,
+) -> Pipeline:
+    """Opens a run's folder to make pictures.
+
+    Args:
+      folder: of a run, or one that is open.
+      upsamplers: folders of models that make the pictures larger; where there is none those that
+        came with an imported model.
+      classifier: of a noisy classifier that guides towards the label, or of a CLIP towards the
+        text.
+      weak: of a weaker model to guide away from.
+      prior: of unCLIP's decoder: a prior's folder, 'text' or 'caption'.
+      rerank: of a classifier or a CLIP that keeps the best of `candidates`.
+      candidates: pictures that are made for each that is kept.
+      which, step: the weights, see `open_run`.
+
+    Raises:
+      ConfigError: a folder that is not there or holds another kind of model.
+    """
+    run = _opened(folder, (kinds.Pictures, kinds.Tokens), which, step)
+    judge = None if rerank is None else _opened(rerank, kinds.Guide, flag="--rerank ")
+    if isinstance(run.task, kinds.Tokens):
+        helpers = dict(upsampler=upsamplers, classifier=classifier, weak=weak, prior=prior)
+        for name, helper in helpers.items():
+            if helper:
+                raise ConfigError(
+                    f"{name} (--{name}) is for diffusion models: {run.folder} holds {run.task.noun}"
+                )
+        return Pipeline(run, Draw(), judge=judge, candidates=candidates)
+    larger = tuple(upsamplers) or tuple(unclip.own_upsampler(run))
+    return Pipeline(
+        run,
+        Recipe.of(run.recipe()),
+        guide=None
+        if classifier is None
+        else _opened(classifier, kinds.Guide, flag="--classifier "),
+        weak=None if weak is None else _opened(weak, kinds.Pictures, flag="--weak "),
+        upsamplers=tuple(upsampler(other) for other in larger),
+        prior=unclip.prior_of(prior, run),
+        judge=judge,
+        candidates=candidates,
+    )
+
+
+def _opened(
+    folder: Folder, kind: Any, which: str = "ema", step: int | None = None, flag: str = ""
+) -> Run:
+    """A run of a kind; one that is open stays as it is."""
+    if isinstance(folder, Run):
+        check_kind(folder.task, kind, f"{flag}{folder.folder}")
+        return folder
+    return open_run(folder, kind, which, step, flag)
+
+
+def upsampler(folder: Folder) -> Pipeline:
+    """A model that makes pictures larger, as its page samples it."""
+    run = _opened(folder, kinds.Pictures, flag="--upsampler ")
+    return Pipeline(run, Recipe.of(run.recipe()))

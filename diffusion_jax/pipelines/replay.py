@@ -1,0 +1,152 @@
+"""Pictures made again: what they were made from is read from their file, and the folders that it
+names are opened.
+
+    replay = read_request("cats.png")    what was asked for, and how it was made
+    replay.make()                        the same pictures again, bit for bit on the same machine
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data import pictures
+from diffusion_jax.pipelines import unclip
+from diffusion_jax.pipelines.dalle import Draw
+from diffusion_jax.pipelines.pipeline import Pipeline, upsampler
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines.request import Request
+from diffusion_jax.pipelines.samples import Origin, Samples
+from diffusion_jax.runs.folder import Run, open_run
+from diffusion_jax.tasks import kinds
+
+
+class Replay(NamedTuple):
+    """A request that was read from a file of pictures, and how to make them again.
+
+    Attributes:
+      origin: what the pictures were made from.
+      index: the number of the picture, where the file holds one of many.
+    """
+
+    origin: Origin
+    index: int | None
+
+    @property
+    def request(self) -> Request:
+        """What was asked for."""
+        return self.origin.request
+
+    @property
+    def seed(self) -> int:
+        """Of the draws."""
+        return self.origin.seed
+
+    def pipeline(self) -> Pipeline:
+        """The pipeline that made the pictures, from the folders that they name.
+
+        Raises:
+          ConfigError: a folder that is no longer there, or that holds other weights now.
+        """
+        return reopened(self.origin)
+
+    def make(self) -> Samples:
+        """All pictures of that call again."""
+        origin = self.origin
+        return self.pipeline()(origin.request, num=origin.num, seed=origin.seed, batch=origin.batch)
+
+
+def read_request(path: str | Path) -> Replay:
+    """What the pictures in a file were made from, with a way to make them again.
+
+    Args:
+      path: a PNG, an .npz or a folder that was written by `Samples.save` or by mode `sample`.
+
+    Raises:
+      ConfigError: a file that says nothing of that sort, or that was made from an array.
+
+    Example:
+      >>> replay = read_request("cats.png")
+      >>> replay.request.prompt, replay.seed
+      >>> replay.make().save("again.png")
+    """
+    return Replay(*origin_in(path))
+
+
+def reopened(origin: Origin) -> Pipeline:
+    """The pipeline that made pictures, from the folders that they name.
+
+    Raises:
+      ConfigError: a folder that is no longer there, or that holds other weights now; a description
+        that makes no sense.
+    """
+    try:
+        return _reopened(origin)
+    except (KeyError, TypeError, AttributeError) as error:  # a file's text is input from elsewhere
+        raise ConfigError(
+            f"how these pictures were made does not read ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _reopened(origin: Origin) -> Pipeline:
+    helpers = origin.helpers
+    prior = helpers.get("prior")
+    run = _same(origin.run)
+    return Pipeline(
+        run,
+        _recipe(run).using(**origin.recipe),
+        guide=_same(helpers["classifier"]) if "classifier" in helpers else None,
+        weak=_same(helpers["weak"]) if "weak" in helpers else None,
+        upsamplers=tuple(_same_upsampler(other) for other in helpers.get("upsamplers", ())),
+        prior=None if prior is None else unclip.restored(prior, _same, run),
+        judge=_same(helpers["rerank"]) if "rerank" in helpers else None,
+        candidates=helpers.get("candidates", 1),
+    )
+
+
+def _recipe(run: Run) -> Recipe | Draw:
+    return Draw() if isinstance(run.task, kinds.Tokens) else Recipe()
+
+
+def _same_upsampler(description: Mapping[str, Any]) -> Pipeline:
+    """An upsampler as `Pipeline.origin` describes it."""
+    pipe = upsampler(_same(description["run"]))
+    return replace(pipe, recipe=pipe.recipe.using(**description["recipe"]))
+
+
+def _same(identity: Mapping[str, Any]) -> Run:
+    """The run with these weights; `ConfigError` where its folder holds others now."""
+    run = open_run(identity["run"], None, identity["which"], identity["step"])
+    if run.digest != identity["digest"]:
+        raise ConfigError(
+            f"{run.folder} holds other weights at step {run.step} than those that made these "
+            "pictures"
+        )
+    return run
+
+
+def origin_in(path: str | Path) -> tuple[Origin, int | None]:
+    """(what the pictures in a file were made from, the number of the picture or None).
+
+    Raises:
+      ConfigError: a file that says nothing of that sort.
+    """
+    meta = pictures.read_meta(Path(path).expanduser())
+    try:
+        request = Request(**{name: _tupled(value) for name, value in meta["request"].items()})
+        num, seed, batch = (int(meta[name]) for name in ("num", "seed", "batch"))
+        recipe, run, helpers = (dict(meta[name]) for name in ("recipe", "run", "helpers"))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} says nothing of how it was made that reads: {error}") from None
+    arrays = [name for name, value in meta["request"].items() if isinstance(value, dict)]
+    if arrays:
+        raise ConfigError(
+            f"{path} was made from an array, {arrays[0]}, which no file holds: ask again with it"
+        )
+    return Origin(request, num, seed, batch, recipe, run, helpers), meta.get("index")
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

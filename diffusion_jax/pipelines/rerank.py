@@ -1,0 +1,142 @@
+"""The best of several: a classifier or a CLIP tells how well images fit what they are to show
+(2102.12092 section 2.6).
+
+    score(image, label)  = log p(label | image) of a classifier, without noise                (1)
+    score(image, text)   = cosine of a CLIP's image and text                                  (2)
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.data.image import to_unit
+from diffusion_jax.runs.folder import Model, Run
+from diffusion_jax.tasks import kinds
+from diffusion_jax.types import Array
+
+
+def check(judge: Run, shape: tuple[int, int, int]) -> None:
+    """Raises ConfigError where a judge sees images of another shape than `shape`."""
+    if judge.task.shape != shape:
+        raise ConfigError(
+            f"--rerank {judge.folder} judges images of {judge.task.shape}, this model makes "
+            f"{shape}: choose another"
+        )
+
+
+def goals(
+    judge: Run,
+    maker: Run,
+    prompts: Sequence[str] | None,
+    labels: Sequence[int] | np.ndarray | None = None,
+) -> np.ndarray:
+    """What pictures are to show, as a judge reads it: the texts of a CLIP, [P, F], or the labels of
+    a classifier, int [P].
+
+    Args:
+      judge: a classifier's or a CLIP's run.
+      maker: the run that makes the pictures, whose training captions tell a prompt's label.
+      prompts: the texts, P of them; None where labels are given.
+      labels: the classes, P of them.
+
+    Raises:
+      ConfigError: a label for a CLIP; for a classifier a prompt without a label, or a label that it
+        does not know.
+    """
+    if isinstance(judge.task, kinds.TwoTowers):
+        if prompts is None:
+            raise ConfigError(
+                "a CLIP judges images by a text: give a prompt (--prompt), or a classifier as "
+                "--rerank"
+            )
+        return np.asarray(
+            judge.task.encode_text(
+                judge.model.params, jnp.asarray(judge.tokens(prompts, truncate=True))
+            )
+        )
+    numbers = np.asarray(labels_of(maker, prompts or ()) if labels is None else labels)
+    classes = judge.task.num_classes
+    if numbers.max() >= classes:
+        raise ConfigError(
+            f"--rerank {judge.folder} knows {classes} classes, not label {numbers.max()}: choose "
+            "another"
+        )
+    return numbers
+
+
+def scores(judge: Run, goals: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """How well images fit, larger is better, [P, N]: (1) or (2).
+
+    Args:
+      judge: a classifier's or a CLIP's run.
+      goals: what they are to show, from `goals`.
+      images: uint8 [P, N, H, W, C], N candidates of each of P.
+    """
+    if isinstance(judge.task, kinds.TwoTowers):
+        rows = [
+            _features(judge.model, to_unit(part)) @ text
+            for part, text in zip(images, goals, strict=True)
+        ]
+    else:
+        rows = [
+            _log_probs(judge.model, to_unit(part))[:, label]
+            for part, label in zip(images, goals, strict=True)
+        ]
+    return np.stack([np.asarray(row) for row in rows])
+
+
+def labels_of(run: Run, prompts: Sequence[str]) -> list[int]:
+    """The label of each prompt: that of the first training image with the prompt for a caption.
+
+    Raises:
+      ConfigError: there is no such image.
+    """
+    source = build(
+        run.data("a classifier ranks by the labels of a run's captions, so use a CLIP")["train"]
+    )
+    by_caption: dict[str, int] = {}
+    for i in range(len(source)):
+        record = source[i]
+        by_caption.setdefault(record.get("caption", ""), record.get("label", -1))
+    for prompt in prompts:
+        if by_caption.get(prompt, -1) < 0:
+            raise ConfigError(
+                f"no training image is captioned {prompt!r}, so a classifier cannot rank images of "
+                "it: use a CLIP"
+            )
+    return [by_caption[prompt] for prompt in prompts]
+
+
+def best(images: np.ndarray, scores: np.ndarray, num: int) -> np.ndarray:
+    """The `num` best of N images of each prompt: images [P, N, H, W, C], scores [P, N] -> [P,
+    num, H, W, C], best first."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :num]
+    return np.take_along_axis(images, order[:, :, None, None, None], axis=1)
+
+
+@jax.jit
+def sureness(classifier: Model, images: Array | np.ndarray, label: Array | np.ndarray) -> Array:
+    """log p(label | image) [B] of images [B, H, W, C] in [-1, 1] without noise."""
+    task = classifier.task
+    return task.log_prob(
+        classifier.params, images, task.process.at(jnp.zeros(())), label, task.process
+    )
+
+
+@jax.jit
+def _log_probs(classifier: Model, images: Array | np.ndarray) -> Array:
+    """log p [B, classes] of images [B, H, W, C] in [-1, 1] without noise."""
+    task = classifier.task
+    return jax.nn.log_softmax(
+        task.logits(classifier.params, images, task.process.at(jnp.zeros(())))
+    )
+
+
+@jax.jit
+def _features(clip: Model, images: Array | np.ndarray) -> Array:
+    """Unit vectors [B, F] of images [B, H, W, C] in [-1, 1]."""
+    return clip.task.encode_image(clip.params, images)

@@ -1,0 +1,212 @@
+"""Pictures with all that they were made from: written into their files.
+
+    samples.save("cats.png")       a grid
+    samples.save("cats.npz")       arrays
+    samples.save("cats/")          a PNG each
+
+pipelines/replay.py reads it.
+"""
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_jax.data import pictures
+from diffusion_jax.pipelines.request import Request
+
+PACKAGES = ("diffusion_jax", "jax", "flax")
+
+
+class Origin(NamedTuple):
+    """All that pictures were made from.
+
+    Attributes:
+      request: what was asked for.
+      num: pictures of each row of the request.
+      seed: of the draws.
+      batch: pictures at a time.
+      recipe: how they were sampled, the fields of a `Recipe` or a `Draw`.
+      run: the run's folder, its step, weights and their digest.
+      helpers: folders of what helped: classifier, weak, prior, upsamplers, rerank.
+    """
+
+    request: Request
+    num: int
+    seed: int
+    batch: int
+    recipe: Mapping[str, Any]
+    run: Mapping[str, Any]
+    helpers: Mapping[str, Any]
+
+
+class Samples(NamedTuple):
+    """Pictures, and what they were made from.
+
+    Attributes:
+      images: uint8 [N, H, W, C].
+      origin: what they were made from.
+      labels: int [N]; None where there are none.
+      prompts: N texts; None where there are none.
+    """
+
+    images: np.ndarray
+    origin: Origin
+    labels: np.ndarray | None = None
+    prompts: tuple[str, ...] | None = None
+
+    @property
+    def request(self) -> Request:
+        """What was asked for."""
+        return self.origin.request
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """How they were sampled."""
+        return self.origin.recipe
+
+    @property
+    def seed(self) -> int:
+        """Of the draws."""
+        return self.origin.seed
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """The run's folder, its step, its weights and their digest."""
+        return self.origin.run
+
+    def grid(self) -> np.ndarray:
+        """One picture of all, uint8 [h, w, C]: a row for each thing asked for where there are
+        several, else about square."""
+        return pictures.grid(self.images, columns_of(self.origin))
+
+    def save(self, out: str | Path) -> str:
+        """Writes them, with all that they were made from.
+
+        Args:
+          out: x.png for a grid, x.npz for arr_0 and arr_1, x/ for a folder of PNGs, x.gif for a
+            frame each.
+
+        Returns:
+          Where they are.
+
+        Raises:
+          ConfigError: another suffix.
+        """
+        target = pictures.checked_out(str(out), animated=True)
+        if target.endswith("/"):
+            save_folder(target, iter([self.images]), self.origin, self.labels, self.prompts)
+        elif target.endswith(".npz"):
+            texts = {} if self.prompts is None else {"prompts": np.array(self.prompts)}
+            pictures.save_npz(target, self.images, self.labels, meta_of(self.origin), **texts)
+        elif target.endswith(".png"):
+            pictures.save_png(target, self.grid(), text_of(self.origin))
+        else:
+            pictures.animated(target, self.images)
+        return target
+
+
+def columns_of(origin: Origin) -> int | None:
+    """Columns of a grid: the pictures of each thing asked for, where there are several of both;
+    None for about square."""
+    return origin.num if origin.request.rows > 1 and origin.num > 1 else None
+
+
+def save_folder(
+    folder: str,
+    batches: Any,
+    origin: Origin,
+    labels: np.ndarray | None,
+    prompts: tuple[str, ...] | None,
+) -> int:
+    """Writes batches of uint8 [n, H, W, C] as they come, a PNG each; returns how many there
+    were."""
+    meta = functools.partial(meta_of, origin, prompts=prompts)
+    text = functools.partial(text_of, origin, prompts=prompts, labels=labels)
+    return pictures.save_folder(folder, batches, labels, meta, text)
+
+
+def meta_of(
+    origin: Origin, index: int | None = None, prompts: tuple[str, ...] | None = None
+) -> dict[str, Any]:
+    """What a file says of itself, as JSON; with an index that of one picture."""
+    request = {field.name: _plain(getattr(origin.request, field.name)) for field in fields(Request)}
+    meta: dict[str, Any] = {
+        "request": {
+            name: value
+            for name, value in request.items()
+            if value is not None and value is not False
+        }
+    }
+    meta |= {
+        "num": origin.num,
+        "seed": origin.seed,
+        "batch": origin.batch,
+        "recipe": dict(origin.recipe),
+    }
+    meta |= {"run": dict(origin.run), "helpers": dict(origin.helpers), "versions": _versions()}
+    if index is not None:
+        meta["index"] = index
+        if prompts is not None:
+            meta["prompt"] = prompts[index]
+    return meta
+
+
+def _plain(value: Any) -> Any:
+    """A part of a request as JSON; arrays, which a file's text cannot hold, by their shape."""
+    if isinstance(value, np.ndarray):
+        return {"array": list(value.shape)}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def text_of(
+    origin: Origin,
+    index: int | None = None,
+    prompts: tuple[str, ...] | None = None,
+    labels: np.ndarray | None = None,
+) -> dict[str, str]:
+    """The text chunks of a PNG: `parameters` as other programs show it, and our JSON."""
+    request = origin.request
+    prompt = (
+        prompts[index]
+        if prompts is not None and index is not None
+        else "\n".join(request.prompts or ())
+    )
+    label = labels[index] if labels is not None and index is not None else _plain(request.label)
+    settings = {**origin.recipe, "seed": origin.seed, "label": label, "index": index}
+    settings |= {
+        "model": Path(origin.run["run"]).name,
+        "step": origin.run["step"],
+        "weights": origin.run["which"],
+        "model hash": f"{origin.run['digest']:08x}",
+    }
+    settings = {name: value for name, value in settings.items() if value not in ("", None)}
+    return {
+        "parameters": pictures.parameters_text(prompt, request.negative, settings),
+        pictures.CHUNK: pictures.meta_json(meta_of(origin, index, prompts)),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree
+            versions[package] = "not installed"
+    return versions
+
+
+def recipe_fields(recipe: Any) -> dict[str, Any]:
+    """The fields of a `Recipe` or a `Draw`."""
+    return asdict(recipe)

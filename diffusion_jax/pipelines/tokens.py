@@ -1,0 +1,53 @@
+"""A transformer over text and image tokens: prompts -> images, whole or completed."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.pipelines import dalle
+from diffusion_jax.pipelines.conditions import pictures_of
+from diffusion_jax.pipelines.request import Request
+from diffusion_jax.runs.folder import Run
+
+REFUSED = ("negative", "label", "low_res", "embedding")
+"""Parts of a request that a token model cannot read."""
+
+
+def batches(
+    run: Run,
+    draw: dalle.Draw,
+    request: Request,
+    prompts: Sequence[str],
+    num: int,
+    seed: int,
+    batch: int,
+) -> Iterator[np.ndarray]:
+    """Batches of images [b, H, W, C] in about [-1, 1], `num` in all, as many for each prompt.
+
+    Args:
+      run: the transformer's.
+      draw: how tokens are drawn.
+      request: what is asked for; the upper halves of `complete` are taken in turn.
+      prompts: the texts.
+      num, seed, batch: as for `dalle.generate`.
+
+    Raises:
+      ConfigError: parts of a request that a token model cannot read, or what the tokenizer and
+        `dalle.generate` refuse.
+    """
+    for name in REFUSED:
+        if getattr(request, name) is not None:
+            raise ConfigError(
+                f"{name} (--{name}) is for diffusion models: this one continues a text with image "
+                "tokens"
+            )
+    dalle.check_first_stage(run.model)
+    truncate = request.truncate or request.prompts is None
+    text = np.repeat(run.tokens(prompts, truncate), num // len(prompts), axis=0)
+    codes = None
+    if request.complete is not None:
+        halves = dalle.upper(run.model, pictures_of(request.complete, run.task.shape, "complete"))
+        codes = np.resize(halves, (num, halves.shape[1]))
+    return dalle.generate(run.model, draw, text, num, seed, batch, codes)

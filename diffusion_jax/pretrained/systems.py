@@ -1,0 +1,286 @@
+"""The systems whose published weights can be had here: the one table of them.
+
+A system is one file of this folder. Its `load` turns published weights into (page, params); its
+`export`, where it has one, turns the parameters of a run into the official weights again. Nothing
+of a system is imported before it is used, so reading this table costs nothing: the flags of mode
+import_weights, their help, their errors and README's table come from it.
+
+To add a system, write its file and add one entry to `SYSTEMS`.
+"""
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.types import Array, Params
+
+Source = str | os.PathLike[str]
+HERE = "diffusion_jax.pretrained"
+SUFFIXES = ".safetensors, .npz, .pt, .pth, .ckpt or .bin"
+"""Of the files that `reader.read` reads."""
+
+
+class System(NamedTuple):
+    """One system.
+
+    Attributes:
+      name: of --system.
+      weights: whose weights, and of which networks.
+      source: what --source takes.
+      official: what the JSON file of --official may hold; empty where the weights say everything.
+      load: 'module:function' of (source, options of --official or None) -> (page, params).
+      export: 'module:function' of (page, params, shapes) -> official weights; None for none.
+      one_way: why there is no `export`.
+      latents: 'module:NAME' of how a model of latents whose files have no first stage uses Stable
+        Diffusion's; None for the systems that bring their own or need none.
+    """
+
+    name: str
+    weights: str
+    source: str
+    official: str
+    load: str
+    export: str | None = None
+    one_way: str = ""
+    latents: str | None = None
+
+
+_TABLE = (
+    System(
+        name="adm",
+        weights="ADM (openai/guided-diffusion), its upsamplers and noisy classifiers",
+        source="a file",
+        official="the constructor's options, image_size and noise_schedule of unpublished networks",
+        load=f"{HERE}.adm:load",
+        export=f"{HERE}.adm:export",
+    ),
+    System(
+        name="clip",
+        weights="CLIPs of OpenAI, OpenCLIP and transformers",
+        source="a file, and beside it its config.json if it is not OpenAI's",
+        official="what config.json says, where none lies beside the file",
+        load=f"{HERE}.clip:load",
+        export=f"{HERE}.clip:export",
+    ),
+    System(
+        name="dalle",
+        weights="the transformers of ru-DALL-E and minDALL-E",
+        source="a file",
+        official="its heads, and to draw from prompts first_stage, a run's folder, and tokenizer",
+        load=f"{HERE}.dalle:load",
+        export=f"{HERE}.dalle:export",
+    ),
+    System(
+        name="diffit",
+        weights="DiffiT for latents (NVlabs/DiffiT)",
+        source="a file",
+        official="for unpublished sizes the constructor's options",
+        load=f"{HERE}.diffit:load",
+        export=f"{HERE}.diffit:export",
+        latents=f"{HERE}.dit:LATENTS",
+    ),
+    System(
+        name="dit",
+        weights="DiT (facebookresearch/DiT)",
+        source="a file",
+        official="for unpublished sizes the constructor's options",
+        load=f"{HERE}.dit:load",
+        export=f"{HERE}.dit:export",
+        latents=f"{HERE}.dit:LATENTS",
+    ),
+    System(
+        name="dvae",
+        weights="discrete VAEs of OpenAI's DALL-E and of DALLE-pytorch",
+        source="the folder of encoder.pkl and decoder.pkl, or a file",
+        official="image_size, and the constructor's options of DALLE-pytorch",
+        load=f"{HERE}.dvae:load",
+        export=f"{HERE}.dvae:export",
+    ),
+    System(
+        name="edm2",
+        weights="EDM2 (NVlabs/edm2)",
+        source="a published .pkl, or a file of its state dict",
+        official="the constructor's options, for a bare state dict that is not as published",
+        load=f"{HERE}.edm2:load",
+        export=f"{HERE}.edm2:export",
+        latents=f"{HERE}.edm2:LATENTS",
+    ),
+    System(
+        name="glide",
+        weights="GLIDE (openai/glide-text2im) and its noised CLIP",
+        source="a file, of the noised CLIP either of the two",
+        official="merges, the file vocab.bpe, to read prompts, and options of unpublished networks",
+        load=f"{HERE}.glide:load",
+        export=f"{HERE}.glide:export",
+    ),
+    System(
+        name="karlo",
+        weights="Karlo (kakaobrain/karlo), and unCLIPs of diffusers in its layout",
+        source="the folder of its five files, or of diffusers",
+        official="prior, decoder and sr, the hparams of unpublished networks, and size",
+        load=f"{HERE}.karlo:load",
+        one_way="nothing parts the query, key and value that are joined when they are read",
+    ),
+    System(
+        name="perceptual",
+        weights="LPIPS with VGG-16, of lpips, torchvision or taming-transformers",
+        source="two files with a comma between, or one of both",
+        official="",
+        load=f"{HERE}.perceptual:load",
+        export=f"{HERE}.perceptual:export",
+    ),
+    System(
+        name="sd",
+        weights="Stable Diffusion 1 and 2, and the models of latent diffusion",
+        source="a file of CompVis, or a folder of diffusers",
+        official="params of CompVis's yaml, of Stable Diffusion 2 parameterization and image_size",
+        load=f"{HERE}.sd:load",
+        one_way="its files hold averages and tables of training that a run does not keep",
+    ),
+    System(
+        name="vae",
+        weights="first stages, KL and VQ, of latent and Stable Diffusion",
+        source="a file of either layout, or a folder of diffusers",
+        official="scaling_factor, of the latents",
+        load=f"{HERE}.vae:load",
+        export=f"{HERE}.vae:export",
+    ),
+)
+SYSTEMS: dict[str, System] = {system.name: system for system in _TABLE}
+"""Name -> system."""
+WITH_LATENTS = tuple(system.name for system in _TABLE if system.latents is not None)
+"""The systems of latents whose files have no first stage."""
+
+
+def _listed(field: str) -> str:
+    """A field of all systems that say something there: 'adm, dit: a file; sd: ...'."""
+    names: dict[str, list[str]] = {}
+    for system in _TABLE:
+        names.setdefault(getattr(system, field), []).append(system.name)
+    return "; ".join(f"{', '.join(group)}: {phrase}" for phrase, group in names.items() if phrase)
+
+
+# The help of the flags of mode import_weights.
+SYSTEM_HELP = f"Whose weights to import. {_listed('weights')}."
+SOURCE_HELP = f"Where the weights are; a file is {SUFFIXES}. {_listed('source')}."
+OFFICIAL_HELP = f"A JSON file of what the weights do not say. {_listed('official')}."
+FIRST_STAGE_HELP = (
+    f"Folder of an imported autoencoder (system vae) for the latents of {', '.join(WITH_LATENTS)}."
+)
+
+
+def find(name: str) -> System:
+    """The system of a name.
+
+    Raises:
+      ConfigError: there is none; names the nearest.
+    """
+    if name not in SYSTEMS:
+        raise unknown("system", name, SYSTEMS)
+    return SYSTEMS[name]
+
+
+def load(
+    name: str, source: Source, official: Source | None = None
+) -> tuple[dict[str, Any], Params]:
+    """Published weights as (page, params).
+
+    Args:
+      name: of the system.
+      source: see `System.source`.
+      official: a JSON file, see `System.official`.
+
+    Returns:
+      The sections of a page (model, task and, where they are known, data and sample), and the
+      parameters: model, cond ..., and first_stage where the weights hold one.
+
+    Raises:
+      ConfigError: an unknown system, options that nobody reads, or what the system's `load`
+        refuses; the line says what to do.
+
+    Example:
+      >>> page, params = load('dit', 'DiT-XL-2-256x256.pt')
+    """
+    system = find(name)
+    if official is not None and not system.official:
+        raise ConfigError(f"--official is not for {name}: its weights say everything")
+    options = None if official is None else _read_options(Path(official))
+    try:
+        return _resolve(system.load)(source, options)
+    except KeyError as error:             # of a state dict or of the options, both from elsewhere
+        files = source if official is None else f"--official {official}, or in {source}"
+        missing = error.args[0]
+        raise ConfigError(f"there is no {missing!r} in {files}: system {name} needs it") from error
+
+
+def export(
+    name: str, page: Mapping[str, Any], params: Params, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Array]:
+    """The parameters of a run as official weights: the inverse of `load`.
+
+    Args:
+      name: of the system that the run was imported from, or built like.
+      page: the run's.
+      params: the run's, without those of a frozen first stage.
+      shapes: official key -> shape, of the published file or of any with the same network. A run
+        does not tell them: the layouts of one system differ in their keys and their shapes.
+
+    Returns:
+      Official key -> array, for the keys of `shapes`.
+
+    Raises:
+      ConfigError: the system has no way back, or the parameters do not fit the keys.
+
+    Example:
+      >>> shapes = {key: w.shape for key, w in reader.read('DiT-XL-2-256x256.pt').items()}
+      >>> weights = export('dit', page, params, shapes)
+    """
+    system = find(name)
+    if system.export is None:
+        raise ConfigError(f"weights of system {name} cannot be written here: {system.one_way}")
+    return _resolve(system.export)(page, params, shapes)
+
+
+def latents(name: str) -> dict[str, Any]:
+    """How a system uses Stable Diffusion's first stage: options of tasks/autoencoder.py.
+
+    Raises:
+      ConfigError: it brings its own or needs none.
+    """
+    symbol = find(name).latents
+    if symbol is None:
+        users = ", ".join(WITH_LATENTS)
+        raise ConfigError(f"--first_stage is for {users}: {name} brings its own or needs none")
+    return dict(_resolve(symbol))
+
+
+def markdown() -> str:
+    """The table for README and the documentation, a line for each system."""
+    lines = ["| system | weights | `--source` | back |", "|---|---|---|---|"]
+    for system in _TABLE:
+        back = "yes" if system.export else "no"
+        lines.append(f"| `{system.name}` | {system.weights} | {system.source} | {back} |")
+    return "\n".join(lines)
+
+
+def _resolve(symbol: str) -> Any:
+    """What 'module:name' names."""
+    module, _, attribute = symbol.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _read_options(file: Path) -> dict[str, Any]:
+    """The official options in a JSON file."""
+    try:
+        options = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--official {file} does not read as JSON: {error}") from None
+    if not isinstance(options, dict):
+        kind = type(options).__name__
+        raise ConfigError(f"--official {file} holds a {kind}, not a mapping of options")
+    return options

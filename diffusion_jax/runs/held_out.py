@@ -1,0 +1,81 @@
+"""The data of a run as it is measured: spread over a split, decoded with nothing drawn at
+random."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.data.image import to_unit
+from diffusion_jax.data.rows import spread
+from diffusion_jax.data.source import Record
+from diffusion_jax.types import Raw
+
+Data = Mapping[str, Any]
+"""The section `data` of a page: train, test, decode."""
+
+
+def still(decode: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of a page's decoding without its chance: central crops, no mirrors, captions
+    spelt one way."""
+    spec = dict(decode)
+    if spec.get("flip"):
+        spec["flip"] = False
+    if spec.get("crop") == "random":
+        spec["crop"] = "center"
+    if (spec.get("tokenizer") or {}).get("dropout"):
+        spec["tokenizer"] = {**spec["tokenizer"], "dropout": 0.0}
+    return spec
+
+
+def records(data: Data, split: str, num: int | None = None) -> Iterator[Record]:
+    """Decoded records of a split, `num` of them spread over it, or all."""
+    source = build(data[split])
+    decode = build(still(data["decode"]))
+    for i in spread(len(source), num):
+        yield decode(source[i], np.random.default_rng(0))
+
+
+def pictures(
+    data: Data, split: str, num: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(images uint8 [N, H, W, C], labels int [N] or None) of a split, `num` of them spread over
+    it, or all."""
+    rows = list(records(data, split, num))
+    labels = np.array([row["label"] for row in rows]) if "label" in rows[0] else None
+    return np.stack([row["image"] for row in rows]), labels
+
+
+def batches(data: Data, split: str, num: int | None, size: int) -> Iterator[Raw]:
+    """Batches of 'image' [b, H, W, C] in [-1, 1] and, where there are captions, 'tokens' [b, L];
+    the last may be smaller."""
+    rows: list[Record] = []
+    for row in records(data, split, num):
+        rows.append(row)
+        if len(rows) == size:
+            yield _batch(rows)
+            rows = []
+    if rows:
+        yield _batch(rows)
+
+
+def _batch(rows: list[Record]) -> Raw:
+    batch = {
+        key: np.stack([row[key] for row in rows]) for key in ("image", "tokens") if key in rows[0]
+    }
+    return batch | {"image": to_unit(batch["image"])}
+
+
+def captions(data: Data, num: int, split: str = "test") -> list[str]:
+    """Captions of `num` images spread over a split; they come again where there are fewer.
+
+    Raises:
+      ConfigError: the data has none.
+    """
+    source = build(data[split])
+    if "caption" not in source[0]:
+        raise ConfigError("this model reads captions: give data that has them, or a --prompt")
+    texts = [source[i]["caption"] for i in spread(len(source), num)]
+    return [texts[i % len(texts)] for i in range(num)]

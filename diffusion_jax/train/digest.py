@@ -1,0 +1,77 @@
+"""Digests of the arrays of a state: for each of its parts (params, opt_state, memory, each average) the sum
+
+    d = sum_i (2 i + 1) word_i  mod 2^32                                                         (1)
+
+over the 32-bit words of its arrays. Integer sums do not depend on their order, so (1) is the same on any mesh, and an odd factor
+times a changed word is never 0 mod 2^32.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.types import Array, TrainState
+
+DIGEST_BYTES = 2**28
+"""Bytes of arrays that are digested together."""
+
+
+def parts(state: TrainState) -> dict[str, Any]:
+    """What is digested, by name."""
+    parts = {"params": state.params, "opt_state": state.opt_state, "memory": state.memory}
+    return parts | {f"ema/{name}": tree for name, tree in state.ema.items()}
+
+
+def digest(params: Any) -> int:
+    """(1) of a tree of arrays that was not saved: the number that `Weights` has of one that was."""
+    return int(digests({"params": params})["params"])
+
+
+def digests(parts: Mapping[str, Any]) -> dict[str, Array]:
+    """(1) of each part, the sums of its arrays chained by an odd factor so that their order counts."""
+    found = {}
+    for name, tree in parts.items():
+        found[name] = np.uint32(0)
+        for group in _groups(jax.tree.leaves(tree)):
+            found[name] = _chained(found[name], group)
+    return found
+
+
+def _groups(leaves: list[Array]) -> Iterator[list[Array]]:
+    """Arrays that are digested together, which takes about as much room again: at most `DIGEST_BYTES`, or one."""
+    group: list[Array] = []
+    for leaf in leaves:
+        if group and sum(x.nbytes for x in group) + leaf.nbytes > DIGEST_BYTES:
+            yield group
+            group = []
+        group.append(leaf)
+    yield group
+
+
+@jax.jit
+def _chained(total: Array, leaves: list[Array]) -> Array:
+    for leaf in leaves:
+        total = total * jnp.uint32(1000003) + _digest(leaf)
+    return total
+
+
+def _digest(x: Array) -> Array:
+    """(1) of one array, uint32. Without a reshape, which would gather a sharded array."""
+    words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+    words = jax.lax.bitcast_convert_type(words, f"uint{8 * min(words.dtype.itemsize, 4)}").astype(jnp.uint32)
+    index, stride = jnp.uint32(0), 1
+    for axis in reversed(range(words.ndim)):
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+        stride *= words.shape[axis]
+    return jnp.sum((2 * index + 1) * words, dtype=jnp.uint32)
+
+
+def check(parts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Raises ValueError where arrays are not those that were saved."""
+    for name, value in digests(parts).items():
+        if int(value) != meta["digests"][name]:
+            raise ValueError(f"the arrays of {name!r} are not those that were saved")

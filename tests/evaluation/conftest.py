@@ -1,0 +1,97 @@
+"""What this folder's tests share: runs with fresh weights, a cheap feature network, digits in files, and quick compilation."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compiling import compiled_once
+from pages import page
+
+from diffusion_jax.build import ConfigError, build
+from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.image import to_unit
+from diffusion_jax.data.pictures import save_png
+from diffusion_jax.evaluation import compare, features
+from diffusion_jax.evaluation.options import Options
+from diffusion_jax.metrics.extract import Network
+from diffusion_jax.runs.folder import open_run, save_start
+from diffusion_jax.train.state import plain, task_of
+
+WEIGHTS = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compile_once(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory):
+    """A page's tiny run with fresh weights, in a folder of its own: fresh('digits', seed=1) -> Run."""
+    root = tmp_path_factory.mktemp("fresh")
+
+    def run(name, seed=0):
+        folder = root / f"{name}_{len(list(root.iterdir()))}"
+        config = plain(page(name))
+        task, data = task_of(config), config["data"]
+        record = build(data["decode"])(build(data["train"])[0], np.random.default_rng(0))
+        batch = {key: np.asarray(value)[None] for key, value in record.items() if not isinstance(value, str)}
+        batch["image"] = to_unit(batch["image"])
+        save_start(folder, config, jax.jit(task.init)(jax.random.key(seed), batch))
+        return open_run(folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def judge(fresh):
+    """A classifier of the digits."""
+    return fresh("digits_classifier")
+
+
+@pytest.fixture(scope="session")
+def clip(fresh):
+    """A CLIP of the digits."""
+    return fresh("digits_clip")
+
+
+def see(params, images):
+    flat = images.reshape(len(images), -1) / 255
+    return {"features": flat @ params, "spatial": flat[:, 10:13], "logits": jnp.tanh(flat @ params)}
+
+
+@pytest.fixture
+def network():
+    """A cheap feature network."""
+    return Network("stub", see, WEIGHTS)
+
+
+@pytest.fixture
+def stub(monkeypatch, network):
+    """The cheap network in place of the published ones, under the name 'stub'."""
+    original = features.network_of
+    monkeypatch.setattr(features, "network_of",
+                        lambda where, resize=None: network if where == "stub" else original(where, resize))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Folders of classes, and an .npz, of the first digits."""
+    root, source = tmp_path_factory.mktemp("digits"), Digits("test")
+    records = [source[i] for i in range(60)]
+    for i, record in enumerate(records):
+        save_png(root / "folder" / str(record["label"]) / f"{i:03d}.png", record["image"])
+    np.savez(root / "digits.npz", arr_0=np.stack([record["image"] for record in records]),
+             arr_1=np.array([record["label"] for record in records]))
+    return root
+
+
+@pytest.fixture
+def refused(stub, tmp_path):
+    """Measuring is refused in one line."""
+    def check(says, **options):
+        with pytest.raises(ConfigError, match=says) as error:
+            compare.of_images(str(tmp_path), Options(**{"features": "stub", "batch": 16} | options))
+        assert "\n" not in str(error.value)
+
+    return check

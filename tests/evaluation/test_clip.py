@@ -1,0 +1,52 @@
+"""Whether samples show what their captions ask for, in a CLIP's eyes."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.evaluation import clip as clip_metric
+from diffusion_jax.evaluation import metrics
+from diffusion_jax.evaluation.options import Options
+
+
+def test_the_own_caption_among_others():
+    texts = np.eye(4)[[0, 1, 2, 3, 0]]
+    prompts = ["a", "b", "c", "d", "a"]
+    assert clip_metric.first_of(texts, texts, prompts) == 1.0
+    assert clip_metric.first_of(texts[::-1], texts, prompts) == 0.6           # the first and the last have the same caption
+    assert clip_metric.first_of(np.roll(texts, 1, axis=0), texts, prompts, among=2) == 0.2  # of equal scores the own is the worse
+
+
+def test_the_best_candidate_is_judged():
+    texts, prompts = np.eye(3), ["a", "b", "c"]
+    views = np.stack([np.roll(texts, 1, axis=0), texts, texts], axis=1)
+    judged = clip_metric.judge(views, texts, prompts)
+    np.testing.assert_array_equal(judged.best, [1, 1, 1])
+    assert judged.figures["cosine"] == 1 and judged.figures["own caption first of 10"] == 1
+    assert judged.figures["best of"] == {"1": 0.0, "2": 100.0, "3": 100.0}
+    assert "best of" not in clip_metric.judge(views[:, :1], texts, prompts).figures
+
+
+@pytest.mark.slow
+def test_more_candidates_are_nearer_to_their_captions(fresh, clip):
+    glide = fresh("digits_glide")
+    options = Options(metric="clip", features=clip.folder, num=6, candidates=3, batch=8, changes={"steps": 2})
+    measured = metrics.measured(glide, options)
+    best = list(measured.figures["best of"].values())
+    assert list(measured.figures["best of"]) == ["1", "2", "3"] and best == sorted(best)
+    assert measured.figures["captions"] == 6 and measured.figures["steps"] == 2
+    assert measured.gallery.samples.shape == (6, 8, 8, 1) and Path(glide.folder, "rerank.png").is_file()
+
+
+def test_what_is_refused(fresh, clip):
+    run = fresh("digits")
+    for options, says in (
+        (dict(), "needs --features, the folder of a CLIP"),
+        (dict(features=run.folder), "is no CLIP of images"),
+        (dict(features=clip.folder, num=2), "this model reads no text"),
+        (dict(features=clip.folder, prior="text"), "a prior .--prior. is for a decoder of unCLIP"),
+        (dict(features=clip.folder, rerank="x"), "--rerank is for metric pixels or features, not for clip"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            metrics.measured(run, Options(metric="clip", **options))

@@ -1,0 +1,94 @@
+"""In whose features, and against what: references of every kind, what is kept under which name, and what is refused."""
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data.pictures import save_png
+from diffusion_jax.evaluation import features
+from diffusion_jax.metrics.extract import Network
+
+
+def test_edm2s_statistics_are_read_by_network(network, tmp_path):
+    content = {"fid": {"mu": np.ones(6), "sigma": np.eye(6)}, "fd_dinov2": {"mu": np.zeros(4), "sigma": np.eye(4)}}
+    path = tmp_path / "img512.pkl"
+    path.write_bytes(pickle.dumps(content))
+    for label, size in (("inception, tensorflow", 6), ("dinov2", 4)):
+        other = Network(label, network.see, network.params)
+        assert features.statistics_in(path, other)["features"].cov.shape == (size, size)
+    with pytest.raises(ConfigError, match="holds no statistics of stub"):
+        features.statistics_in(path, network)
+
+
+@pytest.mark.parametrize(("where", "resize", "says"), [
+    (None, None, "--metric features needs --features"),
+    ("runs/x", "clean_fid", "--resize is a convention of --features inception=FILE"),
+    ("incepton=x", None, "did you mean 'inception'"),
+    (__file__, None, "is a file: say whose weights it holds"),
+])
+def test_networks_that_nobody_knows(where, resize, says):
+    with pytest.raises(ConfigError, match=says):
+        features.network_of(where, resize)
+
+
+def test_a_classifier_trained_here_is_a_network(judge, fresh):
+    network = features.network_of(judge.folder)
+    seen = network.see(network.params, np.zeros((2, 8, 8, 1), np.uint8))
+    assert seen["logits"].shape == (2, 10) and len(seen["features"]) == 2
+    with pytest.raises(ConfigError, match="choose another"):
+        network.see(network.params, np.zeros((2, 9, 9, 1), np.uint8))
+    with pytest.raises(ConfigError, match="--features .* holds a diffusion model: give the folder of a noisy classifier"):
+        features.network_of(fresh("digits").folder)
+
+
+def test_what_is_kept_has_a_name_of_all_that_it_depends_on(network, digits, tmp_path):
+    images = features.images_at(str(digits / "digits.npz"))
+    other = Network("stub", network.see, network.params + 1)
+
+    def kept(network, identity, **changes):
+        extractor = features.Extractor(network, str(tmp_path), **{"batch": 20} | changes)
+        return extractor(images, identity).files[0].parent.name
+
+    names = [kept(network, {}), kept(other, {}), kept(network, {"step": 1}), kept(network, {}, batch=30),
+             kept(network, {}, blur=1.0)]
+    assert len(set(names)) == 5 and kept(network, {}) == names[0]
+
+
+def test_files_that_changed_are_other_images(tmp_path):
+    save_png(tmp_path / "x" / "0.png", np.zeros((8, 8, 1), np.uint8))
+    before = features.identity_at(str(tmp_path / "x"))
+    assert features.identity_at(str(tmp_path / "x")) == before
+    os.utime(tmp_path / "x" / "0.png", ns=(1, 1))
+    assert features.identity_at(str(tmp_path / "x")) != before
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code was run",)
+
+
+@pytest.mark.parametrize(("name", "content", "says"), [
+    ("bad/0.png", b"\x89PNG cut", "0.png: cannot read this image"),
+    ("odd.npz", b"no zip", "is not an .npz"),
+    ("evil.pkl", pickle.dumps({"fid": Evil()}), "refused: it names builtins.print, which is code"),
+    ("cut.pkl", pickle.dumps({"fid": np.ones(9)})[:50], "refused: pickle data was truncated"),
+])
+def test_references_that_do_not_read(refused, digits, tmp_path, capsys, name, content, says):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    refused(says, images=str(digits / "digits.npz"), reference=str(tmp_path / name.partition("/")[0]))
+    assert "code was run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arrays", "says"), [
+    (dict(x=np.ones(3)), "holds no images arr_0 nor statistics"),
+    (dict(mu=np.full(6, np.nan), sigma=np.eye(6)), "no statistics of features"),
+    (dict(mu=np.ones(6), sigma=np.eye(6), network="inception, clean_fid"), "made with inception, clean_fid, not with stub"),
+    (dict(mu=np.ones(2048), sigma=np.eye(2048)), "made with another network"),
+])
+def test_statistics_that_are_none_of_this_network(refused, digits, tmp_path, arrays, says):
+    np.savez(tmp_path / "x.npz", **arrays)
+    refused(says, images=str(digits / "digits.npz"), reference=str(tmp_path / "x.npz"))

@@ -1,0 +1,39 @@
+"""Pages of configs/ as tests need them, and what commands do."""
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+def page(name, arg="tiny", **changes):
+    """A page of configs/ with some of its top-level keys changed."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(arg)
+    config.update(changes)
+    return config
+
+
+def files(folder):
+    """The contents of a folder, to see that nothing was lost."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def ask(mode, workdir, **leaves):
+    """Runs a mode with Options of flat leaves, made as the command line makes them: ask('sample', folder, num=4, steps=2)."""
+    import importlib
+
+    from diffusion_jax.modes.options import built
+
+    module = importlib.import_module(f"diffusion_jax.modes.{mode}")
+    module.run(built(module.Options, leaves), str(workdir))

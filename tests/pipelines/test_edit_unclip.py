@@ -1,0 +1,99 @@
+"""Edits through CLIP's embeddings: their ends are pictures that are made without them."""
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.image import to_unit
+from diffusion_jax.pipelines.pipeline import Pipeline
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines.request import Request
+from diffusion_jax.runs.folder import Run
+from pipelines.toy_task import LOW_RES, model_of, page
+from pipelines.unclip_task import EMBEDDER, FEATURES, embed, runs
+
+DIGITS = np.stack([Digits("test")[i]["image"] for i in (0, 150, 250)])
+THREE, ONE = "a handwritten three", "a handwritten one"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return Pipeline(runs().decoder, Recipe(steps=4))
+
+
+@pytest.fixture(scope="module")
+def again(pipe):
+    """The pictures made again from their embeddings and their noise."""
+    return pipe.edit.variations(DIGITS, values=[0.0]).images[0]
+
+
+def far(a, b):
+    return np.abs(a.astype(int) - b).max()
+
+
+def test_variations_draw_where_eta_is_not_0(pipe, again):
+    rows = pipe.edit.variations(DIGITS, values=[0.0, 1.0], num=2, seed=3)
+    assert rows.images.shape == (2, 6, 8, 8, 1) and rows.what == "variations over 0.0, 1.0"
+    assert far(rows.images[0][::2], again) <= 1 and far(rows.images[0][1::2], again) <= 1      # twice, without a draw
+    assert (rows.images[1][::2] != rows.images[1][1::2]).any()
+
+
+def test_interpolation_begins_and_ends_at_pictures(pipe, again):
+    rows = pipe.edit.interpolate(DIGITS, values=[0.0, 0.5, 1.0]).images
+    assert rows.shape == (3, 2, 8, 8, 1)
+    assert far(rows[0], again[:2]) <= 1 and far(rows[2], again[1:]) <= 1
+    assert far(rows[1], rows[0]) > 0 and far(rows[1], rows[2]) > 0
+
+
+def test_a_difference_of_texts_begins_at_the_picture(pipe, again):
+    rows = pipe.edit.text_diff(DIGITS, ONE, THREE, values=[0.0, 0.5]).images
+    assert far(rows[0], again) <= 1 and far(rows[1], again) > 0
+    back = pipe.edit.text_diff(DIGITS, THREE, ONE, values=[0.5]).images[0]
+    assert far(back, rows[1]) > 0
+
+
+def test_all_components_are_the_embedding_itself(pipe):
+    """From the seed's noise and without a text, as a call with the embeddings is."""
+    rows = pipe.edit.components(DIGITS, values=[1, FEATURES], seed=4).images
+    y = np.asarray(embed(jnp.asarray(to_unit(DIGITS))))
+    assert far(rows[1], pipe(Request(embedding=y), num=3, seed=4).images) <= 1
+    first = 0.3 + (y - 0.3) * (np.arange(FEATURES) < 1)                         # the mean, and the first axis
+    assert far(rows[0], pipe(Request(embedding=np.float32(first)), num=3, seed=4).images) <= 1
+
+
+def test_the_way_back_is_ddim_under_the_recipe_s_guidance(pipe, again):
+    np.testing.assert_array_equal(pipe.using(sampler="heun").edit.variations(DIGITS, values=[0.0]).images[0], again)
+    assert far(pipe.using(guidance=3.0).edit.variations(DIGITS, values=[0.0]).images[0], again) > 0
+
+
+def test_upsamplers_follow(pipe):
+    larger = Pipeline(Run("runs/up", 0, "params", {}, model_of(page(LOW_RES, side=16))), Recipe(steps=2))
+    rows = replace(pipe, upsamplers=(larger,)).edit.variations(DIGITS, values=[0.0]).images
+    assert rows.shape == (1, 3, 16, 16, 1)
+
+
+@pytest.mark.parametrize(("edit", "says"), [
+    (lambda e: e.variations(DIGITS, values=[]), "op variations needs values"),
+    (lambda e: e.variations(DIGITS, values=[1.5]), "0 ... 1: got 1.5"),
+    (lambda e: e.variations(DIGITS, num=0), "num is a whole number, at least 1: got 0"),
+    (lambda e: e.interpolate(DIGITS[:1]), "op interpolate needs two pictures or more"),
+    (lambda e: e.text_diff(DIGITS, "a thre", ONE), "unknown word 'thre'"),
+    (lambda e: e.components(DIGITS, values=[0]), "--values are numbers of components, 1 ... 6"),
+    (lambda e: e.components(DIGITS, values=[7]), "--values are numbers of components, 1 ... 6"),
+    (lambda e: e.components(DIGITS, values=[1.5]), "--values are numbers of components, 1 ... 6"),
+    (lambda e: e.components(np.zeros((1, 4, 4, 1), np.uint8)), r"--images has pictures of \(4, 4, 1\)"),
+], ids=["no values", "eta", "num", "single", "word", "none", "many", "half", "shape"])
+def test_edits_that_make_no_sense_are_one_line(pipe, edit, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        edit(pipe.edit)
+    assert "\n" not in str(error.value)
+
+
+def test_a_clip_without_statistics_has_no_components():
+    task = replace(runs().decoder.task, first_stage=replace(EMBEDDER, components=0))
+    run = runs().decoder._replace(model=runs().decoder.model.replace(task=task))
+    with pytest.raises(ConfigError, match="this model came without principal components"):
+        Pipeline(run, Recipe(steps=2)).edit.components(DIGITS)

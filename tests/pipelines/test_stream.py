@@ -1,0 +1,75 @@
+"""Pictures as they arise: when they are looked at, and that the last look is what one scan makes."""
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.pipelines import stream
+from diffusion_jax.pipelines.conditions import conditions
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines.sampling import Guides, generate
+from diffusion_jax.pipelines.stream import watched
+from diffusion_jax.runs.folder import Model
+from diffusion_jax.tasks.classifier import NoisyClassifier
+from pipelines.toy_task import CLASSES, PROCESSES, SHAPE, Brightness, make, parameters
+
+PARAMS = parameters(0.1, -0.2, 0.3, 0.05)
+OTHER = parameters(0.3, 0.2, -0.1, 0.0)
+CLASSIFIER = Model({"model": {"slope": np.float32([-9, 0, 9])}}, None,
+                   NoisyClassifier(Brightness(CLASSES), PROCESSES["cosine"], SHAPE))
+
+
+def images(recipe, guides=Guides()):
+    task = make("cosine")
+    return next(generate(Model(PARAMS, None, task), recipe, conditions(task, 3), 3, 0, 3, guides))
+
+
+def looks(recipe, every, guides=Guides(), params=PARAMS, name="cosine", num=3):
+    task = make(name)
+    return list(watched(Model(params, None, task), recipe, conditions(task, num), num, 0, every, guides))
+
+
+@pytest.mark.parametrize(("steps", "every", "want"), [
+    (6, 1, [1, 2, 3, 4, 5, 6]), (6, 3, [3, 6]), (7, 3, [1, 4, 7]), (8, 5, [3, 8]), (5, 5, [5]), (4, 9, [4])])
+def test_looks_are_every_so_many_steps_and_the_last_is_at_the_end(steps, every, want):
+    with jax.disable_jit():
+        assert [step for step, _ in looks(Recipe(steps=steps), every)] == want
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(sampler="dpmpp_2m", guidance=3.0, phi=0.5), dict(sampler="ancestral", cads="s=0.5", guidance=2.0),
+    dict(sampler="plms"), dict(plus_plus=True)], ids=str)
+def test_the_last_look_is_what_generate_makes(options):
+    recipe = Recipe(steps=7, **options)
+    _, last = looks(recipe, 3)[-1]
+    np.testing.assert_allclose(last, images(recipe), atol=1e-5)
+
+
+def test_what_guides_is_watched_too():
+    recipe = Recipe(steps=4, guidance=2.0, classifier_scale=30.0)
+    guides = Guides(CLASSIFIER, Model(OTHER, None, make("cosine")))
+    want = images(recipe, guides)
+    np.testing.assert_allclose(looks(recipe, 3, guides)[-1][1], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 3, 5])
+def test_a_denoiser_that_knows_the_image_shows_it_at_every_look(every):
+    """x0 = m ramp whatever x is."""
+    exact = parameters(0.1, -0.2, 0.3, 0.05, gain=0.0)
+    want = np.array([0.1, -0.2, 0.3])[:, None, None, None] * np.linspace(0.5, 1.5, 4)[None, :, None, None] * np.ones(SHAPE)
+    with jax.disable_jit():
+        for _, x0 in looks(Recipe(steps=7, sampler="heun"), every, params=exact):
+            np.testing.assert_allclose(x0, want, atol=1e-5)
+
+
+def test_looks_are_no_less_than_a_step_apart():
+    for every in (0, -3):
+        with pytest.raises(ConfigError, match=f"every is a number of steps, at least 1: got {every}"):
+            looks(Recipe(steps=4), every)
+
+
+def test_looks_of_two_checkpoints_and_scales_share_their_programs():
+    looks(Recipe(steps=6, guidance=2.0), 3)
+    before = stream._begin._cache_size(), stream._advance._cache_size()
+    looks(Recipe(steps=6, guidance=5.0), 3, params=OTHER)
+    assert (stream._begin._cache_size(), stream._advance._cache_size()) == before

@@ -1,0 +1,73 @@
+"""From the text of --config to a page."""
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.runs import pages
+
+PAGE = "from ml_collections import ConfigDict\n\ndef get_config(arg='none'):\n    return ConfigDict(dict(arg=arg))\n"
+
+
+@pytest.mark.parametrize("text", [
+    "digits", "digits.py", "configs/digits.py", "digits:tiny", "digits.py:tiny", "configs/digits.py:tiny"])
+def test_pages_of_the_package_are_found_from_any_folder(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = pages.read(text)
+    assert config.model.name == "diffusion_jax.models.dit:DiT"
+    assert config.steps == (4 if text.endswith(":tiny") else 1000)
+
+
+def test_all_pages_are_installed():
+    assert set(pages.installed()) >= {"digits", "digits_glide", "imagenet256_dit_xl2", "stable_diffusion"}
+    assert "__init__" not in pages.installed()
+
+
+@pytest.mark.parametrize(("end", "want"), [("", "none"), (":", ""), (":a,b", "a,b"), (":a:b", "a:b")])
+def test_what_stands_behind_the_colon_is_the_argument(end, want, tmp_path):
+    (tmp_path / "mine.py").write_text(PAGE)
+    assert pages.read(f"{tmp_path}/mine.py{end}") == ConfigDict(dict(arg=want))
+
+
+def test_a_page_of_one_s_own_comes_before_one_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits.py").write_text(PAGE)
+    assert pages.read("digits.py").arg == "none" and pages.read("digits").steps == 1000
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert pages.read("~/digits.py").arg == "none"
+
+
+def test_a_page_may_return_a_mapping(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return dict(steps=3)\n")
+    assert pages.read(f"{tmp_path}/mine.py") == ConfigDict(dict(steps=3))
+
+
+@pytest.mark.parametrize("text", ["digts", "digts.py", "configs/digts.py", "other/digits.py", "digits.txt"])
+def test_an_unknown_page_names_the_nearest_and_all(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        pages.read(text)
+    message = str(error.value)
+    assert "\n" not in message and "did you mean 'digits'?" in message
+    assert all(name in message for name in ("digits_glide", "emoji_clip"))
+
+
+@pytest.mark.parametrize(("body", "says"), [
+    ("def get_config():\n    return 1 / 0\n", "ZeroDivisionError: division by zero"),
+    ("import no_such_module\n", "ModuleNotFoundError"),
+    ("def get_config(:\n", "SyntaxError"),
+    ("steps = 3\n", "AttributeError.*get_config"),
+    ("def get_config():\n    return 3\n", "returns int: it is to return a ConfigDict"),
+])
+def test_a_page_that_fails_says_where(body, says, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(body)
+    with pytest.raises(ConfigError, match=says) as error:
+        pages.read(f"{tmp_path}/mine.py")
+    assert "\n" not in str(error.value) and "mine.py" in str(error.value)
+    trace = capsys.readouterr().err
+    if "ZeroDivision" in says:
+        assert "mine.py\", line 2, in get_config" in trace and "runs/pages.py" not in trace
+
+
+def test_errors_that_a_page_means_stay_as_they_are():
+    with pytest.raises(ConfigError, match="unknown variant of this page 'tinny'"):
+        pages.read("digits:tinny")
