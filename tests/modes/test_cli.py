@@ -41,7 +41,7 @@ def test_help_lists_the_flags_and_ends_well(tmp_path):
     done = command("-m", "diffusion_jax.main", "--help", cwd=tmp_path)
     assert done.code == 0 and not done.err
     assert all(f"--{flag}:" in done.out for flag in ("config", "workdir", "profile_steps", "distributed", "compiled"))
-    assert "sample, evaluate, reference" in done.out and "--label" not in done.out
+    assert "edit, encode, evaluate" in done.out and "--label" not in done.out
 
 
 def test_the_package_itself_is_the_same_command(tmp_path):
@@ -79,7 +79,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, says):
         (("--config", DIGITS, "--workdir", "run", "--config.stpes=3"), "did you mean 'steps'"),
         (("--config", DIGITS, "--workdir", "run", "--config.steps=many"), "many"),
         (("--config", DIGITS, "--workdir", "run", "--config.task.scale.name=os:system"), "symbols of this package only"),
-        (("--config", DIGITS, "--workdir", "run", "--steps", "100"), "--steps belongs to modes sample, "),
+        (("--config", DIGITS, "--workdir", "run", "--steps", "100"), "--steps belongs to modes edit, evaluate, sample, sweep"),
         (("--workdir", "run", "--mode", "smaple"), "train|edit|encode"),
         (("--workdir", "run", "--mode", "sample"), "there is no folder"),
         (("--workdir", "run", "--mode", "sample", "--out", "x.jpg"), "end it in .png"),
@@ -157,7 +157,7 @@ def test_a_page_that_fails_shows_where(cli, tmp_path, change, says):
         (("--mode", "sample", "--label", "10"), "label 10 is outside 0 ... 9"),
         (("--mode", "sample", "--sampler", "ddmi"), "did you mean 'ddim'"),
         (("--mode", "sample", "--which", "emma"), "did you mean 'ema'"),
-        (("--mode", "evaluate", "--out", "x.png"), "--out belongs to modes sample, "),
+        (("--mode", "evaluate", "--out", "x.png"), "--out belongs to modes edit, encode, "),
         (("--config", DIGITS, "--config.model.depth=2"), "model.depth: 1 in the folder, 2 asked"),
         (("--config", DIGITS, "--config.seed=1"), "another config (seed: 0 in the folder, 1 asked): choose another workdir"),
     ],

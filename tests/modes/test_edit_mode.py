@@ -81,7 +81,7 @@ def test_a_session_is_replayed(tiny_run, digit, tmp_path):
     (dict(op="interpolate", images="x.png", values=(1,), num=3), "op interpolate takes no --num"),
     (dict(op="invert", images="x.png", sampler="ancestral"), "leave --sampler out"),
     (dict(op="variations", images="x.png", values=(1,), sampler="heun"), "leave --sampler out"),
-    (dict(op="phi", values=(1,), temperature=0.9), "--temperature belongs to modes sample"),
+    (dict(op="phi", values=(1,), temperature=0.9), "--temperature belongs to modes evaluate, sample"),
     (dict(op="replay", session="missing.json"), "there is no missing.json"),
 ])
 def test_what_is_refused(options, message, tiny_run):

@@ -129,7 +129,7 @@ def test_a_page_that_cannot_be_trained_is_refused_before_anything_is_written(tmp
 
 
 def test_training_takes_no_options_of_sampling(tmp_path):
-    with pytest.raises(ConfigError, match="--steps belongs to modes sample, .*: what a run is, its page says"):
+    with pytest.raises(ConfigError, match="--steps belongs to modes edit, .*: what a run is, its page says"):
         ask("train", tmp_path, config=page("digits"), steps="100")
 
 

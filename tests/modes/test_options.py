@@ -50,11 +50,11 @@ def test_defaults_are_shown(cli):
 
 @pytest.mark.parametrize(("mode", "flag", "says"), [
     ("sample", "rect", "--rect belongs to mode edit: mode sample has no use for it"),
-    ("edit", "classifier", "--classifier belongs to modes sample, evaluate, sweep"),
-    ("edit", "temperature", "--temperature belongs to modes sample"),
+    ("edit", "classifier", "--classifier belongs to modes evaluate, sample, sweep"),
+    ("edit", "temperature", "--temperature belongs to modes evaluate, sample"),
     ("train", "guidance", "its page says"),
     ("plan", "num", "--num belongs to modes"),
-    ("likelihood", "prompt", "--prompt belongs to modes sample, edit"),
+    ("likelihood", "prompt", "--prompt belongs to modes edit, sample"),
     ("posthoc_ema", "stds", "did you mean 'std'"),
     ("encode", "outt", "did you mean 'out'"),
 ])
