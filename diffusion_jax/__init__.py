@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr__`
     from diffusion_jax.build import ConfigError as ConfigError
     from diffusion_jax.pipelines.pipeline import pipeline as pipeline
     from diffusion_jax.pipelines.replay import read_request as read_request

@@ -25,11 +25,11 @@ class ConfigError(ValueError):
     how."""
 
 
-def unknown(kind: str, got: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not among `known`; names the nearest one."""
-    known = sorted(known)
-    near = difflib.get_close_matches(got, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+def unknown(kind: str, got: str, names: Iterable[str]) -> ConfigError:
+    """The error for a name that is not among `names`; it names the nearest one, or all."""
+    names = sorted(names)
+    near = difflib.get_close_matches(got, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     return ConfigError(f"unknown {kind} {got!r}: {hint}")
 
 
@@ -44,10 +44,10 @@ def option(
     made from.
 
     Args:
-      default: its value where nothing is said; None for what depends.
+      default: its value where the user gives none; None where that depends on other options.
       help: a phrase that says what it is.
-      least, most: bounds of a number.
-      choices: all that a word may be.
+      least, most: bounds of a number, inclusive.
+      choices: all values that a text may have; none for any.
     """
     return dataclasses.field(
         default=default, metadata=dict(help=help, least=least, most=most, choices=tuple(choices))
@@ -58,17 +58,19 @@ def check_options(options: Any) -> None:
     """Raises ConfigError for a number of a dataclass of options that is not finite or out of
     bounds, or an unknown word."""
     for field in dataclasses.fields(options):
-        if "help" not in field.metadata:
+        if "help" not in field.metadata:  # a plain field, for Python alone: no option
             continue
         value = getattr(options, field.name)
         least, most, choices = (field.metadata[name] for name in ("least", "most", "choices"))
         if isinstance(value, str) and choices and value not in choices:
             raise unknown(field.name, value, choices)
+        # A bool is an int in Python, and has no bounds.
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             _check_number(field.name, value, least, most)
 
 
 def _check_number(name: str, value: float, least: float | None, most: float | None) -> None:
+    # Bounds do not see NaN: every comparison with it is false.
     if not math.isfinite(value):
         raise ConfigError(f"{name} is {value}, which is not finite: give a number")
     if (least is not None and value < least) or (most is not None and value > most):
@@ -88,6 +90,7 @@ def symbol(name: str) -> Any:
       ConfigError: the name lies outside this package, or does not exist.
     """
     module, _, attribute = str(name).partition(":")
+    # Before the import, which already runs the code of whatever is named.
     if module.split(".")[0] != PACKAGE or not attribute.isidentifier():
         raise ConfigError(
             f"{name!r} is not 'diffusion_jax.<module>:<Name>'; configs may name symbols of this "
@@ -97,6 +100,7 @@ def symbol(name: str) -> Any:
         target = importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ConfigError(f"{name!r}: there is no module {error.name!r}") from None
+    # Only what the module defines itself: through its own imports a config would reach os.system.
     public = {
         key: value
         for key, value in vars(target).items()
@@ -133,17 +137,20 @@ def build(spec: Any, *args: Any, **parts: Any) -> Any:
     if "name" not in spec:
         return FrozenDict({key: build(value) for key, value in spec.items()})
     target = symbol(spec["name"])
-    given = {key: build(value) for key, value in spec.items() if key != "name"} | parts
+    options = {key: build(value) for key, value in spec.items() if key != "name"} | parts
+    signature = inspect.signature(target)
+    # `**kwargs` of a target accept no key here: one that is misspelt would vanish in them.
     accepted = [
         p.name
-        for p in inspect.signature(target).parameters.values()
+        for p in signature.parameters.values()
         if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
-    for key in given:
+    for key in options:
         if key not in accepted:
             raise unknown(f"option of {spec['name']}", key, accepted)
+    # Bound first and called after: a TypeError out of the call is a bug, not a page's mistake.
     try:
-        inspect.signature(target).bind(*args, **given)
+        signature.bind(*args, **options)
     except TypeError as error:
         raise ConfigError(f"{spec['name']}: {error}") from None
-    return target(*args, **given)
+    return target(*args, **options)

@@ -7,7 +7,6 @@
 """
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -17,8 +16,9 @@ from typing import Any
 from absl import flags
 
 from diffusion_jax.build import ConfigError, option
-from diffusion_jax.modes import MODES
-from diffusion_jax.modes.options import built, described, leaves, mode_of, reads_page, stranger
+from diffusion_jax.modes import DEFAULT, MODES, module_of
+from diffusion_jax.modes.options import built, described, leaves, stranger
+from diffusion_jax.runs import pages
 from diffusion_jax.train import process
 
 HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-?"}
@@ -54,69 +54,73 @@ class Start:
 
 def main(argv: Sequence[str]) -> None:
     """Runs one mode; raises `ConfigError` and `OSError` for what the user can mend."""
-    mode, page, rest = first(argv)
-    module = importlib.import_module(f"diffusion_jax.modes.{mode}")
+    mode, rest = first(argv)
+    module = module_of(mode)
+    # Before anything is parsed: who asks for help may not know what else the mode needs.
     if HELP & set(argv):
         print(help_of(mode, module))
         return
-    start, options = parsed(module.Options, page, rest)
+    start, options = parsed(module.Options, rest)
+    # Both must precede the first computation, which starts JAX's backends for good.
     if start.distributed:
         process.join()
     process.keep_compiled(start.compiled, start.workdir)
     module.run(options, os.path.expanduser(start.workdir))
 
 
-def first(argv: Sequence[str]) -> tuple[str, str | None, list[str]]:
-    """(the mode, the page's name, the other arguments)."""
+def first(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """(the mode, the other arguments with the program's name before them)."""
     values = flags.FlagValues()
-    values.set_gnu_getopt()
-    flags.DEFINE_enum("mode", "train", MODES, "", flag_values=values)
-    flags.DEFINE_string("config", None, "", flag_values=values)
+    values.set_gnu_getopt()  # flags may stand behind values that belong to a flag not yet known
+    flags.DEFINE_enum("mode", DEFAULT, MODES, "", flag_values=values)
     rest = values(argv, known_only=True)
-    return values.mode, values.config, rest
+    return values.mode, rest
 
 
-def parsed(kind: type, page: str | None, argv: list[str]) -> tuple[Start, Any]:
-    """(what every mode has, the mode's own Options) of the other arguments.
+def parsed(kind: type, argv: Sequence[str]) -> tuple[Start, Any]:
+    """(what every mode has, the mode's own Options) of the arguments that `first` leaves.
 
     Raises:
       ConfigError: what is no flag of this mode, or has no such value, or does not go together.
     """
-    of_page = {}
-    if page is not None or any(part.lstrip("-").startswith("config.") for part in argv):
-        if not reads_page(kind):
-            raise ConfigError(f"mode {mode_of(kind)} reads no page: leave --config out")
-        from diffusion_jax.runs import pages
-
-        of_page["config"], argv = pages.changed(page, argv)
     values = flags.FlagValues()
+    values.set_gnu_getopt()
     for name, leaf in (leaves(Start) | leaves(kind)).items():
         define(values, name, leaf.types)
     for name in OF_ABSL:
         values[name] = flags.FLAGS[name]
-    try:
-        extra = values(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        raise stranger(error.flagname, mode_of(kind)) from None
-    if extra:
-        raise ConfigError(f"unexpected argument {extra[0]!r}: flags begin with --")
+    # What is unknown so far may be --config.<key>=<value>, which the page itself defines.
+    rest = values(argv, known_only=True)
+    of_mode = {name: values[name].value for name in leaves(kind)}
+    if "config" in of_mode:
+        of_mode["config"], rest = pages.changed(of_mode["config"], rest)
+    unread = rest[1:]
+    if unread and not unread[0].startswith("-"):
+        raise ConfigError(f"unexpected argument {unread[0]!r}: flags begin with --")
+    if unread:
+        raise stranger(unread[0].lstrip("-").partition("=")[0], kind)
     start = built(Start, {name: values[name].value for name in leaves(Start)})
-    return start, built(kind, {name: values[name].value for name in leaves(kind)} | of_page)
+    return start, built(kind, of_mode)
 
 
 def define(values: flags.FlagValues, name: str, types: tuple[Any, ...]) -> None:
-    """Makes the flag of a leaf; its bounds are checked where Options are built."""
+    """Makes the flag of a leaf.
+
+    Its default is None, not the field's: Options tell what was given from what was not. Its bounds
+    are checked where Options are built, so that Python and the command line refuse the same.
+    """
     if bool in types:
         flags.DEFINE_bool(name, None, "", flag_values=values)
     elif MULTIPLE & set(types):
         flags.DEFINE_multi_string(name, None, "", flag_values=values)
     else:
+        # What may be a number or a name, a class or --steps, stays text: who reads it can tell.
         flags.DEFINE(PARSERS.get(types, flags.ArgumentParser)(), name, None, "", flag_values=values)
 
 
 def help_of(mode: str, module: Any) -> str:
     """What a mode does, its flags and their defaults, and the other modes."""
-    usage = f"python -m diffusion_jax.main --mode {mode} --workdir FOLDER [flags]"
+    usage = f"Usage: python -m diffusion_jax --mode {mode} --workdir FOLDER [flags]"
     others = ", ".join(other for other in MODES if other != mode)
     tables = f"{described(module.Options)}\n\n{described(Start)}"
     return f"{module.__doc__}\n{usage}\n\n{tables}\n\nOther modes, each with a --help: {others}"

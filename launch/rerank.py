@@ -1,10 +1,11 @@
-"""Reranking: accuracy and FID against the number of candidates, as a table and a figure (Ramesh et al. 2021, figure 6 and 9c).
+"""Reranking: accuracy and FID against the number of candidates (Ramesh et al. 2021, figures 6, 9c).
 
     python launch/rerank.py runs/digits_dalle runs/judge runs/digits_classifier runs/rerank
 
-samples of the first folder, a run of configs/digits_dalle.py; the classifier in the second ranks them, and another one in the
-third, trained from another seed (--config.seed=1), measures them, so that no judge measures its own choice. Each N candidates are
-the first of the same 32: the curve is not blurred by other draws.
+Samples of the first folder, a run of configs/digits_dalle.py; the classifier in the second ranks
+them, and another one in the third, trained from another seed (--config.seed=1), measures them, so
+that no judge measures its own choice. Each N candidates are the first of the same 32: the curve is
+not blurred by other draws. It ends as a table and a figure, rerank.csv and rerank.png.
 """
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ from diffusion_jax.runs.folder import open_run
 from diffusion_jax.tasks import kinds
 
 NUMBERS = (1, 2, 4, 8, 16, 32)
-EACH = 20                                              # images kept of each class
+"""Of candidates."""
+EACH = 20
+"""Images that are used of each class."""
 FIGURES = ("accuracy", "FID", "precision", "recall")
 
 
@@ -29,25 +32,40 @@ def main(run: str, judge: str, features: str, out: str) -> None:
     captions = [f"a handwritten {word}" for word in WORDS]
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    digits = [Digits()[i] for i in range(len(Digits()))]
-    np.savez(folder / "train.npz", arr_0=np.stack([d["image"] for d in digits]), arr_1=[d["label"] for d in digits])
+    reference = save_digits(folder / "train.npz")
     pipe = pipeline(run)
     images = pipe(captions, num=EACH * NUMBERS[-1], batch=640).images
-    pool = images.reshape(len(captions), -1, *images.shape[1:])
-    scores = rerank.scores(open_run(judge, kinds.Classifier), pipe.run, pool, captions)
-    groups = pool.reshape(-1, NUMBERS[-1], *images.shape[1:])
-    ranks = scores.reshape(-1, NUMBERS[-1])
+    pool = images.reshape(len(captions), -1, *images.shape[1:])  # [classes, candidates, H, W, C]
+    classifier = open_run(judge, kinds.Classifier)
+    scores = rerank.scores(classifier, rerank.goals(classifier, pipe.run, captions), pool)
+    groups = pool.reshape(-1, NUMBERS[-1], *images.shape[1:])    # [classes * EACH, 32, H, W, C]
+    ranks = scores.reshape(-1, NUMBERS[-1])                      # [classes * EACH, 32]
     rows = []
     for number in NUMBERS:
         best = rerank.best(groups[:, :number], ranks[:, :number], 1)[:, 0]
         path = folder / f"{number}.npz"
         np.savez(path, arr_0=best, arr_1=np.repeat(np.arange(len(captions)), EACH))
-        options = Options(images=str(path), features=features, reference=str(folder / "train.npz"))
-        numbers = compare.of_images(out, options).numbers
-        wanted = {name: value for name, value in numbers.items() if name.partition("[")[0] in FIGURES and name.endswith("]")}
-        rows.append({"candidates": number} | wanted)
+        options = Options(images=str(path), features=features, reference=str(reference))
+        figures = compare.of_images(out, options).numbers
+        drawn = {name: figure for name, figure in figures.items() if is_drawn(name)}
+        rows.append({"candidates": number} | drawn)
         print(rows[-1], flush=True)
     series.write(folder / "rerank", "candidates", rows)
+
+
+def is_drawn(name: str) -> bool:
+    """Whether a figure is in the picture: those of `FIGURES`, each in its network's features."""
+    figure, _, network = name.partition("[")
+    return figure in FIGURES and network.endswith("]")
+
+
+def save_digits(path: Path) -> Path:
+    """Writes the training images, to measure against."""
+    source = Digits()
+    digits = [source[i] for i in range(len(source))]
+    labels = [digit["label"] for digit in digits]
+    np.savez(path, arr_0=np.stack([digit["image"] for digit in digits]), arr_1=labels)
+    return path
 
 
 if __name__ == "__main__":

@@ -29,6 +29,12 @@ class Result(NamedTuple):
     err: str
 
 
+def refused(result, *says):
+    """Whether a command ended with code 2 and one line that says all of these."""
+    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    return result.code == 2 and len(errors) == 1 and "Traceback" not in result.err and all(word in errors[0] for word in says)
+
+
 def ask(mode, workdir, **leaves):
     """Runs a mode with Options of flat leaves, made as the command line makes them: ask('sample', folder, num=4, steps=2)."""
     import importlib
@@ -37,3 +43,13 @@ def ask(mode, workdir, **leaves):
 
     module = importlib.import_module(f"diffusion_jax.modes.{mode}")
     module.run(built(module.Options, leaves), str(workdir))
+
+
+def without_data(name, workdir, **sections):
+    """A page's model as imports leave one: without data, and here without weights."""
+    from diffusion_jax.runs.folder import Model, Run
+    from diffusion_jax.train.state import task_of
+
+    config = page(name).to_dict()
+    config = {part: config[part] for part in ("model", "task") if part in config} | sections
+    return Run(str(workdir), 0, "params", config, Model({}, None, task_of(config)))

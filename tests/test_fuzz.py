@@ -18,7 +18,7 @@ from diffusion_jax.data.clip_bpe import ClipBPE
 from diffusion_jax.data.glide_bpe import GlideBPE
 from diffusion_jax.data.words import Bytes, Words
 from diffusion_jax.diffusion.times import space
-from diffusion_jax.modes import config as page
+from diffusion_jax.runs import page
 
 quickly = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 JSON = st.recursive(

@@ -43,13 +43,7 @@ LEAST_SIDE = 128
 """Pixels of the shorter side of an animation: smaller frames are enlarged by a whole factor."""
 STILLS = (".png", ".npz")
 ANIMATIONS = (".gif", ".mp4")
-A1111 = {
-    "steps": "Steps",
-    "sampler": "Sampler",
-    "guidance": "CFG scale",
-    "seed": "Seed",
-    "size": "Size",
-}
+A1111 = dict(steps="Steps", sampler="Sampler", guidance="CFG scale", seed="Seed", size="Size")
 """What the form `parameters` calls our settings, in its order."""
 
 
@@ -80,6 +74,7 @@ def grid(images: np.ndarray, columns: int | None = None, gap: int = 2) -> np.nda
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = -(-count // columns)
+    # Each cell has its line at the right and below; that of the last ones is cut off at the end.
     cells = np.full((rows * columns, height + gap, width + gap, channels), 255, np.uint8)
     cells[:count, :height, :width] = images
     sheet = cells.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
@@ -132,6 +127,7 @@ def save_npz(
     if labels is not None:
         arrays["arr_1"] = labels
     if meta is not None:
+        # A string, not an object: nobody has to unpickle to read it.
         arrays["meta"] = np.array(meta_json(meta))
     with _whole(Path(path)) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
@@ -292,6 +288,7 @@ def parameters_text(prompt: str | None, negative: str | None, settings: Mapping[
       Negative prompt: blurry
       Steps: 50, CFG scale: 3.0, Seed: 7
     """
+    # In A1111's order: other programs know this line by the "Steps:" that it begins with.
     first = [name for name in A1111 if name in settings]
     names = first + [name for name in settings if name not in A1111]
     pairs = [
@@ -326,6 +323,7 @@ def _check_uint8(images: np.ndarray, function: str) -> None:
 
 def _as_video(frames: np.ndarray) -> np.ndarray:
     """uint8 [N, h, w, 1 or 3] -> [N, H, W, 3], large enough to see, its sides even (for MP4)."""
+    # By whole factors: video players blur small pictures, and pixels of 8x8 digits are to be seen.
     factor = max(1, LEAST_SIDE // min(frames.shape[1:3]))
     frames = frames.repeat(factor, axis=1).repeat(factor, axis=2)
     if frames.shape[-1] == 1:
@@ -362,6 +360,7 @@ def _listed_first(listing: Path) -> str | None:
 def _png_text(path: Path) -> str | None:
     """Our text chunk of a PNG, if it has one; no pixel is decoded."""
     try:
+        # No other format, by name: Pillow would try all of its decoders on a file from elsewhere.
         with Image.open(path, formats=["PNG"]) as picture:
             text = picture.info.get(CHUNK)
     except (SyntaxError, Image.DecompressionBombError) as error:  # beside ValueError and OSError

@@ -123,7 +123,10 @@ def class_indices(
         if strange is not None:
             raise ConfigError(f"{where}: label {str(strange)!r} is not among its {len(names)} class names; add it to 'names'")
         return np.array([index[value] for value in values], np.int64), names
-    labels = np.asarray(values)
+    try:
+        labels = np.asarray(values)
+    except ValueError:                            # lists of several lengths
+        labels = np.zeros((0, 0))
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ConfigError(f"{where}: labels must be one integer or one string each, without gaps; choose another label column")
     if names and len(labels) and not 0 <= labels.min() <= labels.max() < len(names):

@@ -59,6 +59,7 @@ def measure(run: Run, options: Options) -> Measured:
     if options.features is None:
         raise ConfigError("metric clip needs --features, the folder of a CLIP")
     clip = open_run(options.features)
+    # As the run samples: config.evaluate.guidance is chosen for the page's own metric, FID mostly.
     pipe = samples.pipeline_of(run, options, page_guidance=False)
     if not isinstance(clip.task, kinds.TwoTowers) or clip.task.shape != pipe.picture_shape:
         raise ConfigError(
@@ -82,8 +83,7 @@ def measure(run: Run, options: Options) -> Measured:
 def described(pipe: Pipeline, num: int) -> dict[str, Any]:
     """How many captions there are, and how a pipeline samples."""
     figures = samples.described(pipe)
-    figures.pop("sampler")
-    return {"captions": num} | figures
+    return {"captions": num} | {name: figures[name] for name in figures if name != "sampler"}
 
 
 def generated(pipe: Pipeline, prompts: Sequence[str], many: int, options: Options) -> np.ndarray:
@@ -98,6 +98,8 @@ def generated(pipe: Pipeline, prompts: Sequence[str], many: int, options: Option
 def _raw(pipe: Pipeline, prompts: Sequence[str], total: int, seed: int) -> Raw:
     """The conditions of `total` samples; the seed is that of a prior."""
     task = pipe.run.task
+    # What is made of an image, a mask or a small copy, is made of held-out ones; what unCLIP's
+    # decoder reads comes from its prior.
     derived = bool(task.cond.derived) and task.embedder is None
     extra = held_out_conditions(pipe.run, total) if derived else None
     request = Request(prompt=tuple(prompts), truncate=True)  # captions are cut as in training
@@ -112,9 +114,9 @@ def judge(views: np.ndarray, texts: np.ndarray, prompts: Sequence[str]) -> Judge
       texts: unit vectors [N, F] of their captions.
       prompts: the captions.
     """
-    scores = np.einsum("nmf,nf->nm", views, texts)
+    scores = np.einsum("nmf,nf->nm", views, texts)  # [N, candidates]
     best = np.argmax(scores, axis=1)
-    chosen = views[np.arange(len(views)), best]
+    chosen = views[np.arange(len(views)), best]  # [N, F]
     score = clip_score(chosen, texts)
     figures: dict[str, Any] = {
         "CLIP score": score.torchmetrics,
@@ -141,8 +143,9 @@ def first_of(
       among: different texts, the own one and the next ones in turn.
     """
     unique, index, number = np.unique(prompts, return_index=True, return_inverse=True)
+    # The next texts in turn, not random ones: the same samples have the same figure every time.
     count = min(among, len(unique))
-    choice = (number[:, None] + np.arange(count)[None]) % len(unique)
+    choice = (number[:, None] + np.arange(count)[None]) % len(unique)  # [N, count]
     pairs = np.zeros(choice.shape, bool)
     pairs[:, 0] = True                                        # an image's own text comes first
     scores = np.einsum("nf,ncf->nc", images, texts[index][choice])

@@ -73,6 +73,7 @@ def compared(
       reference, data: as for `features.reference_of`.
     """
     real = features.reference_of(extractor, reference, data)
+    # Before the samples are made: by other classes every figure of a class would be wrong.
     check_names(sampled.images, real)
     fake = extractor(sampled.images, sampled.identity)
     network = extractor.network
@@ -80,6 +81,7 @@ def compared(
     if extractor.blur:
         report["blur"] = extractor.blur
     report |= figures.figures(network.label, fake, real)
+    # A classifier that was trained here knows these classes; Inception's logits are of others.
     if isinstance(network.see, features.SeeClassifier) and fake.labels is not None:
         correct = np.argmax(fake.rows("logits"), axis=1) == fake.labels
         report[f"accuracy[{network.label}]"] = float(np.mean(correct))
@@ -104,11 +106,12 @@ def check_names(images: Images, real: figures.Reference) -> None:
 
 def beside(fake: Found, real: figures.Reference, rows: int = 8, count: int = 4) -> Gallery:
     """The first samples and, where the reference has images, those nearest to a few of them."""
+    # A file of statistics has no images that could be nearest.
     if real.found is None or real.pictures is None:
         return Gallery(fake.pixels)
     index, distances = figures.nearest(
         fake.rows("features")[:rows], real.found.rows("features"), count
     )
     pictures = np.stack([real.pictures.read(int(i))["image"] for i in index.flat])
-    nearest = pictures.reshape(*index.shape, *pictures.shape[1:])
+    nearest = pictures.reshape(*index.shape, *pictures.shape[1:])  # [rows, count, H, W, C]
     return Gallery(fake.pixels, nearest, distances)

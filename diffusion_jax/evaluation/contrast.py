@@ -50,10 +50,11 @@ def retrieval(run: Run, options: Options) -> Measured:
     size = options.batch or BATCH
     images = _features_of(run, records, size)
     captions = np.array([record["caption"] for record in records])
+    # Equal captions are one text: which of two equal ones is nearest says nothing.
     texts, index = np.unique(captions, return_index=True)
     tokens = np.stack([records[i]["tokens"] for i in index])
-    scores = images @ text_features(run.model, tokens, size).T
-    pairs = captions[:, None] == texts[None]
+    scores = images @ text_features(run.model, tokens, size).T  # [images, texts]
+    pairs = captions[:, None] == texts[None]  # [images, texts]
     report: dict[str, Any] = {"images": len(images), "texts": len(texts)}
     report |= _ranked("image to text", scores, pairs) | _ranked("text to image", scores.T, pairs.T)
     return Measured(report)
@@ -97,6 +98,8 @@ def class_texts(data: Mapping[str, Any], template: str | None) -> list[str]:
     source = build(data["train"])
     if not source.names:
         raise ConfigError("zero_shot needs classes, this data has none")
+    # Where all images of a class have one caption, that is the text the model was trained on: it
+    # goes before the usual template, and one that was asked for goes before both.
     captions: dict[int, set[str]] = {}
     for i in range(len(source) if template is None else 0):
         record = source[i]
@@ -171,6 +174,7 @@ def plane(images: np.ndarray, seed: int) -> np.ndarray:
     """t-SNE of features [N, F]: [N, 2]."""
     from sklearn.manifold import TSNE
 
+    # 30 neighbours, or a third of a set so small that it has no 30.
     perplexity = min(30.0, (len(images) - 1) / 3)
     return TSNE(perplexity=perplexity, random_state=seed, metric="cosine").fit_transform(images)
 

@@ -134,7 +134,6 @@ def data_of(data: Mapping[str, Any], split: str) -> Pictures:
     source = build(data[split])
     decode = build(data["decode"])
 
-
     def read(i: int) -> Mapping[str, Any]:
         return decode(source[i], np.random.default_rng(i))
 
@@ -163,6 +162,7 @@ class Extractor:
     @functools.cached_property
     def weights(self) -> str:
         """What tells the network's weights from all others."""
+        # By content, not by path: a file that was replaced has other features.
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(self.network.params):
             digest.update(np.asarray(leaf).tobytes())
@@ -179,6 +179,7 @@ class Extractor:
           ConfigError: what `extract` refuses.
         """
         network = {"network": self.network.label, "weights": self.weights}
+        # The batch too: in another order of sums the last digits differ.
         identity = {
             **network,
             "batch": self.batch,
@@ -219,9 +220,11 @@ def reference_of(
     identity = identity_at(path)
     if where.suffix not in (".npz", ".pkl"):
         return _reference_in(extractor, images_at(path), identity)
+    # Statistics are of sharp images; those of blurred ones are taken anew, of the images.
     statistics = {} if extractor.blur else statistics_in(where, extractor.network)
     if where.suffix == ".npz" and "arr_0" in _names(where):
         reference = _reference_in(extractor, images_at(path), identity)
+        # In ADM's files the moments are of the whole set, arr_0 is a part of it: they go first.
         published = {**reference.moments, **statistics}
         return reference._replace(moments=published)
     if not statistics:
@@ -250,6 +253,7 @@ def statistics_in(path: Path, network: Network) -> dict[str, moments.Moments]:
         return {"features": _pickled(path, network.label.partition(",")[0])}
     names = _names(path)
     if "network" in names:
+        # Our own files say it; of others' the user has to know.
         with npz(path) as arrays:
             label = str(arrays["network"])
         if label != network.label:

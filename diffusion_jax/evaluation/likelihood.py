@@ -17,11 +17,9 @@ import numpy as np
 
 from diffusion_jax.data.image import to_uint8
 from diffusion_jax.data.pictures import grid
-from diffusion_jax.models.vae import VQ
 from diffusion_jax.pipelines import dalle
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.tasks import kinds
-from diffusion_jax.tasks.codes import VQCodes
 from diffusion_jax.tasks.dvae import usage
 from diffusion_jax.types import Array, Raw
 
@@ -53,6 +51,7 @@ def of_codes(model: Model, batches: list[Raw]) -> Likelihood:
     codes = np.concatenate([part[0] for part in parts])
     images = np.concatenate([part[1] for part in parts])
     real = np.concatenate([batch["image"] for batch in batches])
+    # The last batch may be a small one.
     nats = np.average(
         [float(part[2]) for part in parts], weights=[len(batch["image"]) for batch in batches]
     )
@@ -78,14 +77,15 @@ def of_latents(model: Model, batches: list[Raw]) -> Likelihood:
     """Of an autoencoder, by the mean of its posterior."""
     real = np.concatenate([batch["image"] for batch in batches])
     images = np.concatenate([np.asarray(_decoded(model, batch["image"])) for batch in batches])
-    errors = np.mean((np.clip(images, -1, 1) - real) ** 2, axis=(1, 2, 3))
+    # Clipped as in a file. The peak of [-1, 1] is 2, and 4 its square.
+    errors = np.mean((np.clip(images, -1, 1) - real) ** 2, axis=(1, 2, 3))  # [N]
     figures = {
         "PSNR (dB)": float(np.mean(10 * np.log10(4 / errors))),
         "mean squared error": float(np.mean(errors)),
     }
-    if isinstance(model.task.model, VQ):
+    if model.task.codes:
         codes = np.concatenate([np.asarray(_codes(model, batch["image"])) for batch in batches])
-        figures |= codebook(codes, VQCodes(model.task).codes)
+        figures |= codebook(codes, model.task.as_coder().codes)
     return Likelihood(figures, above(real, images))
 
 
@@ -96,11 +96,11 @@ def _decoded(model: Model, x: Array) -> Array:
 
 @jax.jit
 def _codes(model: Model, x: Array) -> Array:
-    return VQCodes(model.task).encode(model.params, x)
+    return model.task.as_coder().encode(model.params, x)
 
 
 def codebook(codes: np.ndarray, size: int) -> dict[str, Any]:
-    """How much of a codebook is used."""
+    """How much of a codebook is used by codes [N, n]."""
     used = usage(jax.nn.one_hot(codes, size))
     return {"usage": float(used["usage"]), "perplexity": float(used["perplexity"]), "codes": size}
 

@@ -62,6 +62,7 @@ class Metric(NamedTuple):
 def in_pixels(run: Run, options: Options) -> Measured:
     """The metrics of metrics/pixels.py on samples, classes in turn."""
     data = run.data("give --features and a --reference to measure against, and --num")
+    # Refused before the data are read, which may be many.
     if not run.task.num_classes and options.classifier is None:
         samples.check_classes(run.task, 1, 0)
     check_pictures(data)
@@ -163,6 +164,7 @@ def _over_held_out(
     """function(model, raw, key) over batches of held-out images: [num, ...] of each result."""
     data = run.data("this metric is of a run's own held-out images")
     key = jax.random.key(SEED if options.seed is None else options.seed)
+    # Neither metric looks at a first stage: its weights need not travel to the devices.
     model = replace(run.model, first=None)
     parts = []
     for first, count, raw in _held_out_batches(data, options):
@@ -230,6 +232,7 @@ def check_metric(task: Task, options: Options) -> str:
         raise ConfigError(
             f"evaluate has no metric of {task.noun}: use --mode likelihood, or give --images"
         )
+    # Who names a network wants to measure in its features.
     default = "features" if options.features is not None and "features" in names else names[0]
     name = default if options.metric is None else options.metric
     if name not in names:
@@ -262,6 +265,7 @@ def check(run: Run, options: Options) -> None:
       ConfigError: what `measured` would refuse of the metric, its options and the way of sampling.
     """
     name = check_metric(run.task, options)
+    # What takes no recipe makes no samples: nothing else can go wrong before it is measured.
     if not set(flags.RECIPE) <= set(METRICS[name].takes):
         return
     pipe = samples.pipeline_of(run, options)
@@ -297,6 +301,7 @@ def ready(task: Task, config: Mapping[str, Any], numbers: Sequence[int], classes
         existing(section["reference"])
     if not isinstance(task, kinds.Pictures):
         return
+    # Unconditional samples are measured in features only; all others have classes to cover.
     if task.num_classes or network is None:
         for num in numbers:
             samples.check_classes(task, num, classes)

@@ -29,7 +29,9 @@ class Features:
         "clip the folder of a CLIP",
     )
     resize: str | None = option(
-        None, "Inception's input: tensorflow (ADM, torch-fidelity), pytorch_fid, clean_fid"
+        None,
+        "Inception's input: tensorflow (ADM, torch-fidelity), pytorch_fid, clean_fid; tensorflow "
+        "by default",
     )
 
 
@@ -40,17 +42,21 @@ class Measure:
     metric: str | None = option(
         None,
         "What to measure: pixels, features, bpd (bits/dim), accuracy (of a classifier), "
-        "retrieval, zero_shot or tsne "
-        "(of a CLIP), clip (of what reads text)",
+        "retrieval, zero_shot or tsne (of a CLIP), clip (of what reads text); by default the first "
+        "of these that the model has",
     )
     images: str | None = option(None, "Images to measure in place of samples: a folder or an .npz")
     reference: str | None = option(
-        None, "What to measure against: a folder, an .npz of images, or statistics (.npz, .pkl)"
+        None,
+        "What to measure against: a folder, an .npz of images, or statistics (.npz, .pkl); the "
+        "run's training data by default",
     )
     blur: float | None = option(
         None, "Deviation in pixels of a Gaussian filter over both before they are measured", least=0
     )
-    template: str | None = option(None, "Text of a class for zero_shot: 'a photo of a {}'")
+    template: str | None = option(
+        None, "Text of a class for zero_shot; 'a photo of a {}', or the data's own, by default"
+    )
 
     def __post_init__(self):
         check_options(self)
@@ -117,6 +123,7 @@ class Options:
     @property
     def flags(self) -> tuple[str, ...]:
         """Those that are set, by the names of their flags."""
+        # `swept` is no flag, and `changes` are flags of their own, by the fields of the recipe.
         names = [leaf.name for leaf in fields(self) if leaf.name not in ("changes", "swept")]
         return (*(name for name in names if getattr(self, name) not in (None, ())), *self.changes)
 
@@ -143,5 +150,6 @@ def of_page(config: Mapping[str, Any], num: int) -> Options:
       num: how many samples, or held-out images.
     """
     section = config["evaluate"]
+    # How to sample is not copied: `samples.pipeline_of` reads it from the page, as for any command.
     names = ("features", "resize", "reference")
     return Options(num=num, **{name: section[name] for name in names if section.get(name)})

@@ -81,6 +81,7 @@ def write(folder: str | Path, measured: Measured) -> None:
         return
     path = Path(folder, "report.json")
     path.parent.mkdir(parents=True, exist_ok=True)
+    # First: the figures may have taken hours, and a picture of them can still fail.
     path.write_text(json.dumps(measured.figures, indent=2) + "\n")
     path.with_suffix(".html").write_text(page(path.parent, measured))
     print(table(measured.figures))
@@ -92,6 +93,7 @@ def write(folder: str | Path, measured: Measured) -> None:
 def table(figures: Mapping[str, Any]) -> str:
     """The figures as aligned lines."""
     lines = []
+    # Sentences and rows of classes have places of their own: stderr, and the page.
     for name, value in figures.items():
         if name in APART:
             continue
@@ -109,6 +111,7 @@ def table(figures: Mapping[str, Any]) -> str:
 def page(folder: Path, measured: Measured) -> str:
     """report.html: the figures, the pictures and the curves of the training run in a folder."""
     figures, gallery = measured
+    # Everything is escaped: class names and folders come from elsewhere, and a browser runs this.
     name = html.escape(folder.resolve().name)
     parts = [f"<h1>{name}</h1>"]
     parts += [
@@ -182,6 +185,7 @@ def _picture(pixels: np.ndarray) -> str:
 
 
 def _inline(png: bytes) -> str:
+    # Inside the page, so that a report is one file that can be sent.
     return f'<img class=pixels alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
@@ -221,6 +225,7 @@ def _panels(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
         axis.set_axis_off()
     for name, axis in zip(names, axes.flat, strict=False):
         points = [(line["step"], line[name]) for line in lines if name in line]
+        # Few points make no curve: one alone would not show at all.
         axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None)
         axis.set(title=name, xlabel="step")
     with io.BytesIO() as file:

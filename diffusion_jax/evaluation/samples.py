@@ -81,10 +81,11 @@ class Best:
 
     def batches(self, starts: Sequence[int], size: int) -> Iterator[Batch]:
         """The best of each."""
+        # The candidates of an image lie in a row, so that every batch holds whole groups of them.
         firsts = [first * self.candidates for first in starts]
         for batch in self.images.batches(firsts, size * self.candidates):
             sure = rerank.sureness(self.judge, to_unit(batch["image"]), batch["label"])
-            best = np.argmax(np.asarray(sure).reshape(-1, self.candidates), axis=1)
+            best = np.argmax(np.asarray(sure).reshape(-1, self.candidates), axis=1)  # [b]
             rows = np.arange(len(best)) * self.candidates + best
             yield {name: value[rows] for name, value in batch.items()}
 
@@ -122,6 +123,7 @@ def sampled(run: Run, options: Options) -> Sampled:
     seed = SEED if options.seed is None else options.seed
     figures = {"samples": num} | described(pipe)
     samples = Samples(pipe, raw, num, seed)
+    # All that the pixels depend on: features of samples are kept under this.
     identity = {"run": identity_of(run), "recipe": asdict(pipe.recipe), "num": num, "seed": seed}
     for name, helper in (("classifier", pipe.guide), ("weak", pipe.weak)):
         if helper is not None:
@@ -138,6 +140,7 @@ def sampled(run: Run, options: Options) -> Sampled:
 
 def identity_of(run: Run) -> dict[str, Any]:
     """What tells a run's weights from all others, also those of a run that is still in training."""
+    # A digest comes with a checkpoint; weights in memory have none yet.
     if run.digest:
         return run.identity
     return run.identity | {"digest": digest(run.model.params)}
@@ -231,6 +234,8 @@ def pipeline_of(run: Run, options: Options, page_guidance: bool = True) -> Pipel
     guide = None
     if options.classifier is not None:
         guide = open_run(options.classifier, kinds.Guide, flag="--classifier ")
+    # The recipe of a page is the one that its samples are shown with; what measures best, a lower
+    # guidance for FID, stands in its section evaluate, and the options of a command go before both.
     fields = run.recipe()
     section = run.config.get("evaluate", {})
     if page_guidance and "guidance" in section:

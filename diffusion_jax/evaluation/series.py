@@ -30,6 +30,7 @@ def write_table(out: Path, rows: Rows) -> None:
     path = Path(f"{out}.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(name for row in rows for name in row))
+    # Rows may have other figures, so the head is known when all are; readers never see a half.
     unfinished = path.with_name(f".{path.name}")
     with unfinished.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
@@ -45,6 +46,7 @@ def draw(out: Path, over: str, rows: Rows) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    # What is the same for all values is no result; the table has it.
     pairs = panels(over, rows)
     lines = -(-len(pairs) // COLUMNS) or 1
     figure, axes = pyplot.subplots(

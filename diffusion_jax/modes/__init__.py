@@ -7,10 +7,16 @@ import sys
 from types import ModuleType
 from typing import Any
 
-MODES = ("train", *sorted(
-    module.name for module in pkgutil.iter_modules(__path__) if module.name not in ("options", "train")
-))
+DEFAULT = "train"
+"""The mode of a command line that names none."""
+_FILES = sorted(module.name for module in pkgutil.iter_modules(__path__))
+MODES = (DEFAULT, *(name for name in _FILES if name not in ("options", DEFAULT)))
 """The files of this folder, the default first."""
+
+
+def module_of(mode: str) -> Any:
+    """The module of a mode, imported when it is asked for: each brings what it needs."""
+    return importlib.import_module(f"{__name__}.{mode}")
 
 
 def _of_page(name: str) -> Any:

@@ -142,6 +142,7 @@ def numbers_of(values: Sequence[str]) -> list[float]:
 
 def check_taken(options: Options) -> None:
     """Raises ConfigError for an option that an op would not look at."""
+    # One set of flags serves twelve ops: without this most would do nothing with most ops.
     op = options.op
     sometimes = {name for names in TAKES.values() for name in names}
     for name in sorted(sometimes - set(TAKES[op])):
@@ -149,6 +150,7 @@ def check_taken(options: Options) -> None:
         if getattr(holder, name) not in UNSET:
             raise ConfigError(f"op {op} takes no --{name}")
     looked_at: Sequence[str] = OF_CONDITIONS
+    # The condition of a decoder is the embedding of the pictures, which the op itself changes.
     if op in UNCLIP:
         looked_at = ("prompt",) if op == "text_diff" else ()
     for name in OF_CONDITIONS:
@@ -209,12 +211,15 @@ def pipe_of(options: Options, workdir: str) -> Pipeline:
       ConfigError: another kind of model, or fields of the recipe that change nothing.
     """
     changes = dict(options.sampling.changes)
+    # Whatever the page samples with: another sampler would not come back to the picture.
     if options.op in INVERTED:
         changes["sampler"] = "ddim"
+    # The scales come with --values: until then phi and its like may seem to change nothing.
     swept = options.op if options.op == "guidance" else ""
     weights = options.weights
     run = open_run(workdir, kinds.Pictures, weights.which, weights.step)
     pipe = pipeline(run, upsamplers=options.helpers.upsampler)
+    # Not `pipe.using`: it would refuse what is only right for the values of a sweep.
     recipe = Recipe.of(run.recipe()).using(**changes)
     recipe.check_changes(changes, run.task, swept=swept)
     if options.request.negative is not None and not recipe.guides and not swept:
@@ -224,7 +229,7 @@ def pipe_of(options: Options, workdir: str) -> Pipeline:
 
 
 def _second(options: Options) -> Request:
-    """The other condition; what is said of texts holds for its own."""
+    """The other condition; --negative and --truncate are of its texts too."""
     if not options.to_prompt:
         return Request(label=options.to_label)
     first = options.request
@@ -232,7 +237,7 @@ def _second(options: Options) -> Request:
 
 
 def _between(pipe: Pipeline, options: Options) -> Edited:
-    """Ops switch and mix."""
+    """Ops switch and mix, whose methods have these names and take the same."""
     edit = getattr(pipe.edit, options.op)
     return edit(options.request, _second(options), options.numbers, options.num, options.seed)
 
@@ -257,6 +262,7 @@ EDITS: Mapping[str, Callable[[Pipeline, Options], Edited]] = {
     "mix": _between,
     "guidance": lambda pipe, o: pipe.edit.guidance(o.request, o.numbers, o.num, o.seed),
     "phi": lambda pipe, o: pipe.edit.phi(o.request, o.numbers, o.num, o.seed),
+    # One of each picture by default, where other ops make as many as there are pictures, or 8.
     "variations": lambda pipe, o: pipe.edit.variations(o.images, o.numbers, o.num or 1, o.seed),
     "interpolate": lambda pipe, o: pipe.edit.interpolate(o.images, o.numbers, o.seed),
     "text_diff": _text_diff,
@@ -280,6 +286,7 @@ def session(options: Options, workdir: str) -> Edited:
     weights = options.weights
     pipe = pipeline(open_run(workdir, kinds.Pictures, weights.which, weights.step))
     images = replayed(pipe, story)
+    # Only now: an edit that fails is no part of the session.
     if file is not None and options.op == "inpaint":
         unfinished = file.with_name(f".{file.name}")  # the file is whole, before and after
         unfinished.write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
@@ -294,7 +301,7 @@ def story_of(options: Options, file: Path | None) -> dict[str, Any]:
             missing = f": there is no {file}" if file else ""
             needs = "--session, the JSON file of an editing session"
             raise ConfigError(f"op replay needs {needs}{missing}")
-        for name in edit_of(options):
+        for name in edit_of(options):  # the first that was given, if any
             raise ConfigError(f"--{name} is for op inpaint: a session is replayed as it is")
         return story_in(file)
     story: dict[str, Any] = {"image": options.images, "edits": []}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from diffusion_jax.data.image import Decode, to_unit
 from diffusion_jax.data.latents import ABOUT, Writer
 from diffusion_jax.data.rows import filled
 from diffusion_jax.data.source import Source
-from diffusion_jax.modes.options import Page, Weights, group
+from diffusion_jax.modes.options import PAGE_HELP, Page, Weights, group
 from diffusion_jax.runs import page
 from diffusion_jax.runs.folder import FIRST, Model, Run, holds_run, open_run, save_start
 from diffusion_jax.tasks import kinds
@@ -41,7 +41,7 @@ LOSSES = ("losses", "first_stage")
 class Options:
     """What to encode, and where to."""
 
-    config: Page | None = None
+    config: Page | None = option(None, PAGE_HELP)
     out: str = option("", "The new folder of the data set")
     batch: int = option(32, "Images at a time", least=1)
     weights: Weights = group(Weights)
@@ -50,7 +50,8 @@ class Options:
         check_options(self)
         if not self.out:
             raise ConfigError("mode encode needs --out, a new folder")
-        if Path(self.out, ABOUT).exists() or holds_run(Path(self.out, FIRST)):
+        out = Path(self.out).expanduser()
+        if (out / ABOUT).exists() or holds_run(out / FIRST):
             raise ConfigError(f"{self.out} holds latents already: choose another --out")
 
 
@@ -87,10 +88,7 @@ def run(options: Options, workdir: str) -> None:
         list(encoded(coder.model, data, split, options.batch, out)) for split in ("train", "test")
     )
     counts = {"train": sum(part.count for part in train), "test": sum(part.count for part in test)}
-    mean, square = np.average(
-        [part.moments for part in train], axis=0, weights=[part.count for part in train]
-    )
-    std = np.sqrt(np.maximum(square - mean**2, 1e-12))
+    mean, std = scale_of(train)
     save_scaled(out / FIRST, coder, mean, std)
     names = build(data["train"]).names
     about = {
@@ -99,6 +97,7 @@ def run(options: Options, workdir: str) -> None:
         "std": std.tolist(),
         "count": counts,
     }
+    # Last: where this file is, the data set is whole.
     (out / ABOUT).write_text(json.dumps(about))
     speed = sum(counts.values()) / (time.time() - start)
     latents = f"{counts['train']} and {counts['test']} latents"
@@ -116,6 +115,8 @@ def encoded(
     from tqdm import tqdm
 
     source: Source = build(data[split])
+    # Each image is encoded once, so nothing may be drawn: both mirror images are written where
+    # training would draw one, the middle stands for random crops, and texts stay texts.
     page_decode: Decode = build(data["decode"])
     views = 2 if page_decode.flip else 1
     decode = replace(page_decode, flip=False, crop="center", tokenizer=None)
@@ -124,7 +125,7 @@ def encoded(
             count = min(size, len(source) - first)
             records = [source[i] for i in range(first, first + count)]
             images = np.stack([decode(record)["image"] for record in records])
-            rows = to_unit(images[filled(0, size, count)])
+            rows = to_unit(images[filled(0, size, count)])  # [size, H, W, C]: one program for all
             moments = np.asarray(_moments(model, rows, views))[:count]  # [b, views, 2, h, w, c]
             if not np.isfinite(moments).all():
                 reasons = "this autoencoder is broken, or these are not its images"
@@ -147,13 +148,24 @@ def _moments(model: Model, images: Array, views: int) -> Array:
 
 def _summed(moments: np.ndarray) -> np.ndarray:
     """The means of z and z^2 over [b, views, 2, h, w, c]: [2, c]."""
+    # A latent is mean + std * eps: E z^2 = mean^2 + std^2, with no draw of eps.
     mean, std = moments[:, :, 0], moments[:, :, 1]
     axes = (0, 1, 2, 3)
     return np.stack([mean.mean(axes), (mean**2 + std**2).mean(axes)])
 
 
+def scale_of(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, deviation) of each channel over the images of all parts, [c] each."""
+    mean, square = np.average(
+        [part.moments for part in parts], axis=0, weights=[part.count for part in parts]
+    )
+    # A channel that is constant would have the scale 1 / 0.
+    return mean, np.sqrt(np.maximum(square - mean**2, 1e-12))
+
+
 def save_scaled(folder: Path, coder: Run, mean: np.ndarray, std: np.ndarray) -> None:
     """The autoencoder without its losses, with the scale of these latents, as a checkpoint."""
+    # Pages of latents then need no numbers: config.first_stage names the folder, which has them.
     task = {key: value for key, value in coder.config["task"].items() if key not in LOSSES}
     task |= {"scale": (1 / std).tolist(), "shift": mean.tolist()}
     save_start(

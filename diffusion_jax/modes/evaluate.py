@@ -1,7 +1,16 @@
 """Mode `evaluate`: how good samples are; prints a table, writes report.json and report.html.
 
-What there is to measure, evaluation/metrics.py says; in whose features and against what,
-evaluation/features.py.
+    --metric pixels      samples against the run's data: accuracy, novelty and variance by class
+    --metric features    in the features of a network: FID, sFID, IS, KID, precision, recall ...
+                         --features runs/judge, inception=FILE or dinov2=FILE
+    --metric bpd         bits/dim of held-out images
+    --metric clip        whether samples show what their captions say, in the eyes of a CLIP:
+                         --features runs/clip
+    --metric accuracy                        of a noisy classifier
+    --metric retrieval, zero_shot or tsne    of a CLIP
+
+Without --metric the first of these that the model has, or features where --features is given.
+--images measures a folder or an .npz in place of a run's samples.
 """
 from __future__ import annotations
 
@@ -9,22 +18,14 @@ from dataclasses import dataclass
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.evaluation import compare, metrics, report
-from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.evaluation.report import Measured
-from diffusion_jax.modes.options import Batch, Helpers, Sampling, Weights, group
+from diffusion_jax.modes.options import Measuring, Weights
 from diffusion_jax.runs.folder import open_run
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Measuring):
     """What is measured, of samples made how."""
-
-    measure: measurement.Measure = group(measurement.Measure)
-    features: measurement.Features = group(measurement.Features)
-    weights: Weights = group(Weights)
-    batch: Batch = group(Batch)
-    helpers: Helpers = group(Helpers)
-    sampling: Sampling = group(Sampling)
 
     def __post_init__(self):
         if self.measure.images is not None and self.weights != Weights():
@@ -53,9 +54,9 @@ def measured(options: Options, workdir: str) -> Measured:
       ConfigError: a folder that does not open, a metric that the model does not have, or an option
         that the metric does not look at.
     """
-    groups = (options.measure, options.features, options.batch, options.helpers, options.sampling)
-    whole = measurement.Options.of(*groups)
-    if whole.images is not None:
-        return compare.of_images(workdir, whole)
+    measurement = options.for_evaluation()
+    # Images need no run: the folder only keeps their features and the report.
+    if measurement.images is not None:
+        return compare.of_images(workdir, measurement)
     run = open_run(workdir, which=options.weights.which, step=options.weights.step)
-    return metrics.measured(run, whole)
+    return metrics.measured(run, measurement)

@@ -25,10 +25,10 @@ from diffusion_jax.train.state import plain
 class Options:
     """Whose weights, and where they are."""
 
-    system: str = option("", systems.SYSTEM_HELP.rstrip("."))
-    source: str = option("", systems.SOURCE_HELP.rstrip("."))
-    official: str | None = option(None, systems.OFFICIAL_HELP.rstrip("."))
-    first_stage: str | None = option(None, systems.FIRST_STAGE_HELP.rstrip("."))
+    system: str = option("", systems.SYSTEM_HELP)
+    source: str = option("", systems.SOURCE_HELP)
+    official: str | None = option(None, systems.OFFICIAL_HELP)
+    first_stage: str | None = option(None, systems.FIRST_STAGE_HELP)
 
     def __post_init__(self):
         for name in ("system", "source"):
@@ -48,10 +48,12 @@ def run(options: Options, workdir: str) -> None:
       ConfigError: a folder that holds a run, a first stage that does not go with the system, or
         what its `load` refuses.
     """
+    # Refused before anything is read: published weights are gigabytes.
     changes = {} if options.first_stage is None else systems.latents(options.system)
     if holds_run(workdir):
         raise ConfigError(f"{workdir} holds a run: choose another workdir")
     page, params = systems.load(options.system, options.source, options.official)
+    # Karlo is a decoder, a prior and an upsampler: each of them is a run of its own.
     parts = params.get("parts", {})
     of_run = {name: part for name, part in params.items() if name not in (FIRST, "parts")}
     if options.first_stage is not None:
@@ -61,6 +63,7 @@ def run(options: Options, workdir: str) -> None:
     for name, part in parts.items():
         save_start(Path(workdir, name), page["parts"][name], part)
     page = {name: section for name, section in page.items() if name != "parts"}
+    # Whatever scale the autoencoder's folder has: the network knows the one of its authors.
     if options.first_stage is not None:
         page, _ = first_stage.joined(
             page | {FIRST: {"folder": options.first_stage, **changes}}, workdir

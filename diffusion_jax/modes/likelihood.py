@@ -48,8 +48,10 @@ def run(options: Options, workdir: str) -> None:
       ConfigError: what `open_run` refuses, or a run without data.
     """
     weights = options.weights
+    # Another kind of model is refused with the names of these.
     measured_run = open_run(workdir, tuple(likelihood.BY_KIND), weights.which, weights.step)
     data = measured_run.data("likelihood is of a run's own held-out images")
+    # All at once: perplexity is of the codes of the whole set, and the picture is of its first.
     batches = list(held_out.batches(data, "test", options.num, options.batch))
     figures, picture = likelihood.measured(measured_run.model, batches)
     if picture is not None:

@@ -9,7 +9,6 @@ or the model says.
 """
 from __future__ import annotations
 
-import importlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -17,10 +16,15 @@ from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from diffusion_jax.build import ConfigError, check_options, option, unknown
-from diffusion_jax.modes import MODES
+from diffusion_jax.evaluation import options as measurement
+from diffusion_jax.modes import MODES, module_of
 
 Page = Mapping[str, Any]
 """A page of configs/, which `--config` names and `--config.<key>=<value>` changes."""
+PAGE_HELP = (
+    "A page of configs/, by its name or its file, and behind a colon its variant: digits, "
+    "configs/digits.py:tiny. --config.<key>=<value> changes it"
+)
 
 # Groups -------------------------------------------------------------------------------------------
 
@@ -40,9 +44,14 @@ class Weights:
 class Batch:
     """How many images, from which draws."""
 
-    num: int | None = option(None, "Images to make", least=1)
-    seed: int | None = option(None, "Of sampling", least=0, most=2**32 - 1)
-    batch: int | None = option(None, "Images at a time", least=1)
+    num: int | None = option(
+        None,
+        "Samples, or held-out images; by default as many as the page says, 100 captions for clip, "
+        "all that are held out",
+        least=1,
+    )
+    seed: int | None = option(None, "Seed of all draws; 1 by default", least=0, most=2**32 - 1)
+    batch: int | None = option(None, "Images at a time; 250 by default", least=1)
 
     def __post_init__(self):
         check_options(self)
@@ -58,7 +67,7 @@ class Helpers:
     weak: str | None = option(
         None, "Folder of a weaker model to guide away from (autoguidance), in place of no condition"
     )
-    weak_step: int | None = option(None, "Its checkpoint; the newest by default", least=0)
+    weak_step: int | None = option(None, "Checkpoint of --weak; the newest by default", least=0)
     upsampler: tuple[str, ...] = option(
         (), "Folder of a model that makes the images larger; may be given again"
     )
@@ -66,15 +75,21 @@ class Helpers:
         None,
         "Where unCLIP's decoder has its embeddings from: a prior's folder, or text, or caption",
     )
-    prior_guidance: float | None = option(None, "Guidance of the prior")
-    prior_steps: str | None = option(None, "Steps of a diffusion prior")
+    prior_guidance: float | None = option(
+        None, "Guidance of the prior; as its page says by default"
+    )
+    prior_steps: str | None = option(
+        None, "Steps of a diffusion prior; as its page says by default"
+    )
     prior_best: int | None = option(
-        None, "Embeddings that it makes for each that is kept, 2 by default", least=1
+        None, "Embeddings that the prior makes for each that is used; 2 by default", least=1
     )
     rerank: str | None = option(
         None, "Folder of a classifier, or of a CLIP, that chooses among --candidates"
     )
-    candidates: int | None = option(None, "Images to make for each that is kept", least=1)
+    candidates: int | None = option(
+        None, "Images that --rerank chooses one among; metric clip takes it alone", least=1
+    )
 
     def __post_init__(self):
         check_options(self)
@@ -86,8 +101,36 @@ class Helpers:
 class Sampling:
     """How to sample; what is not given is as the page says, or as here."""
 
-    # The fields of `Recipe` and of `Draw` that were given.
+    # The fields of `Recipe` and of `Draw` that were given. Which of the two a run has is known when
+    # it is opened, and only then what goes without saying.
     changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def group(kind: type, without: Sequence[str] = ()) -> Any:
+    """A field of Options that is a dataclass of options.
+
+    Args:
+      kind: the dataclass.
+      without: those of its fields that the mode does not look at, and that are no flags of it.
+    """
+    return field(default_factory=kind, metadata={"without": tuple(without)})
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The groups of a mode that measures a run's samples: `evaluate` once, `sweep` many times."""
+
+    measure: measurement.Measure = group(measurement.Measure)
+    features: measurement.Features = group(measurement.Features)
+    weights: Weights = group(Weights)
+    batch: Batch = group(Batch)
+    helpers: Helpers = group(Helpers)
+    sampling: Sampling = group(Sampling)
+
+    def for_evaluation(self, swept: str = "") -> measurement.Options:
+        """All that evaluation/ is asked; `swept` is the option that has other values to come."""
+        groups = (self.measure, self.features, self.batch, self.helpers, self.sampling)
+        return measurement.Options.of(*groups, swept=swept)
 
 
 # Leaves -------------------------------------------------------------------------------------------
@@ -109,25 +152,6 @@ class Leaf(NamedTuple):
     help: str
 
 
-PAGE = Leaf(
-    "",
-    (),
-    None,
-    "A page of configs/, by its name or its file, and behind a colon its variant: digits, "
-    "configs/digits.py:tiny. --config.<key>=<value> changes it",
-)
-
-
-def group(kind: type, without: Sequence[str] = ()) -> Any:
-    """A field of Options that is a dataclass of options.
-
-    Args:
-      kind: the dataclass.
-      without: those of its fields that the mode does not look at, and that are no flags of it.
-    """
-    return field(default_factory=kind, metadata={"without": tuple(without)})
-
-
 def leaves(kind: type, group: str = "", without: Sequence[str] = ()) -> dict[str, Leaf]:
     """The flags of a mode's Options, by name; those that it has of itself first.
 
@@ -142,11 +166,11 @@ def leaves(kind: type, group: str = "", without: Sequence[str] = ()) -> dict[str
         if "help" in part.metadata and part.name not in without:
             types = _types(hints[part.name])
             flags[part.name] = Leaf(group, types, part.default, part.metadata["help"])
+    # A mode's own flags first: `num` of sample, say, has another default than that of a group.
     for part in fields(kind):
         if is_dataclass(hints[part.name]):
-            left_out = part.metadata.get("without", ())
             for source in _sources(hints[part.name]):
-                flags |= leaves(source, part.name, (*left_out, *flags))
+                flags |= leaves(source, part.name, (*part.metadata["without"], *flags))
     return flags
 
 
@@ -166,16 +190,6 @@ def _types(hint: Any) -> tuple[Any, ...]:
     return tuple(one for one in alternatives if one is not type(None))
 
 
-def reads_page(kind: type) -> bool:
-    """Whether a mode takes --config."""
-    return "config" in kind.__dataclass_fields__
-
-
-def mode_of(kind: type) -> str:
-    """The mode that Options are of."""
-    return kind.__module__.rpartition(".")[2]
-
-
 def built(kind: type, values: Mapping[str, Any]) -> Any:
     """A mode's Options of flat leaves, {flag: value}; what is None or not there has its default.
 
@@ -183,25 +197,33 @@ def built(kind: type, values: Mapping[str, Any]) -> Any:
       ConfigError: a flag that the mode does not have (which mode has it, or the nearest one), a
         number out of bounds, or what does not go together.
     """
-    flags = leaves(kind) | ({"config": PAGE} if reads_page(kind) else {})
-    whole: dict[str, Any] = {}
+    flags = leaves(kind)
+    parts: dict[str, dict[str, Any]] = {"": {}}
     for name, value in values.items():
         if name not in flags:
-            raise stranger(name, mode_of(kind))
+            raise stranger(name, kind)
         if value is not None:
-            holder = whole.setdefault(flags[name].group, {}) if flags[name].group else whole
-            holder[name] = tuple(value) if isinstance(value, list) else value
+            # absl makes lists of flags that may be given again; frozen Options hold tuples.
+            part = parts.setdefault(flags[name].group, {})
+            part[name] = tuple(value) if isinstance(value, list) else value
     hints = get_type_hints(kind)
-    for name in {leaf.group for leaf in flags.values()} & whole.keys():
-        part = {"changes": whole[name]} if hints[name] is Sampling else whole[name]
-        whole[name] = hints[name](**part)
-    return kind(**whole)
+    groups = {name: _group_of(hints[name], part) for name, part in parts.items() if name}
+    return kind(**parts[""], **groups)
 
 
-def stranger(name: str, mode: str) -> ConfigError:
-    """The error for a flag that a mode does not have: which modes have it, or the nearest flag."""
-    modules = {each: importlib.import_module(f"diffusion_jax.modes.{each}") for each in MODES}
-    flags = {each: leaves(module.Options) for each, module in modules.items()}
+def _group_of(kind: type, values: Mapping[str, Any]) -> Any:
+    """A group of the options that were given."""
+    # Of `Sampling` they are changes: a default of its own would hide what the page says.
+    return Sampling(values) if kind is Sampling else kind(**values)
+
+
+def stranger(name: str, kind: type) -> ConfigError:
+    """The error for a flag that a mode's Options lack: which modes have it, or the nearest flag."""
+    mode = kind.__module__.rpartition(".")[2]
+    if name.partition(".")[0] == "config":
+        return ConfigError(f"mode {mode} reads no page: leave --config out")
+    # All modes are imported only here, where the command ends anyway: that takes a second.
+    flags = {each: leaves(module_of(each).Options) for each in MODES}
     owners = [each for each in MODES if name in flags[each]]
     if not owners:
         return unknown(f"flag of mode {mode}", name, flags[mode])
@@ -215,15 +237,16 @@ def described(kind: type) -> str:
     """The flags of a dataclass for --help, group by group, with their defaults."""
     hints = get_type_hints(kind)
     tables: dict[str, list[str]] = {}
-    page = {"config": PAGE} if reads_page(kind) else {}
-    for name, leaf in (page | leaves(kind)).items():
+    for name, leaf in leaves(kind).items():
         title = str((hints[leaf.group] if leaf.group else kind).__doc__).partition("\n")[0]
         tables.setdefault(title, []).append(_entry(name, leaf))
     return "\n\n".join("\n".join([title, *lines]) for title, lines in tables.items())
 
 
 def _entry(name: str, leaf: Leaf) -> str:
+    """A flag, its help, whose lines stay lines, and its default where that says something."""
     default = ", ".join(leaf.default) if isinstance(leaf.default, tuple) else str(leaf.default)
-    behind = "" if default in ("", "None", "False") else f" ({default})"
-    text = f"--{name}: {leaf.help}{behind}"
-    return textwrap.fill(text, 100, initial_indent="  ", subsequent_indent="      ")
+    behind = "" if default in ("", "None", "False") else f" (default: {default})"
+    lines = f"--{name}: {leaf.help}{behind}".splitlines()
+    wrap = textwrap.TextWrapper(100, "  ", "      ", break_on_hyphens=False)
+    return "\n".join(map(wrap.fill, lines))

@@ -3,9 +3,12 @@
     python -m diffusion_jax.main --mode plan --config configs/imagenet256_dit_xl2.py \\
         --workdir runs/plan --topology v5e:16x16
 
-Layouts are compared by planning/layouts.py, for GPUs too. For TPUs the best are compiled by
-planning/compile.py, up to their machine code, until one fits; that needs libtpu
-(pip install 'diffusion_jax[tpu]', best in an environment of its own) and no TPU.
+Layouts of chips are compared by an estimate, for GPUs too. For TPUs the best are compiled, all but
+for their machine code, until one fits: that needs libtpu (pip install 'diffusion_jax[tpu]', best in
+an environment of its own) and no TPU. The plan is printed, and written to plan.json in the workdir.
+
+    v5e:16x16, v5p-128 ...    TPUs, by their shape or their number
+    h100:64 ...               GPUs: estimates, and nothing is compiled
 """
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ import jax
 
 from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.cost.chips import GIB, Topology, topology
-from diffusion_jax.modes.options import Page
+from diffusion_jax.modes.options import PAGE_HELP, Page
 from diffusion_jax.planning.compile import Report, compile_sampler, compile_train, recipe_of
 from diffusion_jax.planning.layouts import Estimate, Layout, Work, candidates, ranked, work_of
 from diffusion_jax.runs import page
@@ -38,7 +41,7 @@ LAYERS = 8
 class Options:
     """What to plan, for which chips."""
 
-    config: Page | None = None
+    config: Page | None = option(None, PAGE_HELP)
     topology: tuple[str, ...] = option(
         ("v5e:4x4",), "The chips: v5e:16x16, v5p-128, h100:64 ...; may be given again"
     )
@@ -80,6 +83,7 @@ def run(options: Options, workdir: str) -> None:
     layouts = [layout_of(text, machines) for text in options.layout]
     path = Path(workdir, "plan.json")
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Traced once: another batch on other chips changes its numbers, not its program.
     page_work = work_of(config)
     reports = []
     for machine in machines:
@@ -89,11 +93,10 @@ def run(options: Options, workdir: str) -> None:
         if options.program == "sample":
             plan = plan_sampler(work, machine, options.machine_code)
         else:
-            plan = plan_train(
-                work, machine, layouts, options.program, path.parent, options.machine_code
-            )
+            plan = plan_train(work, machine, layouts, options, path.parent)
         about = {"topology": machine.name, "chips": machine.chips, "program": options.program}
         reports.append({**about, "batch": batch, **plan})
+        # After every machine: one program takes minutes to compile, and a later one may fail.
         path.write_text(json.dumps(reports, indent=1))
     print(f"written to {path}")
 
@@ -104,6 +107,7 @@ def layout_of(text: str, machines: Sequence[Topology]) -> Layout:
     Raises:
       ConfigError: it is none, or one of another number of chips than these machines have.
     """
+    # The word behind the numbers may be left out.
     *numbers, last = text.split(",")
     gather = last if last in ("step", "use") else "step"
     sides = numbers if last == gather else [*numbers, last]
@@ -121,12 +125,7 @@ def layout_of(text: str, machines: Sequence[Topology]) -> Layout:
 
 
 def plan_train(
-    work: Work,
-    machine: Topology,
-    layouts: list[Layout],
-    program: str,
-    folder: Path,
-    machine_code: bool,
+    work: Work, machine: Topology, layouts: Sequence[Layout], options: Options, folder: Path
 ) -> Report:
     """Compares layouts, compiles the best until one fits, and says which.
 
@@ -134,12 +133,14 @@ def plan_train(
       work: the train step.
       machine: the chips.
       layouts: which to compile, all of them; empty for the best.
-      program: 'train', or 'estimate' to compile nothing.
+      options: whether to compile, and how far.
       folder: where the texts of programs go.
-      machine_code: compile to the end.
 
     Returns:
       What the report holds beside the machine.
+
+    Raises:
+      ConfigError: no layout divides the batch.
     """
     estimates = ranked(work, machine, layouts or candidates(work, machine.chips))
     if not estimates:
@@ -152,22 +153,39 @@ def plan_train(
         "layers": dict(work.model_flops),
         "estimates": [as_report(each) for each in estimates],
     }
-    if program == "estimate" or not machine.chip.axes:
+    # Chips whose links have no axes are GPUs: there is no compiler for those that are not here.
+    if options.program == "estimate" or not machine.chip.axes:
         return report | {"recommended": list(estimates[0].layout), "compiled": []}
+    compiled = compiled_of(work, machine, estimates, options, folder)
+    return report | {"compiled": compiled, "recommended": fastest(compiled)}
+
+
+def compiled_of(
+    work: Work, machine: Topology, estimates: Sequence[Estimate], options: Options, folder: Path
+) -> list[Report]:
+    """Compiles train steps: all of --layout, else the best estimates until one fits."""
     compiled = []
-    for each in estimates if layouts else estimates[:TRIES]:
-        print(f"compiling data x fsdp x tensor = {each.layout} ...", flush=True)
-        compiled.append(compile_train(work, machine, each, folder, machine_code))
-        print_train(compiled[-1], work, machine)
-        if compiled[-1]["fits"] and not layouts:
+    for estimate in estimates if options.layout else estimates[:TRIES]:
+        print(f"compiling data x fsdp x tensor = {estimate.layout} ...", flush=True)
+        report = compile_train(work, machine, estimate, folder, options.machine_code)
+        print_train(report, work, machine)
+        compiled.append(report)
+        # Estimates come the fastest first, so the first that fits is the one to take; those that
+        # were named are all compared.
+        if report["fits"] and not options.layout:
             break
-    fitting = [each for each in compiled if each["fits"]]
+    return compiled
+
+
+def fastest(compiled: Sequence[Report]) -> list[int | str] | None:
+    """The layout of the shortest step that fits; None where none does."""
+    fitting = [report for report in compiled if report["fits"]]
     if not fitting:
         print("nothing that was compiled fits")
-        return report | {"compiled": compiled, "recommended": None}
-    best = min(fitting, key=lambda each: each["step_s"])["layout"]
-    print(f"recommended: data x fsdp x tensor = {Layout(*best)}")
-    return report | {"compiled": compiled, "recommended": best}
+        return None
+    layout = min(fitting, key=lambda report: report["step_s"])["layout"]
+    print(f"recommended: data x fsdp x tensor = {Layout(*layout)}")
+    return layout
 
 
 def plan_sampler(work: Work, machine: Topology, machine_code: bool) -> Report:
@@ -226,6 +244,7 @@ def print_estimates(estimates: list[Estimate], machine: Topology) -> None:
 
 def print_train(report: Report, work: Work, machine: Topology) -> None:
     """Prints a compiled train step, with its operations beside those that were counted."""
+    # Far from 1 either the count or the compiler has missed something: then trust neither.
     if report["fits"]:
         ratio = report["flops"] * machine.chips / work.flops
         print(
@@ -271,6 +290,7 @@ def print_seconds(report: Report) -> None:
         if key not in report:
             continue
         mfu = ""
+        # Of a step by (1); another prediction of its time has the share in inverse proportion.
         if "mfu" in report:
             mfu = f", MFU {report['mfu'] * report['step_s'] / report[key]:.1%}"
         print(f"  predicted ({source}): {report[key] * 1e3:.0f} ms{mfu}")

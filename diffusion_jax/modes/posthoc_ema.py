@@ -21,9 +21,11 @@ from diffusion_jax.train.posthoc import reconstruct
 class Options:
     """Which averages."""
 
-    std: str = option("", "Lengths of averages, relative to the run's: 0.05,0.10")
+    std: str = option(
+        "", "Lengths of averages, as shares of the training up to that step: 0.05,0.10"
+    )
     step: int | None = option(
-        None, "The update at which they end; the last snapshot's by default", least=0
+        None, "Step of training at which the averages end; the last snapshot's by default", least=0
     )
     out: str | None = option(None, "Folder of the averages; posthoc in the run's folder by default")
 
@@ -41,6 +43,7 @@ class Options:
     @property
     def names(self) -> list[str]:
         """The lengths as they were written, which are the names of their folders."""
+        # Not the numbers: the folder of 0.10 is 0.10, where whoever asked for it will look.
         return self.std.split(",")
 
 
@@ -55,6 +58,7 @@ def run(options: Options, workdir: str) -> None:
       ConfigError: what `reconstruct` refuses, or a folder that is there already.
     """
     out = Path(workdir, "posthoc") if options.out is None else Path(options.out).expanduser()
+    # All before the first: averages are read from every snapshot of the run, which takes a while.
     taken = [name for name in options.names if holds_run(out / name)]
     if taken:
         raise ConfigError(f"{out / taken[0]} holds an average already: choose another --out")

@@ -14,7 +14,7 @@ from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.evaluation import features
 from diffusion_jax.evaluation.options import BATCH, Features
 from diffusion_jax.metrics import moments
-from diffusion_jax.modes.options import Page, group
+from diffusion_jax.modes.options import PAGE_HELP, Page, group
 from diffusion_jax.train.state import plain
 
 
@@ -22,13 +22,13 @@ from diffusion_jax.train.state import plain
 class Options:
     """Of which images, in whose features."""
 
-    config: Page | None = None
+    config: Page | None = option(None, PAGE_HELP)
     features: Features = group(Features)
     images: str | None = option(
         None,
-        "Images to take the statistics of: a folder or an .npz; the page's training data without",
+        "Images to take the statistics of, a folder or an .npz, in place of a page's training data",
     )
-    batch: int | None = option(None, "Images at a time", least=1)
+    batch: int | None = option(None, "Images at a time; 250 by default", least=1)
     out: str | None = option(None, "x.npz; reference.npz in the working folder by default")
 
     def __post_init__(self):
@@ -64,8 +64,10 @@ def run(options: Options, workdir: str) -> None:
     else:
         images = features.images_at(options.images)
         extracted = extractor(images, features.identity_at(options.images))
+    # Of Inception alone, for sFID; other networks have no such features.
     spatial = extracted.moments("spatial") if extracted.has("spatial") else None
     statistics = extracted.moments("features")
+    # The label says in whose features these are: against another network they would mean nothing.
     if jax.process_index() == 0:
         out = Path(options.out or Path(workdir, "reference.npz"))
         moments.save(out, statistics, spatial, network=network.label, images=extracted.count)

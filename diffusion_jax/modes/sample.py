@@ -44,7 +44,7 @@ class Options:
         "without a prompt",
         least=1,
     )
-    seed: int = option(0, "Of sampling", least=0, most=2**32 - 1)
+    seed: int = option(0, "Seed of all draws", least=0, most=2**32 - 1)
     batch: int = option(100, "Images at a time", least=1)
     request: Request = group(Request)
     weights: Weights = group(Weights)
@@ -89,6 +89,7 @@ def pipeline_of(options: Options, workdir: str) -> Pipeline:
     helpers = options.helpers
     weak = None
     if helpers.weak is not None:
+        # Opened here: of a folder `pipeline` takes the newest step, this may be an earlier one.
         weak = open_run(helpers.weak, kinds.Pictures, step=helpers.weak_step, flag="--weak ")
     pipe = pipeline(
         workdir,
@@ -108,6 +109,7 @@ def pipeline_of(options: Options, workdir: str) -> Pipeline:
     if not isinstance(pipe.prior, unclip.Prior):
         names = "--prior_guidance, --prior_steps and --prior_best"
         raise ConfigError(f"{names} are of a prior's folder: give --prior FOLDER")
+    # The prior is open by now: another way of sampling it reads no weights again.
     best = helpers.prior_best or pipe.prior.best
     return replace(pipe, prior=unclip.prior_of(pipe.prior.run, pipe.run, best, **changes))
 
@@ -122,6 +124,7 @@ def number_of(pipe: Pipeline, request: Request) -> int:
 def write(out: str, job: Job) -> None:
     """Makes the pictures; into a folder they are written as they come."""
     batches = counted(job)
+    # A folder may be larger than memory, and what is in it when the job is ended stays of use.
     if out.endswith("/"):
         save_folder(out, batches, job.origin, job.labels, job.prompts)
         return
@@ -130,7 +133,7 @@ def write(out: str, job: Job) -> None:
 
 def counted(job: Job) -> Iterator[np.ndarray]:
     """The batches of a job, with a bar that counts images."""
-    from tqdm import tqdm
+    from tqdm import tqdm  # here: `--help` needs no bar, and is to be quick
 
     with tqdm(total=job.total, unit="image", disable=jax.process_index() > 0) as bar:
         for batch in job.batches():

@@ -22,7 +22,7 @@ from diffusion_jax.build import ConfigError, check_options, option, unknown
 from diffusion_jax.evaluation import compare, metrics, report, series
 from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.evaluation.report import Measured
-from diffusion_jax.modes.options import Batch, Helpers, Sampling, Weights, group
+from diffusion_jax.modes.options import Measuring
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.runs import page
 from diffusion_jax.runs.folder import Run, open_run
@@ -44,7 +44,7 @@ OVER = (*OF_FOLDER, "blur", "candidates", *(leaf.name for leaf in fields(Recipe)
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Measuring):
     """What is changed, and what is measured."""
 
     over: str = option(
@@ -58,12 +58,6 @@ class Options:
     out: str | None = option(
         None, "Where the files go, without a suffix; sweep in the working folder by default"
     )
-    measure: measurement.Measure = group(measurement.Measure)
-    features: measurement.Features = group(measurement.Features)
-    weights: Weights = group(Weights)
-    batch: Batch = group(Batch)
-    helpers: Helpers = group(Helpers)
-    sampling: Sampling = group(Sampling)
 
     def __post_init__(self):
         check_options(self)
@@ -117,6 +111,7 @@ def run(options: Options, workdir: str) -> None:
     opened = checked(points)
     out = Path(options.out or Path(workdir, "sweep"))
     rows: list[Mapping[str, Any]] = []
+    # The table is written after every value: a sweep takes hours, and may be ended half-way.
     for point in points:
         measured = measured_at(point, opened)
         numbers = {
@@ -138,6 +133,7 @@ def checked(points: list[Point]) -> Run | None:
     """
     if points[0].options.images is not None:
         return None
+    # One run is opened once. Of several each is opened when it is measured: not all fit in memory.
     several = len({point.weights for point in points}) > 1
     run = None
     for point in points:
@@ -162,14 +158,15 @@ def points_of(options: Options, workdir: str) -> list[Point]:
       ConfigError: a value that is no number where a number belongs.
     """
     weights = options.weights
-    groups = (options.measure, options.features, options.batch, options.helpers, options.sampling)
-    whole = measurement.Options.of(*groups, swept=options.over.partition(".")[0])
-    base = Point("", workdir, weights.which, weights.step, whole)
+    # What is swept may change nothing at one of its values, guidance at 1 for example: no mistake.
+    swept = options.over.partition(".")[0]
+    base = Point("", workdir, weights.which, weights.step, options.for_evaluation(swept))
     return [changed(base._replace(value=value), options.over) for value in split(options.values)]
 
 
 def split(values: str) -> list[str]:
     """'1,2' -> ['1', '2']; a value that has commas of its own stands in double quotes."""
+    # Read as a row of CSV, which is what 'sampler' needs: '"ddim,eta=0.5",plms'.
     (parts,) = csv.reader([values], skipinitialspace=True)
     return [part.strip() for part in parts if part.strip()]
 
@@ -207,12 +204,13 @@ def _written(point: Point, name: str) -> str:
 
 
 def _with(text: str, option: str) -> str:
+    # Behind what is there: of an option that is written twice the last holds.
     return f"{text},{option}" if text else option
 
 
 def _number(name: str, kind: type, value: str) -> Any:
     if name == "steps":
-        return value  # may be a respacing; `Recipe` reads it
+        return value  # may be a respacing, 'ddim50' for example; `Recipe` reads it
     try:
         return WORDS[value] if kind is bool else kind(value)
     except (ValueError, KeyError):

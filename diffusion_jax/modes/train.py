@@ -26,7 +26,7 @@ from diffusion_jax.evaluation import metrics
 from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.evaluation import report as reports
 from diffusion_jax.models.clip import unit
-from diffusion_jax.modes.options import Page
+from diffusion_jax.modes.options import PAGE_HELP, Page
 from diffusion_jax.pipelines import unclip
 from diffusion_jax.pipelines.conditions import conditions, held_out_conditions
 from diffusion_jax.pipelines.pipeline import Pipeline
@@ -36,7 +36,7 @@ from diffusion_jax.runs import first_stage, page
 from diffusion_jax.runs.folder import Model, Run, open_run
 from diffusion_jax.tasks import kinds
 from diffusion_jax.train import loop, shard
-from diffusion_jax.train.checkpoint import Checkpoints, load
+from diffusion_jax.train.checkpoint import Checkpoints, weights
 from diffusion_jax.train.log import Trace, Writer
 from diffusion_jax.train.posthoc import Snapshots
 from diffusion_jax.train.state import plain, task_of
@@ -50,7 +50,7 @@ SAMPLES = 200
 class Options:
     """A page, and what is traced of its run."""
 
-    config: Page | None = None
+    config: Page | None = option(None, PAGE_HELP)
     profile_steps: str | None = option(None, "Steps of training to trace for TensorBoard: '10:15'")
 
     def __post_init__(self):
@@ -90,6 +90,7 @@ def run(options: Options, workdir: str) -> None:
       ConfigError: anything that the user can mend; all that can be known before is checked before
         anything compiles.
     """
+    # What can be refused is refused here, before a file is written and anything compiles.
     trace = None if options.profile_steps is None else Trace(workdir, options.profile_steps)
     start, batches, mesh = checked(plain(options.config), workdir)
     config = start.config
@@ -98,6 +99,7 @@ def run(options: Options, workdir: str) -> None:
     with contextlib.ExitStack() as files:
         saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
         checkpoints = files.enter_context(saved)
+        # A run that goes on has its weights: the folders that it began from may be gone.
         initial = initial_of(config.get("init") or {}) if checkpoints.latest is None else None
         watch = Watch(start, recipe, raw, files.enter_context(Writer(workdir)))
         snapshots = None
@@ -123,8 +125,10 @@ def checked(config: Page, workdir: str) -> tuple[Run, Batches, jax.sharding.Mesh
       ConfigError: a page whose parts are unknown, missing, or do not go together.
     """
     page.check(config)
+    # From here on the page holds its first stage too, so that a checkpoint alone is enough.
     config, first = first_stage.joined(config, workdir)
     task = task_of(config)
+    # The first average is what a run is judged by, and without one the weights themselves.
     which = next(iter(config["ema"]), "params")
     start = Run(workdir, 0, which, config, Model(params={}, first=first, task=task))
     batches = page.batches_of(config, jax.process_index(), jax.process_count())
@@ -191,6 +195,7 @@ def sampling_of(start: Run) -> tuple[Recipe | None, Raw]:
     recipe = Recipe.of(start.recipe())
     recipe.check(task)
     num = config["sample"]["num"]
+    # A prior makes embeddings, which nobody can look at: they are compared with those of images.
     if isinstance(task, kinds.Prior):
         clip = start.task.first_stage
         return recipe, unclip.held_out(clip, start.model.first, config["data"], num)
@@ -211,12 +216,12 @@ def initial_of(spec: str | Mapping[str, str]) -> dict[str, Params]:
       spec: 'folder' for all parameters, or {'path': 'folder:path in it'} for those of some parts.
 
     Raises:
-      ConfigError: what `load` refuses; no such path.
+      ConfigError: what `weights` refuses; no such path.
     """
     parts = {}
     for target, source in ({"": spec} if isinstance(spec, str) else spec).items():
         folder, _, path = source.partition(":")
-        part = load(folder)[2]
+        part = weights(folder).params
         for key in path.split("/") if path else ():
             if not isinstance(part, Mapping) or key not in part:
                 raise ConfigError(f"config.init: {folder} has no parameters {path!r}")
@@ -243,6 +248,7 @@ def show(watch: Watch, recipe: Recipe, step: int, state: TrainState) -> None:
     """Writes a grid of samples to samples/<step>.png and to TensorBoard."""
     num, seed = watch.run.config["sample"]["num"], watch.run.config["seed"]
     pipe = Pipeline(watch.at(step, state), recipe)
+    # The same noise at every step: what differs between two grids is what was learned.
     images = np.concatenate(list(pipe.images(watch.raw, num, seed, num)))
     path = Path(watch.run.folder, "samples", f"{step:08d}.png")
     pictures.save_png(path, pictures.grid(to_uint8(images)))
@@ -259,12 +265,13 @@ def show_nearness(watch: Watch, recipe: Recipe, step: int, state: TrainState) ->
     num, seed = watch.run.config["sample"]["num"], watch.run.config["seed"]
     x = np.concatenate(list(generate(model, recipe, watch.raw, num, seed, num)))
     made = unit(model.task.embeddings(model.first, x))
-    cosines = np.asarray(made @ unit(watch.raw["clip_image"]).T)
+    cosines = np.asarray(made @ unit(watch.raw["clip_image"]).T)  # [num, num]
     near = float(np.mean(np.diag(cosines)))
+    # Beside the cosine with others: all embeddings of a CLIP lie in a narrow cone.
     far = float((cosines.sum() - np.trace(cosines)) / (num * num - num))
     watch.writer.scalars(step, {"cosine": near, "cosine_of_others": far})
-    own = f"cosine {near:.3f} with those of their images"
-    print(f"embeddings of step {step}: {own}, {far:.3f} with those of others")
+    nearness = f"cosine {near:.3f} with those of their images"
+    print(f"embeddings of step {step}: {nearness}, {far:.3f} with those of others")
 
 
 def measure(watch: Watch, step: int, state: TrainState) -> None:
@@ -272,6 +279,7 @@ def measure(watch: Watch, step: int, state: TrainState) -> None:
     config = watch.run.config
     options = measurement.of_page(config, config["evaluate"].get("samples", SAMPLES))
     figures = metrics.measured(watch.at(step, state), options).figures
+    # How samples are made is the same at every step: as curves these would be flat.
     of_recipe = (*Recipe.__dataclass_fields__, "samples")
     floats = {name: value for name, value in figures.items() if isinstance(value, float)}
     logged = {name: value for name, value in floats.items() if name not in of_recipe}
@@ -280,6 +288,8 @@ def measure(watch: Watch, step: int, state: TrainState) -> None:
 
 def finish(start: Run) -> None:
     """Measures the last checkpoint and writes the report."""
+    # Read back, not taken from the loop: of a run that was at its end already there is no state,
+    # and what is measured is what others will open.
     trained = open_run(start.folder, which=start.which)
     options = measurement.of_page(start.config, start.config["evaluate"]["num"])
     measured = metrics.measured(trained, options)

@@ -18,7 +18,9 @@ from diffusion_jax.pipelines.sampling import generate
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.types import Raw
 
-STRIDE = 1_000_003  # between the seeds of two stages
+STRIDE = 1_000_003
+"""Between the seeds of two stages: with 1 the upsampler of a seed would draw as the base of the
+next seed does."""
 
 
 class Stage(NamedTuple):
@@ -40,11 +42,14 @@ def check(stages: Sequence[Stage], raw: Raw) -> None:
         refuses.
     """
     for before, (model, recipe) in itertools.pairwise(stages):
-        task, shape = model.task, before.model.task.shape
+        task = model.task
+        shape = before.model.task.shape
         if "low_res" not in task.cond.keys:
             raise ConfigError(
                 f"a model of {task.shape} after one of {shape} must read low_res: no upsampler"
             )
+        # A single row, and of zeros what the stage before is yet to make: names and shapes count.
+        # The base may have had no label; an upsampler that reads one takes the classes in turn.
         row = {"label": np.zeros(1, np.int32)} | {name: value[:1] for name, value in raw.items()}
         conditions(task, 1, raw=row | {"low_res": np.zeros((1, *shape), np.float32)})
         recipe.check(task)
@@ -68,13 +73,15 @@ def upsampled(
       num, seed, batch: as for `sampling.generate`.
     """
     for number, (model, recipe) in enumerate(stages, 1):
-        small = low_res(np.concatenate(list(batches)), recipe.levels)
+        # All of them, since `generate` picks the rows of its conditions by number.
+        small = low_res(np.concatenate(list(batches)), recipe.levels)  # [num, h, w, C]
         raw = conditions(model.task, num, raw={**raw, "low_res": small})
         batches = generate(model, recipe, raw, num, seed + number * STRIDE, batch)
     yield from batches
 
 
 def low_res(images: np.ndarray, levels: int = 256) -> np.ndarray:
-    """What the next stage sees of images [N, H, W, C]: as a file would hold them, of 256 levels,
-    or with 0 as they are."""
+    """What the next stage sees of images [N, H, W, C] in about [-1, 1]: of 256 levels, as in a
+    file, or with `levels` 0 only clipped."""
+    # An upsampler was trained on images of files, whose values are rounded.
     return to_unit(to_uint8(images)) if levels else np.clip(images, -1, 1)

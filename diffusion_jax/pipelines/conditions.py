@@ -23,7 +23,7 @@ from diffusion_jax.tasks import kinds
 from diffusion_jax.types import Raw
 
 FLAGS = {"tokens": "prompt"}
-"""Raw conditions that are asked for under another name."""
+"""What a user gives for a raw condition, where it has another name."""
 
 
 def conditions(
@@ -50,6 +50,8 @@ def conditions(
         raise ConfigError("a CLIP guides towards a text: give a prompt (--prompt)")
     negative = ("negative",) if "tokens" in task.cond.keys else ()
     names = (*task.cond.keys, *task.cond.droppable, *texts, *negative)
+    # Only what is read goes on: raw conditions of a cascade go through all of its stages, and a key
+    # that no one reads would still compile another program.
     raw = {name: value[:num] for name, value in raw.items() if name in names}
     classes = _classes(task, guide)
     if labels is not None and not classes:
@@ -58,8 +60,9 @@ def conditions(
         _check_labels(labels, classes)
         raw["label"] = labels.astype(np.int32)
     elif classes and "label" not in raw:
+        # In turn and not at random: picture i of a seed does not depend on `num`.
         raw["label"] = (np.arange(num) % classes).astype(np.int32)
-    _check_given(task, raw, num)
+    _check_raw(task, raw, num)
     task.cond.check(raw)
     return raw
 
@@ -82,7 +85,7 @@ def _check_labels(labels: np.ndarray, classes: int) -> None:
         raise ConfigError(f"label {outside[0]} is outside 0 ... {classes - 1}")
 
 
-def _check_given(task: Any, raw: Raw, num: int) -> None:
+def _check_raw(task: Any, raw: Raw, num: int) -> None:
     """Raises ConfigError for a condition that the model reads and that is missing, too short, or
     of another shape."""
     for name in task.cond.keys:
@@ -104,10 +107,12 @@ def _check_given(task: Any, raw: Raw, num: int) -> None:
 
 def derived_shapes(task: Any) -> dict[str, tuple[int, ...]]:
     """The shape [h, w, C] of every condition that training makes of an image."""
-    image = jax.ShapeDtypeStruct((1, *task.shape), jnp.float32)
-    raw = jax.eval_shape(
-        lambda image: task.cond.prepare({"image": image}, jax.random.key(0)), image
-    )
+
+    def prepared(image: jax.Array) -> Raw:
+        return task.cond.prepare({"image": image}, jax.random.key(0))
+
+    # By tracing the conditioner: how an image is shrunk is written down nowhere else.
+    raw = jax.eval_shape(prepared, jax.ShapeDtypeStruct((1, *task.shape), jnp.float32))
     return {name: raw[name].shape[1:] for name in task.cond.derived}
 
 
@@ -138,6 +143,7 @@ def conditions_of(
     task = run.task
     raw = dict(extra or {})
     if request.low_res is not None:
+        # Its file may bring labels; those of the request, below, come before them.
         raw |= low_resolution(request.low_res, task)
     raw |= _texts_of(run, request, num, seed, guide, prior)
     labels = label_numbers(run, request, num)
@@ -153,21 +159,18 @@ def label_numbers(run: Run, request: Request, num: int) -> np.ndarray | None:
     if request.labels is None:
         return None
     numbers = [_label_number(run, label) for label in request.labels]
-    return np.repeat(numbers, num // len(numbers))
+    return np.repeat(numbers, num // len(numbers))  # all of the first label, then of the second ...
 
 
 def _label_number(run: Run, label: int | str) -> int:
-    if not isinstance(label, str):
+    # A flag is text, so '3' is the class number 3. '-1' too: `_check_labels` says what is wrong.
+    if not isinstance(label, str) or label.lstrip("-").isdecimal():
         return int(label)
-    if label.lstrip("-").isdecimal():
-        return int(label)
-    names = run.class_names or ()
+    names = run.class_names
+    if not names:
+        raise ConfigError(f"label {label!r}: this model's classes have no names")
     if label not in names:
-        raise (
-            unknown("class", label, names)
-            if names
-            else ConfigError(f"label {label!r}: this model's classes have no names")
-        )
+        raise unknown("class", label, names)
     return names.index(label)
 
 
@@ -181,40 +184,60 @@ def _texts_of(
 ) -> Raw:
     """What a request's texts give: tokens, the features that a CLIP guides towards, embeddings
     of unCLIP."""
-    task, prompts = run.task, request.prompts
+    _check_texts(run, request, prior)
+    prompts = request.prompts
+    if run.task.embedder is not None:
+        truncate = request.truncate
+        return unclip.conditions_of(run, prior, prompts, num, seed, truncate, request.embedding)
+    if prompts is not None:
+        return _of_prompts(run, request, prompts, num, guide)
+    # Held-out captions are for a model that came with its data. Of another `conditions` says what
+    # is missing, or the caller makes tokens itself.
+    has_captions = "tokens" in run.task.cond.keys and "test" in run.config.get("data", {})
+    return _own_captions(run, num) if has_captions else {}
+
+
+def _check_texts(run: Run, request: Request, prior: unclip.Prior | str | None) -> None:
+    """Raises ConfigError for a text, or what goes with one, that the model does not read."""
+    prompts = request.prompts
     if prompts is None and request.truncate:
         raise ConfigError(
             "truncate (--truncate) cuts prompts: give a prompt (--prompt), or leave it out"
         )
-    if task.embedder is not None:
+    if run.task.embedder is not None:
+        # Guidance leads it away from a null embedding too, which a text alone does not give.
         if request.negative is not None:
             raise ConfigError(
                 "negative (--negative) is for a model that reads nothing but a text: leave it out"
             )
-        return unclip.conditions_of(
-            run, prior, prompts, num, seed, request.truncate, request.embedding
-        )
+        return
     if prior is not None or request.embedding is not None:
         raise ConfigError(
             "a prior (--prior) is for a decoder of unCLIP: this model reads no embeddings"
         )
-    reads = "tokens" in task.cond.keys
-    if request.negative is not None and not (reads and prompts):
+    if request.negative is not None and not (prompts and "tokens" in run.task.cond.keys):
         raise ConfigError(
             "negative (--negative) goes with a prompt (--prompt) and a model that reads text"
         )
-    if prompts is None:
-        return _own_captions(run, num) if reads and "test" in run.config.get("data", {}) else {}
+
+
+def _of_prompts(
+    run: Run, request: Request, prompts: tuple[str, ...], num: int, guide: Run | None
+) -> Raw:
+    """Tokens of prompts and of the negative one, and the features that a CLIP guides towards,
+    [num, ...] each."""
     raw: dict[str, np.ndarray] = {}
-    if reads:
-        raw["tokens"] = np.repeat(
-            run.tokens(prompts, request.truncate), num // len(prompts), axis=0
-        )
+    each = num // len(prompts)
+    if "tokens" in run.task.cond.keys:
+        tokens = run.tokens(prompts, request.truncate)  # [P, T]
+        raw["tokens"] = np.repeat(tokens, each, axis=0)  # [num, T]
     if request.negative is not None:
-        raw["negative"] = np.repeat(run.tokens([request.negative], request.truncate), num, axis=0)
+        tokens = run.tokens([request.negative], request.truncate)  # [1, T]
+        raw["negative"] = np.repeat(tokens, num, axis=0)  # [num, T]
     if guide is not None and isinstance(guide.task, kinds.TwoTowers):
-        features = _encode_text(guide.model, guide.tokens(prompts, request.truncate))
-        raw[guide.task.target] = np.repeat(np.asarray(features), num // len(prompts), axis=0)
+        # By the CLIP's own tokenizer, which need not be the model's.
+        features = _encode_text(guide.model, guide.tokens(prompts, request.truncate))  # [P, F]
+        raw[guide.task.target] = np.repeat(np.asarray(features), each, axis=0)  # [num, F]
     if not raw:
         raise ConfigError(
             "this model reads no text: leave prompt (--prompt) out, or give a CLIP as classifier "
@@ -229,7 +252,8 @@ def _own_captions(run: Run, num: int) -> Raw:
         raise ConfigError(
             "this model reads captions: give data that has them, and data.decode.tokenizer"
         )
-    return {"tokens": run.tokens(run.captions(num), truncate=True)}
+    # Cut as in training, where nobody can shorten a caption.
+    return {"tokens": run.tokens(run.captions(num), truncate=True)}  # [num, T]
 
 
 @jax.jit
@@ -251,6 +275,7 @@ def low_resolution(images: Pictures, task: Any) -> Raw:
         )
     batch, labels = read_pictures(images)
     small = to_unit(np.stack([to_channels(image, channels_of(task)) for image in batch]))
+    # Samples are saved with their labels, under which the upsampler goes on.
     return {"low_res": small} | ({} if labels is None else {"label": labels.astype(np.int32)})
 
 
@@ -278,7 +303,8 @@ def pictures_of(images: Pictures, shape: tuple[int, int, int], flag: str) -> np.
       ConfigError: they have another size than the model's.
     """
     batch, _ = read_pictures(images)
-    batch = np.stack([to_channels(image, shape[-1]) for image in batch])
+    batch = np.stack([to_channels(image, shape[-1]) for image in batch])  # [N, H, W, C]
+    # Refused, not resized: how a picture is cropped to a size is for its owner to choose.
     if batch.shape[1:] != shape:
         where = "" if isinstance(images, np.ndarray) else f" {images}"
         raise ConfigError(
@@ -294,13 +320,13 @@ def held_out_conditions(run: Run, num: int) -> Raw:
     Raises:
       ConfigError: there is such a condition and no data to make it of.
     """
-    task, data = run.task, run.config.get("data", {})
+    task = run.task
+    data = run.config.get("data", {})
     reads_text = "tokens" in task.cond.keys
     if "test" not in data and (task.embedder is not None or reads_text or task.cond.derived):
         raise ConfigError(
             "this model came without data to make its conditions of: give them to --mode sample, "
-            "with --out x.npz, "
-            "and measure those --images"
+            "with --out x.npz, and measure those --images"
         )
     if task.embedder is not None:
         return unclip.held_out(task.embedder, run.model.first, data, num)
@@ -308,8 +334,10 @@ def held_out_conditions(run: Run, num: int) -> Raw:
     if not task.cond.derived:
         return texts
     images, labels = held_out.pictures(data, "test", num)
+    # Level 0: no noise yet, for sampling adds what its recipe says (`augment`).
     raw = task.cond.prepare({"image": jnp.asarray(to_unit(images))}, jax.random.key(0), level=0.0)
     derived = {name: np.asarray(raw[name]) for name in task.cond.derived}
     if labels is not None:
         derived["label"] = labels
+    # They come again where fewer are held out than pictures are to be measured.
     return texts | {name: value[np.arange(num) % len(images)] for name, value in derived.items()}

@@ -3,9 +3,9 @@ decoder -> the best of N.
 
     code_i ~ softmax(cut(logits_i / temperature)),   logits_i = null_i + w (cond_i - null_i)    (1)
 
-The keys and values of all layers are kept, and one `lax.scan` over the tokens that are not given
-fills them. Image number i of a seed is the same whatever the batch it is made in: its draws come
-from fold_in(fold_in(key, i), place).
+The keys and values of all layers stay in a cache, which one `lax.scan` over the tokens to be drawn
+fills. Image number i of a seed is the same whatever the batch it is made in: its draws come from
+fold_in(fold_in(key, i), position).
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from diffusion_jax.types import Array, Key, Params, Raw
 
 @dataclass(frozen=True)
 class Draw:
-    """How image tokens are drawn: what a `Recipe` is to diffusion.
+    """How image tokens are drawn: what a `Recipe` is to diffusion models.
 
     Attributes:
       temperature: the softmax's.
@@ -75,8 +75,9 @@ class Draw:
         return self.guidance != 1
 
     def split(self) -> tuple[Draw, Array]:
-        """(this without its scale, of which only is left whether there is one: static; the
-        scale, which is traced)."""
+        """(this with its scale replaced by whether there is one, which is static; the scale,
+        which is traced)."""
+        # 0 stands for every scale but 1: all of them share one compiled program.
         return replace(self, guidance=0.0 if self.guides else 1.0), jnp.float32(self.guidance)
 
 
@@ -94,7 +95,7 @@ def draw(
 
     Args:
       model: the transformer; it, `how` and the shape of `start` are static.
-      how: but for its guidance, of which only is read whether it is 1.
+      how: of its guidance only whether it is 1 is read; see `Draw.split`.
       params: {'model': ...}.
       text: [B, T].
       start: the first codes of the images, [B, n] with n < g^2; [B, 0] for none.
@@ -110,29 +111,35 @@ def draw(
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
     def twice(x: Array) -> Array:
+        # One call of the network on 2B rows costs less than two on B.
         return jnp.concatenate([x, x]) if guided else x
 
-    def token(logits: Array, place: Array) -> Array:
+    def token(logits: Array, position: Array) -> Array:
         if guided:
-            cond, null = jnp.split(logits, 2)
+            cond, null = jnp.split(logits, 2)  # [B, V] each
             logits = null + guidance * (cond - null)
-        noise = jax.vmap(
-            lambda k: jax.random.gumbel(jax.random.fold_in(k, place), logits.shape[1:])
-        )(keys)
-        return choose(filtered(logits, how.temperature, how.top_k, how.top_p), noise)
 
-    def step(carry: tuple, place: Array) -> tuple[tuple, Array]:
+        def noise(k: Key) -> Array:
+            # By its position and not by how many were drawn: a completion draws what a whole image
+            # draws there.
+            return jax.random.gumbel(jax.random.fold_in(k, position), logits.shape[1:])
+
+        likely = filtered(logits, how.temperature, how.top_k, how.top_p)
+        return choose(likely, jax.vmap(noise)(keys))  # [B]
+
+    def step(carry: tuple, position: Array) -> tuple[tuple, Array]:
         code, cache = carry
-        logits, cache = model.apply(bound, twice(code), place, cache, method="step")
-        code = token(logits, place + 1)
+        logits, cache = model.apply(bound, twice(code), position, cache, method="step")
+        code = token(logits, position + 1)
         return (code, cache), code
 
-    both = jnp.concatenate([text, jnp.zeros_like(text)]) if guided else text
+    both = jnp.concatenate([text, jnp.zeros_like(text)]) if guided else text  # 0: the empty caption
     logits, cache = model.apply(bound, both, twice(start), method="prefill")
-    first = token(logits, jnp.int32(start.shape[1]))
-    places = jnp.arange(start.shape[1], model.grid**2 - 1, dtype=jnp.int32)
-    _, rest = jax.lax.scan(step, (first, cache), places)
-    return jnp.concatenate([start, first[:, None], rest.T], axis=1)
+    first = token(logits, jnp.int32(start.shape[1]))  # [B]
+    # A step reads a code and draws the next one, so the last code is never read.
+    positions = jnp.arange(start.shape[1], model.grid**2 - 1, dtype=jnp.int32)
+    _, rest = jax.lax.scan(step, (first, cache), positions)  # [g^2 - n - 1, B]
+    return jnp.concatenate([start, first[:, None], rest.T], axis=1)  # [B, g^2]
 
 
 @functools.partial(jax.jit, static_argnames=("how",))
@@ -176,21 +183,21 @@ def generate(
             "this model never saw an empty caption (task.drop is 0): leave guidance at 1"
         )
     codes = np.zeros((num, 0), np.int32) if codes is None else codes
-    places = task.model.grid**2
-    if text.shape != (num, task.model.text_length) or len(codes) != num or codes.shape[1] >= places:
+    length = task.model.grid**2
+    if text.shape != (num, task.model.text_length) or len(codes) != num or codes.shape[1] >= length:
         raise ConfigError(
             f"{num} images need as many captions of {task.model.text_length} tokens, and less than "
-            f"{places} codes to begin with: got {text.shape} and {codes.shape}"
+            f"{length} codes to begin with: got {text.shape} and {codes.shape}"
         )
     static, scale = how.split()
-    key, size = jax.random.key(seed), min(batch, num)
+    key = jax.random.key(seed)
+    size = min(batch, num)
 
-    def batches() -> Iterator[np.ndarray]:
+    def batches() -> Iterator[np.ndarray]:  # inside, so that what is refused is refused at the call
         for first in range(0, num, size):
-            rows = filled(first, size, num)
-            yield np.asarray(_images(model, static, text[rows], codes[rows], rows, key, scale))[
-                : num - first
-            ]
+            rows = filled(first, size, num)  # [size]: a smaller last batch would compile again
+            images = _images(model, static, text[rows], codes[rows], rows, key, scale)
+            yield np.asarray(images)[: num - first]  # [b, H, W, C]
 
     return batches()
 
@@ -206,13 +213,13 @@ def upper(model: Model, images: np.ndarray, share: float = 0.5) -> np.ndarray:
 
     Args:
       model: see `generate`.
-      images: [N, H, W, C] in [-1, 1]; what lies below the part plays no role but for what the
-        encoder's kernels see.
+      images: [N, H, W, C] in [-1, 1]; what lies below the part counts only where the encoder's
+        kernels reach across its edge.
       share: of the rows of tokens, 0 ... 1, rounded down.
     """
     check_first_stage(model)
     grid = model.task.model.grid
-    codes = _encode(model, jnp.asarray(images))
+    codes = _encode(model, jnp.asarray(images))  # [N, g^2], row by row from the top
     return np.asarray(codes)[:, : int(grid * share) * grid]
 
 
@@ -232,7 +239,8 @@ def likelihood(model: Model, batches: Iterable[Raw]) -> dict[str, float]:
     rows: dict[str, list[np.ndarray]] = {}
     for batch in batches:
         for name, value in _nats(model, batch).items():
-            rows.setdefault(name, []).append(np.asarray(value) / np.log(2))
+            rows.setdefault(name, []).append(np.asarray(value) / np.log(2))  # nats to bits
+    # The mean over images, not over batches, of which the last may be smaller.
     return {
         f"{name} (bits per token)": float(np.concatenate(values).mean())
         for name, values in rows.items()
@@ -242,8 +250,9 @@ def likelihood(model: Model, batches: Iterable[Raw]) -> dict[str, float]:
 @jax.jit
 def _nats(model: Model, batch: Raw) -> dict[str, Array]:
     """-ln p per token of every caption, image given its caption, and image alone, [B] each."""
-    task, text = model.task, batch["tokens"]
+    task = model.task
+    text = batch["tokens"]
     codes = task.codes(model.frozen, batch)
     terms = task.terms(model.params, text, codes)
-    blind = task.terms(model.params, jnp.zeros_like(text), codes)
+    blind = task.terms(model.params, jnp.zeros_like(text), codes)  # 0: the empty caption
     return {"text": terms["text"], "image": terms["image"], "image_without_text": blind["image"]}

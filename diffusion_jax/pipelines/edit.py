@@ -30,9 +30,11 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.guidance import Known
 from diffusion_jax.diffusion.process import noised
 from diffusion_jax.diffusion.samplers import ddim_inversion, sample, start, with_known
+from diffusion_jax.pipelines.cascade import Stage
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
 from diffusion_jax.pipelines.sampling import embedded, per_image
-from diffusion_jax.runs.folder import Model
+from diffusion_jax.pipelines.unclip import Prior
+from diffusion_jax.runs.folder import Model, Run
 from diffusion_jax.types import (
     Array,
     Cond,
@@ -46,7 +48,7 @@ from diffusion_jax.types import (
 )
 
 LAST = 10**6
-"""A step that no run reaches."""
+"""A step that no run reaches: a number and not None, so that all edits share one program."""
 
 
 class Change(NamedTuple):
@@ -63,6 +65,22 @@ class Change(NamedTuple):
     strength: Array | float = 1.0
 
 
+class Maker(NamedTuple):
+    """What makes the pictures that are edited: the parts of a `Pipeline` that edits use.
+
+    Attributes:
+      run: of a diffusion model.
+      recipe: how to sample.
+      prior: where the embeddings of unCLIP's decoder come from.
+      larger: upsamplers, for edits of unCLIP's decoder.
+    """
+
+    run: Run
+    recipe: Recipe
+    prior: Prior | str | None = None
+    larger: Sequence[Stage] = ()
+
+
 class Inputs(NamedTuple):
     """The arrays of an edit, each None where the edit has none.
 
@@ -71,7 +89,7 @@ class Inputs(NamedTuple):
       image: x of the picture of (1) and (5), [B, h, w, c].
       mask: 1 where the picture is known, [B, h, w, 1], for (5). A network of latents that inpaints
         sees it in raw['inpaint'].
-      x: where to start, in place of noise: what `invert` found, [B, h, w, c].
+      x: where to start, in place of noise: what `invert` returns, [B, h, w, c].
     """
 
     second: Raw | None = None
@@ -85,6 +103,7 @@ def Switch(second: Cond, after: Array) -> Guidance:
 
     def guide(denoise: Denoiser) -> Denoiser:
         def guided(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
+            # A choice of arrays, not of programs: `after` is traced.
             chosen = jax.tree.map(lambda a, b: jnp.where(t > after, a, b), dict(cond), dict(second))
             return denoise(x, t, chosen, key)
 
@@ -100,10 +119,12 @@ def held(
     W, C] itself."""
 
     def step(denoise, x, state, t, s, key):
+        # Steps above the strength are made and thrown away: to leave them out would take another
+        # grid, and so another program, for every strength.
         x, state = sampler.step(denoise, x, state, t, s, key)
-        return jnp.where(
-            jnp.maximum(process.unit(s), 0) >= strength, noised(process, image, s, eps), x
-        ), state
+        # The last time may lie below 0, and strength 0 is the picture itself.
+        above = jnp.maximum(process.unit(s), 0) >= strength
+        return jnp.where(above, noised(process, image, s, eps), x), state
 
     return Sampler(sampler.init, step)
 
@@ -140,39 +161,40 @@ def edit(
       key: the seed's key.
       change, inputs: what the edit is.
     """
-    task, process = model.task, model.task.process
+    task = model.task
+    process = task.process
     noise = per_image(index)
-    k_start, k_run, k_cond = jax.random.split(key, 3)
+    k_start, k_run, k_cond = jax.random.split(key, 3)  # as `sampling.begun` does
     times = jnp.asarray(recipe.grid(process))
     image, mask = inputs.image, inputs.mask
     if mask is not None and image is not None:
         raw = {**raw, "mask": mask, "known": image}
-    seen = embedded(model, recipe, strengths, raw, k_cond, noise)
-    denoise = recipe.make_guidance(task, strengths, seen.null, noise)(task.denoiser(model.params))
-    cond = seen.cond
+    conds = embedded(model, recipe, strengths, raw, k_cond, noise)
+    denoise = recipe.make_guidance(task, strengths, conds.null, noise)(task.denoiser(model.params))
+    cond = conds.cond
     if inputs.second is not None:
-        other = task.embed(
-            model.params,
-            task.cond.prepare({**seen.raw, **inputs.second}, k_cond, noise, recipe.augment),
-        )
-        cond = interpolated(cond, other, change.mix)
-        denoise = Switch(other, times[jnp.minimum(change.switch, len(times) - 1)])(denoise)
+        # The noise of both conditions' augmentation is the same, so nothing but them differs.
+        raw = {**conds.raw, **inputs.second}
+        second = embedded(model, recipe, Strengths(), raw, k_cond, noise).cond
+        cond = interpolated(cond, second, change.mix)
+        # Outside guidance, which puts the condition beside the null one: that stays the same.
+        denoise = Switch(second, times[jnp.minimum(change.switch, len(times) - 1)])(denoise)
     sampler = recipe.make_sampler(task, noise)
-    x = start(process, times, k_start, (len(index), *task.shape), noise)
+    x = start(process, times, k_start, (len(index), *task.shape), noise)  # [B, h, w, c]
     if inputs.x is not None:
         x = inputs.x
     if image is not None:
-        eps = noise(k_start, x.shape)
+        eps = noise(k_start, x.shape)  # one for all times, so the picture lies on one path
         sampler = held(sampler, process, image, eps, change.strength)
-        x = jnp.where(
-            process.unit(times[0]) > change.strength, noised(process, image, times[0], eps), x
-        )
+        begins_above = process.unit(times[0]) > change.strength
+        x = jnp.where(begins_above, noised(process, image, times[0], eps), x)
     if mask is None or image is None:
         return sample(denoise, sampler, x, times, cond, k_run)
     if "mask" in task.cond.keys:
         denoise = Known(image, mask)(denoise)
     elif "inpaint" not in task.cond.keys:
         sampler = with_known(sampler, process, image, mask, noise)
+    # Once more at the end: what is known is to come back exactly, whatever the last step did.
     return mask * image + (1 - mask) * sample(denoise, sampler, x, times, cond, k_run)
 
 
@@ -184,19 +206,13 @@ def invert(model: Model, recipe: Recipe, strengths: Strengths, raw: Raw, image: 
     The network is asked at the time stepped to (samplers.ddim_inversion), so that the picture
     itself is the start.
     """
-    task, key = model.task, jax.random.key(0)
-    seen = embedded(model, recipe, strengths, raw, key, jax.random.normal)
-    denoise = recipe.make_guidance(task, strengths, seen.null, jax.random.normal)(
-        task.denoiser(model.params)
-    )
-    return sample(
-        denoise,
-        ddim_inversion(task.process),
-        image,
-        recipe.grid(task.process)[::-1],
-        seen.cond,
-        key,
-    )
+    task = model.task
+    key = jax.random.key(0)  # DDIM draws nothing; only an augmented condition would read it
+    noise = jax.random.normal
+    conds = embedded(model, recipe, strengths, raw, key, noise)
+    denoise = recipe.make_guidance(task, strengths, conds.null, noise)(task.denoiser(model.params))
+    upwards = recipe.grid(task.process)[::-1]
+    return sample(denoise, ddim_inversion(task.process), image, upwards, conds.cond, key)
 
 
 def sweep(
@@ -219,20 +235,23 @@ def sweep(
         raise ConfigError(
             "op phi rescales guidance, which is 1 here, none: give guidance (--guidance) too"
         )
+    # Any scale but 1, which would leave guidance out of the program; each value takes its place.
     scaled = replace(recipe, guidance=2.0) if over == "guidance" else recipe
     scaled.check(model.task)
     static, strengths = scaled.split()
     count = len(jax.tree.leaves((dict(raw), inputs.image))[0])
-    index, key, rows = jnp.arange(count), jax.random.key(seed), []
+    index = jnp.arange(count)
+    key = jax.random.key(seed)
+    rows = []
+    # Arrays, not Python numbers, so that the types of all calls agree and one program serves them.
     none = Change(jnp.int32(LAST), jnp.float32(0), jnp.float32(1))
     for value in values:
         change = none
+        number = jnp.int32(value) if over == "switch" else jnp.float32(value)
         if over in strengths._fields:
-            strengths = strengths._replace(**{over: jnp.float32(value)})
+            strengths = strengths._replace(**{over: number})
         else:
-            change = none._replace(
-                **{over: jnp.int32(value) if over == "switch" else jnp.float32(value)}
-            )
+            change = none._replace(**{over: number})
         rows.append(edit(model, static, strengths, raw, index, key, change, inputs))
     return rows
 
@@ -260,11 +279,18 @@ def rectangles(shape: tuple[int, ...], rects: Sequence[Sequence[int]]) -> np.nda
     """
     mask = np.ones((1, *shape[:2], 1), np.float32)
     for rect in rects:
-        if len(rect) != 4 or not (
-            0 <= rect[0] < rect[2] <= shape[0] and 0 <= rect[1] < rect[3] <= shape[1]
-        ):
+        if not _is_inside(rect, shape):
             raise ConfigError(
                 f"rectangle {rect} is not top,left,bottom,right inside {shape[0]}x{shape[1]} pixels"
             )
-        mask[:, rect[0] : rect[2], rect[1] : rect[3]] = 0
+        top, left, bottom, right = rect
+        mask[:, top:bottom, left:right] = 0
     return mask
+
+
+def _is_inside(rect: Sequence[int], shape: tuple[int, ...]) -> bool:
+    """Whether (top, left, bottom, right) holds a pixel, and none outside of (H, W, C)."""
+    if len(rect) != 4:
+        return False
+    top, left, bottom, right = rect
+    return 0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +21,15 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.pipelines import cascade, latent
-from diffusion_jax.pipelines.edit import Inputs, edit, invert
+from diffusion_jax.pipelines.edit import Inputs, Maker, edit, invert
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.unclip import describe, slerp, slerp_images, toward
 from diffusion_jax.tasks import kinds
 from diffusion_jax.types import Array, Params
 
-if TYPE_CHECKING:
-    from diffusion_jax.pipelines.pipeline import Pipeline
-
 
 def rows(
-    pipe: Pipeline,
+    maker: Maker,
     op: str,
     images: np.ndarray,
     values: Sequence[float],
@@ -41,11 +37,11 @@ def rows(
     num: int = 1,
     texts: tuple[str, str] | None = None,
 ) -> list[np.ndarray]:
-    """A batch of pictures for each value, [B, H, W, C] in about [-1, 1], made larger where the
-    pipeline has upsamplers.
+    """A batch of pictures for each value, [B, H, W, C] in about [-1, 1], made larger where
+    there are upsamplers.
 
     Args:
-      pipe: of a decoder.
+      maker: of a decoder.
       op: variations, interpolate, text_diff or components.
       images: the pictures [N, H, W, C] in [-1, 1].
       values: what is swept.
@@ -57,91 +53,90 @@ def rows(
       ConfigError: another kind of model, a single picture to interpolate, or a value that has no
         meaning.
     """
-    task = pipe.run.task
+    task = maker.run.task
     if task.embedder is None:
         raise ConfigError(f"op {op} is for a decoder of unCLIP: this model reads no embeddings")
     if not len(values):
         raise ConfigError(f"op {op} needs values (--values): numbers, separated by commas")
-    recipe = replace(pipe.diffusion, sampler="ddim")
+    # What `invert` finds is undone by DDIM alone.
+    recipe = replace(maker.recipe, sampler="ddim")
     recipe.check(task)
-    images = np.repeat(images, num, axis=0)
-    y = np.asarray(_embed(task.embedder, pipe.run.model.first, jnp.asarray(images)))
+    images = np.repeat(images, num, axis=0)  # [N num, H, W, C]
+    y = np.asarray(_embed(task.embedder, maker.run.model.first, jnp.asarray(images)))  # [N num, F]
     if op == "components":
-        made = _components(pipe, recipe, y, values, seed)
+        made = _components(maker, recipe, y, values, seed)
     else:
-        x = _noise_of(pipe, recipe, y, images)
+        x = _noise_of(maker, recipe, y, images)
         ways = {
             "variations": _variations,
             "interpolate": _interpolate,
             "text_diff": functools.partial(_text_diff, texts),
         }
-        made = ways[op](pipe, recipe, y, x, values, seed)
-    pictures = [np.asarray(latent.decode(pipe.run.model, part)) for part in made]
-    return [_enlarged(pipe, part, seed) for part in pictures]
+        made = ways[op](maker, recipe, y, x, values, seed)
+    pictures = [np.asarray(latent.decode(maker.run.model, part)) for part in made]
+    return [_enlarged(maker, part, seed) for part in pictures]
 
 
-def _enlarged(pipe: Pipeline, images: np.ndarray, seed: int) -> np.ndarray:
-    stages = pipe.stages[1:]
-    return np.concatenate(
-        list(cascade.upsampled(stages, iter([images]), {}, len(images), seed, len(images)))
-    )
+def _enlarged(maker: Maker, images: np.ndarray, seed: int) -> np.ndarray:
+    """Pictures [B, h, w, C] through the upsamplers, if there are any: [B, H, W, C]."""
+    num = len(images)
+    large = cascade.upsampled(maker.larger, iter([images]), {}, num, seed, num)
+    return np.concatenate(list(large))
 
 
-def _noise_of(pipe: Pipeline, recipe: Recipe, y: np.ndarray, images: np.ndarray) -> Array:
+def _noise_of(maker: Maker, recipe: Recipe, y: np.ndarray, images: np.ndarray) -> Array:
     """The noise that DDIM makes the pictures of under their embeddings, without guidance."""
-    model = pipe.run.model
+    model = maker.run.model
+    # Guided, the way up does not lead to Gaussian noise, and the way down from there not back.
     static, strengths = replace(recipe, guidance=1.0, phi=0.0, plus_plus=False).split()
     raw = describe(model.task.embedder, model.first, y)
-    x0 = latent.encode(model, jnp.asarray(images))
+    x0 = latent.encode(model, jnp.asarray(images))  # [B, h, w, c]
     return invert(replace(model, first=None), static, strengths, raw, x0)
 
 
 def _decoded(
-    pipe: Pipeline, recipe: Recipe, y: Array | np.ndarray, x: Array | None, seed: int
+    maker: Maker, recipe: Recipe, y: Array | np.ndarray, x: Array | None, seed: int
 ) -> Array:
     """Pictures [B, h, w, c] of embeddings y [B, F], without a text, from noise x, or from that
     of the seed."""
-    model = pipe.run.model
+    model = maker.run.model
     static, strengths = recipe.split()
     raw = describe(model.task.embedder, model.first, y)
     index = jnp.arange(len(y))
-    return edit(
-        replace(model, first=None),
-        static,
-        strengths,
-        raw,
-        index,
-        jax.random.key(seed),
-        inputs=Inputs(x=x),
-    )
+    key = jax.random.key(seed)
+    inputs = Inputs(x=x)
+    # The first stage is not sampled from; it would be sent along as an argument of the program.
+    return edit(replace(model, first=None), static, strengths, raw, index, key, inputs=inputs)
 
 
 def _variations(
-    pipe: Pipeline, recipe: Recipe, y: np.ndarray, x: Array, values: Sequence[float], seed: int
+    maker: Maker, recipe: Recipe, y: np.ndarray, x: Array, values: Sequence[float], seed: int
 ) -> list[Array]:
+    # eta is part of the static recipe: a program for each value, of which there are few.
     return [
-        _decoded(pipe, replace(recipe, sampler=f"ddim,eta={value}"), y, x, seed) for value in values
+        _decoded(maker, replace(recipe, sampler=f"ddim,eta={value}"), y, x, seed) for value in values
     ]
 
 
 def _interpolate(
-    pipe: Pipeline, recipe: Recipe, y: np.ndarray, x: Array, values: Sequence[float], seed: int
+    maker: Maker, recipe: Recipe, y: np.ndarray, x: Array, values: Sequence[float], seed: int
 ) -> list[Array]:
     if len(y) < 2:
         raise ConfigError(
             "op interpolate needs two pictures or more: give a folder, or an .npz, of them"
         )
-    return [
-        _decoded(
-            pipe, recipe, slerp(y[:-1], y[1:], value), slerp_images(x[:-1], x[1:], value), seed
-        )
-        for value in values
-    ]
+    rows = []
+    for value in values:
+        between = slerp(y[:-1], y[1:], value)  # [B - 1, F]
+        # On the sphere too: a line between two noises leaves the shell where Gaussian noise lies.
+        noise = slerp_images(x[:-1], x[1:], value)  # [B - 1, h, w, c]
+        rows.append(_decoded(maker, recipe, between, noise, seed))
+    return rows
 
 
 def _text_diff(
     texts: tuple[str, str] | None,
-    pipe: Pipeline,
+    maker: Maker,
     recipe: Recipe,
     y: np.ndarray,
     x: Array,
@@ -153,17 +148,18 @@ def _text_diff(
             "op text_diff needs a prompt (--prompt), what the picture shows, and another "
             "(--to_prompt)"
         )
-    tokens = jnp.asarray(pipe.run.tokens(texts))
-    text = pipe.run.task.embedder.embed_text(pipe.run.model.first, tokens)["clip_text"]
+    tokens = jnp.asarray(maker.run.tokens(texts))  # [2, L]: what is wanted, what is there
+    text = maker.run.task.embedder.embed_text(maker.run.model.first, tokens)["clip_text"]  # [2, F]
     return [
-        _decoded(pipe, recipe, toward(y, text[:1], text[1:], value), x, seed) for value in values
+        _decoded(maker, recipe, toward(y, text[:1], text[1:], value), x, seed) for value in values
     ]
 
 
 def _components(
-    pipe: Pipeline, recipe: Recipe, y: np.ndarray, values: Sequence[float], seed: int
+    maker: Maker, recipe: Recipe, y: np.ndarray, values: Sequence[float], seed: int
 ) -> list[Array]:
-    embedder, first = pipe.run.task.embedder, pipe.run.model.first
+    embedder = maker.run.task.embedder
+    first = maker.run.model.first
     if not embedder.components:
         raise ConfigError(
             "this model came without principal components: they are taken where a decoder is "
@@ -171,8 +167,9 @@ def _components(
         )
     if any(value < 1 or value > embedder.features or value != int(value) for value in values):
         raise ConfigError(f"--values are numbers of components, 1 ... {embedder.features}")
+    # One noise for all, not that of the pictures, which would bring back what the embedding lost.
     return [
-        _decoded(pipe, recipe, embedder.reduced(first, y, int(value)), None, seed)
+        _decoded(maker, recipe, embedder.reduced(first, y, int(value)), None, seed)
         for value in values
     ]
 

@@ -27,7 +27,8 @@ from diffusion_jax.tasks import kinds
 from diffusion_jax.types import Array, Params, Raw
 
 TILE = 96
-"""The side of a latent from which on it is decoded in tiles: 768 pixels of Stable Diffusion."""
+"""The side of a latent above which it is decoded in tiles of that side, for the decoder's memory
+grows with the area: 768 pixels of Stable Diffusion."""
 
 
 def encode(model: Model, images: Array | np.ndarray) -> Array:
@@ -37,11 +38,9 @@ def encode(model: Model, images: Array | np.ndarray) -> Array:
       ConfigError: a first stage whose parameters are not there.
     """
     autoencoder = model.task.autoencoder
-    return (
-        jnp.asarray(images)
-        if autoencoder is None
-        else _encode(autoencoder, _first(model), jnp.asarray(images))
-    )
+    if autoencoder is None:
+        return jnp.asarray(images)
+    return _encode(autoencoder, _first(model), jnp.asarray(images))  # [B, h, w, c]
 
 
 def decode(model: Model, x: Array | np.ndarray) -> Array:
@@ -53,9 +52,8 @@ def decode(model: Model, x: Array | np.ndarray) -> Array:
     autoencoder = model.task.autoencoder
     if autoencoder is None:
         return jnp.asarray(x)
-    return _decode(
-        autoencoder, _first(model), jnp.asarray(x), TILE if max(x.shape[1:3]) > TILE else 0
-    )
+    tile = TILE if max(x.shape[1:3]) > TILE else 0
+    return _decode(autoencoder, _first(model), jnp.asarray(x), tile)  # [B, H, W, C]
 
 
 def decoded(model: Model, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
@@ -66,6 +64,8 @@ def decoded(model: Model, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]
     """
     if model.task.autoencoder is None:
         return batches
+    # Put there once, not with every batch; of the network itself nothing is needed any more.
+    # No `yield`, so that a missing first stage is refused here and not at the first batch.
     on_device = replace(model, params=None, first=jax.device_put(_first(model)))
     return (np.asarray(decode(on_device, jnp.asarray(x))) for x in batches)
 
@@ -73,10 +73,11 @@ def decoded(model: Model, batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]
 def is_known(model: Model, mask: Array | np.ndarray) -> Array:
     """The mask [B, H, W, 1] of known pixels, 1 there, as one of x, known where all of its pixels
     are: [B, h, w, 1]."""
-    hole = jnp.asarray(mask) < 0.5
-    return 1 - jnp.float32(
-        shrink(hole.astype(jnp.float32), mask.shape[1] // model.task.shape[0]) > 0
-    )
+    hole = jnp.asarray(mask) < 0.5  # [B, H, W, 1]
+    factor = mask.shape[1] // model.task.shape[0]
+    # The mean over the pixels of a latent is 0 only where all of them are known.
+    share = shrink(hole.astype(jnp.float32), factor)  # [B, h, w, 1]
+    return 1 - jnp.float32(share > 0)
 
 
 def inpaint_condition(model: Model, images: Array | np.ndarray, mask: Array | np.ndarray) -> Raw:
@@ -87,12 +88,14 @@ def inpaint_condition(model: Model, images: Array | np.ndarray, mask: Array | np
     """
     parts = getattr(model.task.cond, "parts", (model.task.cond,))
     last = any(getattr(part, "mask_last", False) for part in parts)
-    hole, factor = jnp.float32(jnp.asarray(mask) < 0.5), mask.shape[1] // model.task.shape[0]
-    covered = encode(model, images * (1 - hole) - (hole if last else 0.0))
-    hole = jnp.broadcast_to(hole[:, ::factor, ::factor], (*covered.shape[:3], 1))
-    return {
-        "inpaint": jnp.concatenate([covered, 2 * hole - 1] if last else [hole, covered], axis=-1)
-    }
+    hole = jnp.float32(jnp.asarray(mask) < 0.5)  # [B, H, W, 1]
+    factor = mask.shape[1] // model.task.shape[0]
+    # Grey is 0 and black -1: what is hidden must not leak through the encoder.
+    covered = encode(model, images * (1 - hole) - (hole if last else 0.0))  # [B, h, w, c]
+    # The nearest pixel, as both papers' networks were trained with, not `is_known`'s careful one.
+    hole = jnp.broadcast_to(hole[:, ::factor, ::factor], (*covered.shape[:3], 1))  # [B, h, w, 1]
+    channels = [covered, 2 * hole - 1] if last else [hole, covered]
+    return {"inpaint": jnp.concatenate(channels, axis=-1)}
 
 
 def _first(model: Model) -> Params:

@@ -25,9 +25,10 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.pipelines import cascade, latent, rerank, sampling, stream, tokens, unclip
 from diffusion_jax.pipelines.conditions import conditions_of, label_numbers
 from diffusion_jax.pipelines.dalle import Draw
+from diffusion_jax.pipelines.edit import Maker
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.pipelines.request import Request, check_numbers
-from diffusion_jax.pipelines.samples import Origin, Samples, recipe_fields
+from diffusion_jax.pipelines.request import Request, check_negative, check_numbers
+from diffusion_jax.pipelines.samples import Job, Origin, Samples, recipe_fields
 from diffusion_jax.pipelines.session import Edits
 from diffusion_jax.runs.folder import Run, check_kind, open_run
 from diffusion_jax.tasks import kinds
@@ -36,7 +37,7 @@ from diffusion_jax.types import Raw
 Folder = str | os.PathLike[str] | Run
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # to compare weights would take as long as to sample
 class Pipeline:
     """A run and how it makes pictures.
 
@@ -66,6 +67,7 @@ class Pipeline:
                 "candidates (--candidates) are what a judge chooses among: give --rerank, a "
                 "classifier or a CLIP"
             )
+        # Now: an hour of sampling is a bad time to learn that nobody can judge it.
         if self.judge is not None:
             rerank.check(self.judge, self.picture_shape)
 
@@ -80,6 +82,7 @@ class Pipeline:
           >>> pipe.using(steps=30, guidance=5.0, sampler='dpmpp_2m')
         """
         recipe = self.recipe.using(**changes)
+        # A `Draw` has few fields, of which each always counts.
         if isinstance(recipe, Recipe):
             recipe.check_changes(changes, self.run.task, classifier=self.guide is not None)
         return replace(self, recipe=recipe)
@@ -102,6 +105,7 @@ class Pipeline:
         """(H, W, C) of the pictures that it makes."""
         if self.upsamplers:
             return self.upsamplers[-1].picture_shape
+        # The shape of a transformer is already that of its first stage's pictures.
         return self.run.task.shape if self.makes_tokens else self.run.task.picture_shape
 
     @property
@@ -113,7 +117,10 @@ class Pipeline:
     def edit(self) -> Edits:
         """Pictures changed, and conditions changed half-way: `edit.invert`, `strength`,
         `switch`, `mix`, `guidance` ..."""
-        return Edits(self)
+        for name, helper in (("classifier", self.guide), ("weak", self.weak)):
+            if helper is not None:
+                raise ConfigError(f"edits are guided by the model alone: open it without {name} (--{name})")
+        return Edits(Maker(self.run, self.diffusion, self.prior, self.stages[1:]))
 
     def __call__(
         self, request: Any = None, num: int = 1, seed: int = 0, batch: int = 100
@@ -131,9 +138,9 @@ class Pipeline:
           ConfigError: what does not go with the model, before anything is made; pictures that are
             not finite.
         """
-        work = self.start(request, num, seed, batch)
-        images = np.concatenate(list(work.batches()))
-        return Samples(images, work.origin, work.labels, work.prompts)
+        job = self.start(request, num, seed, batch)
+        images = np.concatenate(list(job.batches()))  # [total, H, W, C]
+        return Samples(images, job.origin, job.labels, job.prompts)
 
     def start(self, request: Any = None, num: int = 1, seed: int = 0, batch: int = 100) -> Job:
         """What `__call__` makes, checked but not yet made; for pictures that are to be written
@@ -145,6 +152,7 @@ class Pipeline:
         if self.judge is not None:
             return self._ranked(self.judge, request, origin)
         if isinstance(self.recipe, Draw):
+            # It continues a text; where the user gives none, those that it was tested on.
             prompts = request.prompts or tuple(self.run.captions(total))
             images = tokens.batches(self.run, self.recipe, request, prompts, total, seed, batch)
             return Job(origin, total, images, None, _repeated(prompts, total))
@@ -159,11 +167,7 @@ class Pipeline:
                 "complete (--complete) is for a transformer over tokens: edit.inpaint makes a part "
                 "of a picture anew"
             )
-        if request.negative is not None and not self.recipe.guides:
-            raise ConfigError(
-                "negative (--negative) is what guidance leads away from, and guidance is 1, none: "
-                "give guidance too"
-            )
+        check_negative(request, self.recipe.guides)
         return conditions_of(self.run, request, total, seed, self.guide, self.prior)
 
     def images(
@@ -184,12 +188,14 @@ class Pipeline:
             upsamplers.
         """
         stages = self.stages
+        # All stages before the first picture of the first.
         cascade.check(stages, raw)
         made = sampling.generate(
             self.run.model, self.diffusion, raw, total, seed, batch, self.guides, starts
         )
         if len(stages) > 1:
             made = cascade.upsampled(stages[1:], made, raw, total, seed, batch)
+        # Only the last stage may make latents: `check` refuses an upsampler after other shapes.
         return latent.decoded(stages[-1].model, made)
 
     @property
@@ -201,7 +207,8 @@ class Pipeline:
     def guides(self) -> sampling.Guides:
         """What guides it, as models."""
         return sampling.Guides(
-            *(None if run is None else run.model for run in (self.guide, self.weak))
+            guide=None if self.guide is None else self.guide.model,
+            weak=None if self.weak is None else self.weak.model,
         )
 
     def stream(
@@ -232,9 +239,11 @@ class Pipeline:
         total = num * request.rows
         raw = self.conditions(request, total, seed)
         steps = stream.watched(self.run.model, recipe, raw, total, seed, every, self.guides)
+        # No `yield`, so that what is refused is refused at the call.
         return ((step, self._pictures(x)) for step, x in steps)
 
     def _pictures(self, x: np.ndarray) -> np.ndarray:
+        """uint8 [N, H, W, C] of what the network makes, x [N, h, w, c]."""
         return sampling.to_pixels(np.asarray(latent.decode(self.run.model, jnp.asarray(x))))
 
     def _ranked(self, judge: Run, request: Request, origin: Origin) -> Job:
@@ -244,9 +253,8 @@ class Pipeline:
             raise ConfigError("completed pictures are not ranked: leave --rerank or --complete out")
         num = origin.num
         if self.makes_tokens and request.prompts is None:
-            request = replace(
-                request, prompt=tuple(self.run.captions(num)), truncate=True
-            )  # as in training
+            # A caption for each picture, within which its candidates compete; cut as in training.
+            request = replace(request, prompt=tuple(self.run.captions(num)), truncate=True)
             num = 1
         labels = label_numbers(self.run, request, request.rows)
         if labels is None and request.prompts is None:
@@ -257,14 +265,10 @@ class Pipeline:
         pool = replace(self, judge=None, candidates=1).start(
             request, num * self.candidates, origin.seed, origin.batch
         )
-        each_label = None if labels is None else np.repeat(labels, num)
-        return Job(
-            origin,
-            rows * num,
-            _best(judge, goals, pool, num),
-            each_label,
-            _repeated(prompts, rows * num),
-        )
+        images = _best(judge, goals, pool, num)
+        labels = None if labels is None else np.repeat(labels, num)  # [rows num]
+        # `origin` is of the call as the user made it, which makes the same pictures again.
+        return Job(origin, rows * num, images, labels, _repeated(prompts, rows * num))
 
     def origin(self, request: Request, num: int, seed: int, batch: int) -> Origin:
         """What pictures of a call are made from, for their files."""
@@ -286,42 +290,16 @@ class Pipeline:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """Pictures that are about to be made.
-
-    Attributes:
-      origin: what they are made from.
-      total: how many.
-      made: batches in about [-1, 1], or uint8.
-      labels, prompts: one for each, or None.
-    """
-
-    origin: Origin
-    total: int
-    made: Iterator[np.ndarray]
-    labels: np.ndarray | None
-    prompts: tuple[str, ...] | None
-
-    def batches(self) -> Iterator[np.ndarray]:
-        """Makes them: uint8 [b, H, W, C], `total` in all; can be called once.
-
-        Raises:
-          ConfigError: pictures that are not finite.
-        """
-        for batch in self.made:
-            yield batch if batch.dtype == np.uint8 else sampling.to_pixels(batch)
-
-
 def _best(judge: Run, goals: np.ndarray, pool: Job, num: int) -> Iterator[np.ndarray]:
     """The `num` best pictures of a pool for each goal, in one batch of uint8."""
     images = np.concatenate(list(pool.batches()))
-    candidates = images.reshape(len(goals), -1, *images.shape[1:])
+    candidates = images.reshape(len(goals), -1, *images.shape[1:])  # [P, N, H, W, C]
     best = rerank.best(candidates, rerank.scores(judge, goals, candidates), num)
-    yield best.reshape(-1, *best.shape[2:])
+    yield best.reshape(-1, *best.shape[2:])  # [P num, H, W, C]
 
 
 def _repeated(prompts: Sequence[str] | None, total: int) -> tuple[str, ...] | None:
+    """The prompt of each of `total` pictures: all of the first, then of the second ..."""
     if prompts is None:
         return None
     return tuple(prompt for prompt in prompts for _ in range(total // len(prompts)))
@@ -366,12 +344,11 @@ def pipeline(
                 )
         return Pipeline(run, Draw(), judge=judge, candidates=candidates)
     larger = tuple(upsamplers) or tuple(unclip.own_upsampler(run))
+    guide = None if classifier is None else _opened(classifier, kinds.Guide, flag="--classifier ")
     return Pipeline(
         run,
         Recipe.of(run.recipe()),
-        guide=None
-        if classifier is None
-        else _opened(classifier, kinds.Guide, flag="--classifier "),
+        guide=guide,
         weak=None if weak is None else _opened(weak, kinds.Pictures, flag="--weak "),
         upsamplers=tuple(upsampler(other) for other in larger),
         prior=unclip.prior_of(prior, run),

@@ -34,8 +34,10 @@ from diffusion_jax.types import (
     Guidance,
     Key,
     Noise,
+    Params,
     Prediction,
     Process,
+    Raw,
     Sampler,
 )
 
@@ -63,7 +65,7 @@ class Strengths(NamedTuple):
       phi: rescaled phi; None for none.
     """
 
-    guidance: Array | float | None = None
+    guidance: Array | float | None = None  # None is part of a pytree's structure, and so static
     classifier: Array | float = 1.0
     phi: Array | float | None = None
 
@@ -89,8 +91,8 @@ class Recipe:
       classifier_scale: that of a classifier's gradient, where there is a classifier.
       augment: the level of conditioning augmentation that an upsampler samples at.
       temperature: factor of the noise that sampling starts from; GLIDE's upsampler has 0.997.
-      levels: of the pixels of the images that an upsampler is given: 256, as in a file, or 0 for
-        those that were made.
+      levels: of the images that an upsampler reads: 256, rounded as in a file, or 0 for images as
+        the stage before made them.
 
     Raises:
       ConfigError: a name or option that does not exist, a number that is not finite or out of
@@ -118,32 +120,34 @@ class Recipe:
     cads: str = option("", "CADS options: 's=0.1,tau1=0.6,tau2=0.9,psi=1'")
     clip: float = option(0.0, "Clip x0 to [-clip, clip]; 0 is not", least=0)
     threshold: float = option(0.0, "Quantile of dynamic thresholding; 0 is none", least=0, most=1)
-    classifier_scale: float = option(1.0, "Scale of a classifier's gradient, 1 by default")
+    classifier_scale: float = option(1.0, "Scale of a classifier's gradient")
     augment: float = option(
         0.0, "Noise level that an upsampler's images are augmented with", least=0, most=1
     )
-    temperature: float = option(1.0, "Of the noise that sampling starts from", least=0)
+    temperature: float = option(1.0, "Of the noise that sampling starts from; of tokens, of their choice", least=0)
     levels: int = 256
 
     def __post_init__(self):
+        # A flag is text, and '50' is to be the same recipe, and so the same program, as 50.
         if isinstance(self.steps, str) and self.steps.isascii() and self.steps.isdecimal():
-            object.__setattr__(self, "steps", int(self.steps))  # as one types it
+            object.__setattr__(self, "steps", int(self.steps))
         check_options(self)
+        # All names now, where the user writes them, and not in the middle of a run.
         named("sampler", self.sampler, SAMPLERS)
         named("times", self.times, GRIDS)
         named("schedule", self.schedule, SCHEDULES)
-        if self.interval and not (
-            len(self._interval) == 2 and self._interval[0] < self._interval[1]
-        ):
+        bounds = self._interval
+        if self.interval and not (len(bounds) == 2 and bounds[0] < bounds[1]):
             raise ConfigError(
                 f"interval {self.interval!r}: write 'low,high' in units of sigma / alpha"
             )
         self._check_steps()
-        if self.cads and parse(self.cads)[0]:
+        name, options = parse(self.cads)
+        if name:
             raise ConfigError(
                 f"cads {self.cads!r}: write options, for example 's=0.1,tau1=0.6,tau2=0.9'"
             )
-        spec_of(CADS, parse(self.cads)[1], self.cads)
+        spec_of(CADS, options, self.cads)
         if self.levels not in (0, 256):
             raise ConfigError(f"levels {self.levels} is 256, as in a file, or 0")
 
@@ -175,6 +179,7 @@ class Recipe:
     @property
     def guides(self) -> bool:
         """Whether it guides away from anything."""
+        # CFG++ takes the step's noise from the null prediction at every scale.
         return self.guidance != 1 or self.plus_plus
 
     def split(self) -> tuple[Recipe, Strengths]:
@@ -182,11 +187,13 @@ class Recipe:
         are traced)."""
         guidance = jnp.float32(self.guidance) if self.guides else None
         phi = jnp.float32(self.phi) if self.phi else None
+        # Their defaults in the static part, so that recipes which differ in scales are equal there.
         static = replace(self, guidance=1.0, classifier_scale=1.0, phi=0.0)
         return static, Strengths(guidance, jnp.float32(self.classifier_scale), phi)
 
     @property
     def _interval(self) -> tuple[float, ...]:
+        """The bounds that `interval` names; () where it does not read."""
         try:
             return tuple(float(part) for part in self.interval.split(","))
         except ValueError:
@@ -200,9 +207,10 @@ class Recipe:
         """The sampler; an ancestral one takes the task's own variance unless told otherwise."""
         spec = named("sampler", self.sampler, SAMPLERS)
         name, _ = parse(self.sampler)
-        if name == "ancestral":
+        if name == "ancestral":  # its published default depends on the model: fixed, or learned
             spec.setdefault("variance", task.variance)
-        return build(spec, task.process, **({} if name in DETERMINISTIC else {"noise": noise}))
+        random = {} if name in DETERMINISTIC else {"noise": noise}
+        return build(spec, task.process, **random)
 
     def make_guidance(
         self,
@@ -228,14 +236,15 @@ class Recipe:
           weak: what to guide away from in place of `null`.
         """
         process = task.process
+        # `chain` applies the last part first: what stands further up sees the guided x0.
         parts = [g.Clip(self.clip)] if self.clip else []
         parts += [g.Threshold(self.threshold)] if self.threshold else []
         if classifier is not None:
             parts += [classifier] if self.ancestral else [g.Fold(process), classifier]
+        # In front of CFG, so that the null condition which that adds stays unperturbed.
         if self.cads:
-            parts.append(
-                build(spec_of(CADS, parse(self.cads)[1], self.cads), process.unit, noise=noise)
-            )
+            _, options = parse(self.cads)
+            parts.append(build(spec_of(CADS, options, self.cads), process.unit, noise=noise))
         if null is not None or weak is not None:
             parts.append(self._away(task, strengths, null, weak))
         return g.chain(*parts)
@@ -247,16 +256,14 @@ class Recipe:
         process = task.process
         mix = g.Mix(
             phi=0.0 if strengths.phi is None else strengths.phi,
-            space=(process, task.scale),
+            space=(process, task.scale),  # the papers rescale and project the network's own output
             remove_parallel=self.keep_parallel != 1,
             keep_parallel=self.keep_parallel,
             channels=self.channels or None,
             plus_plus=self.plus_plus,
         )
         scale = build(named("schedule", self.schedule, SCHEDULES), strengths.guidance, process.unit)
-        away = (
-            g.Autoguidance(scale, weak, mix) if weak is not None else g.CFG(scale, null or {}, mix)
-        )
+        away = g.CFG(scale, null or {}, mix) if weak is None else g.Autoguidance(scale, weak, mix)
         return g.interval(away, process, *self._interval) if self.interval else away
 
     @property
@@ -265,7 +272,7 @@ class Recipe:
         return parse(self.sampler)[0] == "ancestral"
 
     def check(self, task: Any, weak: bool = False) -> None:
-        """Goes through the motions for `task`, without its network and without computing anything.
+        """Traces the sampling of `task`, without its network and without computing anything.
 
         Args:
           task: what to sample from.
@@ -292,18 +299,22 @@ class Recipe:
             )
 
         def denoise(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
-            task.scale(task.process, t)
+            task.scale(task.process, t)  # refuses a parametrisation that is undefined at some time
             return Prediction(x, logvar=x if task.learned_variance else None)
 
-        times, sampler = self.grid(task.process), self.make_sampler(task, jax.random.normal)
+        times = self.grid(task.process)
+        sampler = self.make_sampler(task, jax.random.normal)
         cond = {"vec": jnp.zeros((1, 2))} if self.cads else {}
         _, strengths = self.split()
         null = None if strengths.guidance is None else cond
         guided = self.make_guidance(task, strengths, null, jax.random.normal)(denoise)
+
+        def run(x: Array, key: Key) -> Array:
+            return sample(guided, sampler, x, times, cond, key)
+
+        # Traced only: samplers and guidance refuse what does not go together while they are built.
         x = jax.ShapeDtypeStruct((1, *task.shape), jnp.float32)
-        jax.eval_shape(
-            lambda x, key: sample(guided, sampler, x, times, cond, key), x, jax.random.key(0)
-        )
+        jax.eval_shape(run, x, jax.random.key(0))
 
     def check_changes(
         self, names: Iterable[str], task: Any, classifier: bool = False, swept: str = ""
@@ -319,12 +330,11 @@ class Recipe:
         Raises:
           ConfigError: names the field, and says why it changes nothing.
         """
-        names = [
-            name
-            for name in names
-            if getattr(self, name) != Recipe.__dataclass_fields__[name].default
-        ]
+        defaults = {field.name: field.default for field in fields(Recipe)}
         for name in names:
+            # A default is no demand: scripts set every field.
+            if getattr(self, name) == defaults[name]:
+                continue
             if name in OF_GUIDANCE and not self.guides and swept != "guidance":
                 raise ConfigError(
                     f"{name} (--{name}) is of guidance, which is 1 here, none: give guidance too"
@@ -341,10 +351,13 @@ def _augments(task: Any) -> bool:
     """Whether the model's small image is noised to a level."""
     if "low_res" not in task.cond.keys:
         return False
+
+    def prepared(raw: Raw) -> Raw:
+        return dict(task.cond.prepare(raw, jax.random.key(0), level=0.0))
+
+    # By tracing the conditioner, which may be a stack of several: a level that it adds is read.
     raw = {"low_res": jax.ShapeDtypeStruct((1, 8, 8, task.shape[-1]), jnp.float32)}
-    return "level" in jax.eval_shape(
-        lambda raw: dict(task.cond.prepare(raw, jax.random.key(0), level=0.0)), raw
-    )
+    return "level" in jax.eval_shape(prepared, raw)
 
 
 def _embeds(task: Any) -> bool:
@@ -357,7 +370,9 @@ def _embeds(task: Any) -> bool:
         "label": jax.ShapeDtypeStruct((1,), jnp.int32),
     }
     key = jax.random.key(0)
-    cond, _ = jax.eval_shape(
-        lambda raw: task.cond.init_with_output(key, task.cond.prepare(raw, key)), raw
-    )
+
+    def embedded(raw: Raw) -> tuple[Cond, Params]:
+        return task.cond.init_with_output(key, task.cond.prepare(raw, key))
+
+    cond, _ = jax.eval_shape(embedded, raw)
     return not {"vec", "seq"}.isdisjoint(cond)

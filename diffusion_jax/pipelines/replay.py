@@ -84,7 +84,8 @@ def reopened(origin: Origin) -> Pipeline:
     """
     try:
         return _reopened(origin)
-    except (KeyError, TypeError, AttributeError) as error:  # a file's text is input from elsewhere
+    # A file's text is input from elsewhere: any part of it may be missing or of another type.
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"how these pictures were made does not read ({type(error).__name__}: {error})"
         ) from None
@@ -94,6 +95,8 @@ def _reopened(origin: Origin) -> Pipeline:
     helpers = origin.helpers
     prior = helpers.get("prior")
     run = _same(origin.run)
+    # Built here and not by `pipeline`, which would add what came with the run since: of its page's
+    # recipe too nothing is read, for the file names every field.
     return Pipeline(
         run,
         _recipe(run).using(**origin.recipe),
@@ -107,6 +110,7 @@ def _reopened(origin: Origin) -> Pipeline:
 
 
 def _recipe(run: Run) -> Recipe | Draw:
+    """How a run of this kind samples by default."""
     return Draw() if isinstance(run.task, kinds.Tokens) else Recipe()
 
 
@@ -119,6 +123,7 @@ def _same_upsampler(description: Mapping[str, Any]) -> Pipeline:
 def _same(identity: Mapping[str, Any]) -> Run:
     """The run with these weights; `ConfigError` where its folder holds others now."""
     run = open_run(identity["run"], None, identity["which"], identity["step"])
+    # The digest: a run trained anew in the same folder has the same steps.
     if run.digest != identity["digest"]:
         raise ConfigError(
             f"{run.folder} holds other weights at step {run.step} than those that made these "
@@ -149,4 +154,5 @@ def origin_in(path: str | Path) -> tuple[Origin, int | None]:
 
 
 def _tupled(value: Any) -> Any:
+    """The tuple that JSON wrote as a list; anything else as it is."""
     return tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What a person asks a pipeline for."""
+"""What to make pictures of: the request that a pipeline is called with."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -12,13 +12,11 @@ from diffusion_jax.build import ConfigError, option
 
 Pictures = np.ndarray | str | Path
 """Images uint8 [N, H, W, C], or the file or folder that they are in."""
-
-
 SEEDS = 2**32
-"""How many seeds there are."""
+"""How many seeds there are: of a larger one `jax.random.key` would drop bits without a word."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)  # arrays among its fields have no single truth value
 class Request:
     """What to make an image of.
 
@@ -69,8 +67,8 @@ class Request:
 
     @classmethod
     def of(cls, what: Any) -> Request:
-        """A request of one word: a text or texts, a label or labels, nothing, or a request as it
-        is.
+        """A request from what is shortest to write: a text or texts, a label or labels, nothing, or
+        a request as it is.
 
         Raises:
           ConfigError: something else.
@@ -98,10 +96,10 @@ class Request:
 
     @property
     def rows(self) -> int:
-        """How many things are asked for, each of which is made `num` times.
+        """How many different pictures this describes, each of which is made `num` times.
 
         Raises:
-          ConfigError: as many prompts as labels they are not.
+          ConfigError: several prompts and another number of labels.
         """
         prompts, labels = len(self.prompts or ()), len(self.labels or ())
         if prompts > 1 and labels > 1 and prompts != labels:
@@ -112,15 +110,15 @@ class Request:
 
 
 def _several(value: Any) -> tuple[Any, ...]:
-    """One thing, or several, as a tuple."""
-    if isinstance(value, np.ndarray):
+    """A value, or the values of a list or an array, as a tuple."""
+    if isinstance(value, np.ndarray):  # a scalar array is one value
         return tuple(np.atleast_1d(value))
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
 def _check_each(name: str, value: Any, kinds: Any, what: str) -> None:
-    """Raises ConfigError where a part of a request, if it is there, is not of `kinds`, or no or
-    not only things of them."""
+    """Raises ConfigError where a field is neither None nor one or several values of `kinds`; a bool
+    is none of them, though Python takes it for an int."""
     if value is None:
         return
     several = _several(value)
@@ -131,10 +129,19 @@ def _check_each(name: str, value: Any, kinds: Any, what: str) -> None:
 
 
 def check_numbers(num: int, seed: int, batch: int = 1) -> None:
-    """Raises ConfigError where pictures to make, or at a time, are no whole number from 1 on, or
-    a seed is none of the `SEEDS`."""
+    """Raises ConfigError where `num` or `batch` is no whole number from 1 on, or the seed none of
+    the `SEEDS`."""
     for name, value in (("num", num), ("batch", batch)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ConfigError(f"{name} is a whole number, at least 1: got {value!r}")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < SEEDS:
         raise ConfigError(f"seed is a whole number, 0 ... 2^32 - 1: got {seed!r}")
+
+
+def check_negative(request: Request, guided: bool) -> None:
+    """Raises ConfigError for a text to guide away from where nothing is guided."""
+    if request.negative is not None and not guided:
+        raise ConfigError(
+            "negative (--negative) is what guidance leads away from, and guidance is 1, none: "
+            "give guidance too"
+        )

@@ -53,11 +53,10 @@ def goals(
                 "a CLIP judges images by a text: give a prompt (--prompt), or a classifier as "
                 "--rerank"
             )
-        return np.asarray(
-            judge.task.encode_text(
-                judge.model.params, jnp.asarray(judge.tokens(prompts, truncate=True))
-            )
-        )
+        # Cut: the maker may read longer texts than its judge, and a judge's view of their
+        # beginning is better than none.
+        tokens = jnp.asarray(judge.tokens(prompts, truncate=True))  # [P, T]
+        return np.asarray(judge.task.encode_text(judge.model.params, tokens))  # [P, F]
     numbers = np.asarray(labels_of(maker, prompts or ()) if labels is None else labels)
     classes = judge.task.num_classes
     if numbers.max() >= classes:
@@ -76,8 +75,9 @@ def scores(judge: Run, goals: np.ndarray, images: np.ndarray) -> np.ndarray:
       goals: what they are to show, from `goals`.
       images: uint8 [P, N, H, W, C], N candidates of each of P.
     """
+    # Prompt by prompt, so that memory does not grow with their number.
     if isinstance(judge.task, kinds.TwoTowers):
-        rows = [
+        rows = [  # unit vectors, whose product is the cosine
             _features(judge.model, to_unit(part)) @ text
             for part, text in zip(images, goals, strict=True)
         ]
@@ -86,7 +86,7 @@ def scores(judge: Run, goals: np.ndarray, images: np.ndarray) -> np.ndarray:
             _log_probs(judge.model, to_unit(part))[:, label]
             for part, label in zip(images, goals, strict=True)
         ]
-    return np.stack([np.asarray(row) for row in rows])
+    return np.stack([np.asarray(row) for row in rows])  # [P, N]
 
 
 def labels_of(run: Run, prompts: Sequence[str]) -> list[int]:
@@ -98,7 +98,7 @@ def labels_of(run: Run, prompts: Sequence[str]) -> list[int]:
     source = build(
         run.data("a classifier ranks by the labels of a run's captions, so use a CLIP")["train"]
     )
-    by_caption: dict[str, int] = {}
+    by_caption: dict[str, int] = {}  # -1: a caption without a label
     for i in range(len(source)):
         record = source[i]
         by_caption.setdefault(record.get("caption", ""), record.get("label", -1))
@@ -114,7 +114,8 @@ def labels_of(run: Run, prompts: Sequence[str]) -> list[int]:
 def best(images: np.ndarray, scores: np.ndarray, num: int) -> np.ndarray:
     """The `num` best of N images of each prompt: images [P, N, H, W, C], scores [P, N] -> [P,
     num, H, W, C], best first."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :num]
+    # Stable, so that equal scores keep the order of the seed on every machine.
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :num]  # [P, num]
     return np.take_along_axis(images, order[:, :, None, None, None], axis=1)
 
 
@@ -122,18 +123,16 @@ def best(images: np.ndarray, scores: np.ndarray, num: int) -> np.ndarray:
 def sureness(classifier: Model, images: Array | np.ndarray, label: Array | np.ndarray) -> Array:
     """log p(label | image) [B] of images [B, H, W, C] in [-1, 1] without noise."""
     task = classifier.task
-    return task.log_prob(
-        classifier.params, images, task.process.at(jnp.zeros(())), label, task.process
-    )
+    clean = task.process.at(jnp.zeros(()))
+    return task.log_prob(classifier.params, images, clean, label, task.process)
 
 
 @jax.jit
 def _log_probs(classifier: Model, images: Array | np.ndarray) -> Array:
     """log p [B, classes] of images [B, H, W, C] in [-1, 1] without noise."""
     task = classifier.task
-    return jax.nn.log_softmax(
-        task.logits(classifier.params, images, task.process.at(jnp.zeros(())))
-    )
+    clean = task.process.at(jnp.zeros(()))
+    return jax.nn.log_softmax(task.logits(classifier.params, images, clean))
 
 
 @jax.jit

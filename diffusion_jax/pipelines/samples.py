@@ -9,9 +9,8 @@ pipelines/replay.py reads it.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +18,11 @@ import numpy as np
 
 from diffusion_jax.data import pictures
 from diffusion_jax.pipelines.request import Request
+from diffusion_jax.pipelines.sampling import to_pixels
+from diffusion_jax.train.checkpoint import versions
 
 PACKAGES = ("diffusion_jax", "jax", "flax")
+"""Those whose versions change what a seed makes."""
 
 
 class Origin(NamedTuple):
@@ -111,6 +113,34 @@ class Samples(NamedTuple):
         return target
 
 
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Pictures that are about to be made.
+
+    Attributes:
+      origin: what they are made from.
+      total: how many.
+      made: batches in about [-1, 1], or uint8.
+      labels, prompts: one for each, or None.
+    """
+
+    origin: Origin
+    total: int
+    made: Iterator[np.ndarray]
+    labels: np.ndarray | None
+    prompts: tuple[str, ...] | None
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Makes them: uint8 [b, H, W, C], `total` in all; can be called once.
+
+        Raises:
+          ConfigError: pictures that are not finite.
+        """
+        for batch in self.made:
+            # Those that a judge chose were rounded before: it saw what is written.
+            yield batch if batch.dtype == np.uint8 else to_pixels(batch)
+
+
 def columns_of(origin: Origin) -> int | None:
     """Columns of a grid: the pictures of each thing asked for, where there are several of both;
     None for about square."""
@@ -119,7 +149,7 @@ def columns_of(origin: Origin) -> int | None:
 
 def save_folder(
     folder: str,
-    batches: Any,
+    batches: Iterator[np.ndarray],
     origin: Origin,
     labels: np.ndarray | None,
     prompts: tuple[str, ...] | None,
@@ -136,20 +166,20 @@ def meta_of(
 ) -> dict[str, Any]:
     """What a file says of itself, as JSON; with an index that of one picture."""
     request = {field.name: _plain(getattr(origin.request, field.name)) for field in fields(Request)}
-    meta: dict[str, Any] = {
-        "request": {
-            name: value
-            for name, value in request.items()
-            if value is not None and value is not False
-        }
+    # By identity: label 0 equals False, and is a class.
+    request = {
+        name: value for name, value in request.items() if value is not None and value is not False
     }
-    meta |= {
+    meta = {
+        "request": request,
         "num": origin.num,
         "seed": origin.seed,
         "batch": origin.batch,
         "recipe": dict(origin.recipe),
+        "run": dict(origin.run),
+        "helpers": dict(origin.helpers),
+        "versions": versions(PACKAGES),
     }
-    meta |= {"run": dict(origin.run), "helpers": dict(origin.helpers), "versions": _versions()}
     if index is not None:
         meta["index"] = index
         if prompts is not None:
@@ -176,12 +206,13 @@ def text_of(
 ) -> dict[str, str]:
     """The text chunks of a PNG: `parameters` as other programs show it, and our JSON."""
     request = origin.request
-    prompt = (
-        prompts[index]
-        if prompts is not None and index is not None
-        else "\n".join(request.prompts or ())
-    )
-    label = labels[index] if labels is not None and index is not None else _plain(request.label)
+    prompt = "\n".join(request.prompts or ())
+    if prompts is not None and index is not None:
+        prompt = prompts[index]
+    label: Any = ", ".join(map(str, request.labels or ()))
+    if labels is not None and index is not None:
+        label = labels[index]
+    # Under our names: data/pictures.py translates those that other programs know.
     settings = {**origin.recipe, "seed": origin.seed, "label": label, "index": index}
     settings |= {
         "model": Path(origin.run["run"]).name,
@@ -194,17 +225,6 @@ def text_of(
         "parameters": pictures.parameters_text(prompt, request.negative, settings),
         pictures.CHUNK: pictures.meta_json(meta_of(origin, index, prompts)),
     }
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a source tree
-            versions[package] = "not installed"
-    return versions
 
 
 def recipe_fields(recipe: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Guides(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """What is embedded once for an image, and seen at every step.
+    """What is embedded once for an image, and read at every step.
 
     Attributes:
       raw: the conditions as they were prepared; a classifier reads its target there.
@@ -73,10 +73,12 @@ class Embedded(NamedTuple):
 def per_image(index: Array) -> Noise:
     """Noise whose row for image number index[b] depends on that number only. index: [B] int."""
 
+    def of_image(i: Array, key: Key, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        return jax.random.normal(jax.random.fold_in(key, i), shape, dtype)
+
     def noise(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-        return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape[1:], dtype))(
-            index
-        )
+        # Without the size of the batch, which a single draw of [B, ...] would depend on.
+        return jax.vmap(lambda i: of_image(i, key, shape[1:], dtype))(index)  # [B, ...]
 
     return noise
 
@@ -107,14 +109,34 @@ def draw(
       [B, H, W, C], about [-1, 1] but not clipped.
     """
     noise = per_image(index)
+    conds, x, k_run = begun(model, recipe, strengths, raw, index, key, weak)
+    denoise = guided(model, recipe, strengths, conds, noise, Guides(guide, weak))
+    sampler = recipe.make_sampler(model.task, noise)
+    return sample(denoise, sampler, x, recipe.grid(model.task.process), conds.cond, k_run)
+
+
+def begun(
+    model: Model,
+    recipe: Recipe,
+    strengths: Strengths,
+    raw: Raw,
+    index: Array,
+    key: Key,
+    weak: Model | None = None,
+) -> tuple[Embedded, Array, Key]:
+    """A batch before its first step; arguments as in `draw`.
+
+    Returns:
+      (what the networks see, x [B, H, W, C] at the first time, the key of the steps).
+    """
+    noise = per_image(index)
+    # In this order for ever: another would change the picture of every seed.
     k_start, k_run, k_cond = jax.random.split(key, 3)
-    seen = embedded(model, recipe, strengths, raw, k_cond, noise, weak)
-    denoise = guided(model, recipe, strengths, seen, noise, Guides(guide, weak))
-    times = recipe.grid(model.task.process)
-    x = recipe.temperature * start(
-        model.task.process, times, k_start, (len(index), *model.task.shape), noise
-    )
-    return sample(denoise, recipe.make_sampler(model.task, noise), x, times, seen.cond, k_run)
+    conds = embedded(model, recipe, strengths, raw, k_cond, noise, weak)
+    process = model.task.process
+    shape = (len(index), *model.task.shape)
+    x = start(process, recipe.grid(process), k_start, shape, noise)  # [B, H, W, C]
+    return conds, recipe.temperature * x, k_run
 
 
 def embedded(
@@ -131,25 +153,32 @@ def embedded(
     task = model.task
     raw = task.cond.prepare(raw, key, noise, recipe.augment)
     guides = strengths.guidance is not None
+    # Guidance leads away from one of both: the null condition, or the weaker model's prediction
+    # under the same condition.
     null = task.embed(model.params, task.away(raw)) if guides and weak is None else None
     of_weak = weak.task.embed(weak.params, raw) if guides and weak is not None else None
     return Embedded(raw, task.embed(model.params, raw), null, of_weak)
 
 
 def guided(
-    model: Model, recipe: Recipe, strengths: Strengths, seen: Embedded, noise: Noise, guides: Guides
+    model: Model,
+    recipe: Recipe,
+    strengths: Strengths,
+    conds: Embedded,
+    noise: Noise,
+    guides: Guides,
 ) -> Denoiser:
     """The model's denoiser under all guidance of a recipe."""
     process = model.task.process
-    pull = (
-        None
-        if guides.guide is None
-        else classifier_gradient(guides.guide, strengths.classifier, seen.raw, process)
-    )
-    away = None
-    if guides.weak is not None and seen.weak is not None:
-        away = weak_denoiser(guides.weak, seen.weak, process)
-    guidance = recipe.make_guidance(model.task, strengths, seen.null, noise, pull, away)
+    gradient = None
+    if guides.guide is not None:
+        # Towards a raw condition, a label or a text's features: of what this network makes of
+        # them it knows nothing.
+        gradient = classifier_gradient(guides.guide, strengths.classifier, conds.raw, process)
+    weak = None
+    if guides.weak is not None and conds.weak is not None:
+        weak = weak_denoiser(guides.weak, conds.weak, process)
+    guidance = recipe.make_guidance(model.task, strengths, conds.null, noise, gradient, weak)
     return guidance(model.task.denoiser(model.params))
 
 
@@ -168,6 +197,8 @@ def weak_denoiser(weak: Model, cond: Cond, process: Process) -> Denoiser:
     denoise = weak.task.denoiser(weak.params)
 
     def of_other_process(x: Array, t: Array, _: Cond, key: Key) -> Prediction:
+        # At the same ratio of signal to noise of its own process, which may be another one. Of what
+        # it predicts x0 alone means the same here; a variance is of its own process.
         return Prediction(denoise(*carried(process, weak.task.process, x, t), cond, key).x0)
 
     return of_other_process
@@ -180,6 +211,7 @@ def check(model: Model, recipe: Recipe, raw: Raw, guides: Guides = Guides()) -> 
     recipe.check(task, guides.weak is not None)
     if guides.weak:
         other = guides.weak.task
+        # It may read less, an unconditional one nothing, but the same images.
         if other.shape != task.shape or not set(other.cond.keys) <= set(raw):
             of_weak = f"{other.shape} under {list(other.cond.keys)}"
             raise ConfigError(
@@ -227,6 +259,7 @@ def prepared(model: Model, recipe: Recipe, seed: int, batch: int, guides: Guides
     """Puts the weights on every device that shares a batch: on all where it divides among them,
     else on one."""
     devices = jax.local_devices()
+    # An array is split into equal parts only.
     mesh = shard.make_mesh(devices=devices if batch % len(devices) == 0 else devices[:1])
     everywhere = shard.replicated(mesh)
     static, strengths = recipe.split()
@@ -247,8 +280,8 @@ def _placed(model: Model, sharding: jax.sharding.Sharding) -> Model:
 
 def batch_at(work: Work, raw: Raw, first: int, size: int, num: int) -> Batch:
     """The batch of images from number `first` on, of `num` in all."""
-    index = filled(first, size, num)
-    rows = {name: value[index] for name, value in raw.items()}
+    index = filled(first, size, num)  # [B], the last one again where a batch is short
+    rows = {name: value[index] for name, value in raw.items()}  # [B, ...]
     rows, index = jax.device_put((rows, index), shard.batch_sharding(work.mesh))
     return Batch(rows, index, min(size, num - first))
 
@@ -284,6 +317,7 @@ def generate(
     size = min(batch, num)
     work = prepared(model, recipe, seed, size, guides)
     firsts = range(0, num, size) if starts is None else starts
+    # No `yield` in this function: `check` refuses at the call, not at the first batch.
     return (_drawn(work, batch_at(work, raw, first, size, num)) for first in firsts)
 
 
@@ -292,7 +326,7 @@ def _drawn(work: Work, batch: Batch) -> np.ndarray:
         images = draw(
             work.model, work.recipe, work.strengths, batch.raw, batch.index, work.key, *work.guides
         )
-    return np.asarray(images)[: batch.size]
+    return np.asarray(images)[: batch.size]  # [b, H, W, C]: without those that filled it up
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:

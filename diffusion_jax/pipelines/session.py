@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,16 @@ from diffusion_jax.data import pictures
 from diffusion_jax.data.image import to_uint8, to_unit
 from diffusion_jax.pipelines import edit_unclip, latent
 from diffusion_jax.pipelines.conditions import conditions_of, pictures_of
-from diffusion_jax.pipelines.edit import Change, Inputs, edit, invert, rectangles, sweep
+from diffusion_jax.pipelines.edit import Change, Inputs, Maker, edit, invert, rectangles, sweep
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.pipelines.request import Pictures, Request, check_numbers
+from diffusion_jax.pipelines.request import Pictures, Request, check_negative, check_numbers
 from diffusion_jax.types import Raw
 
-if TYPE_CHECKING:
-    from diffusion_jax.pipelines.pipeline import Pipeline
-
 COUNT = 8
-"""Pictures of each value, where nobody says how many."""
+"""Pictures of each value by default."""
+OF_REQUEST = ("prompt", "label", "negative", "truncate")
+OF_EDIT = ("strength", "seed")
+"""Fields of an edit in a session's file, beside rect; all others are of `Recipe`."""
 
 
 class Edited(NamedTuple):
@@ -34,7 +34,7 @@ class Edited(NamedTuple):
 
     Attributes:
       images: uint8 [rows, N, H, W, C].
-      what: the edit, as a line of text.
+      what: the edit, as a line of text for people.
     """
 
     images: np.ndarray
@@ -55,10 +55,8 @@ class Edited(NamedTuple):
         pictures.save_png(path, self.grid())
         if len(self.images) == 1:
             return [path]
-        return [
-            path,
-            *pictures.animated(path, np.stack([pictures.grid(row) for row in self.images])),
-        ]
+        frames = np.stack([pictures.grid(row) for row in self.images])  # [rows, h, w, C]
+        return [path, *pictures.animated(path, frames)]
 
 
 class Edits:
@@ -71,10 +69,12 @@ class Edits:
       >>> pipe.edit.switch(3, 7, values=[0, 10, 20, 30, 50]).save("switch.png")
     """
 
-    def __init__(self, pipe: Pipeline):
-        self._pipe = pipe
-        self._recipe = pipe.diffusion
-        self._model = replace(pipe.run.model, first=None)
+    def __init__(self, maker: Maker):
+        self._maker = maker
+        self._run = maker.run
+        self._recipe = maker.recipe
+        # Without its first stage, which no sampler reads: `latent` takes the whole model.
+        self._model = replace(maker.run.model, first=None)
 
     def invert(
         self, images: Pictures, request: Any = None, num: int | None = None, seed: int = 0
@@ -82,28 +82,24 @@ class Edits:
         """Up to noise, unguided, and back by DDIM: three rows, the pictures (through the first
         stage), their noise, what comes back; `what` says how well.
         """
+        # The one sampler that undoes its inversion, and only under the same guidance both ways.
         recipe = self._checked(
             replace(self._recipe, sampler="ddim", guidance=1.0, phi=0.0, plus_plus=False)
         )
         image, raw = self._pictures(images, Request.of(request), num, seed)
         static, strengths = recipe.split()
-        x0 = latent.encode(self._pipe.run.model, jnp.asarray(image))
+        x0 = latent.encode(self._run.model, jnp.asarray(image))
         x = invert(self._model, static, strengths, raw, x0)
-        back = edit(
-            self._model,
-            static,
-            strengths,
-            raw,
-            jnp.arange(len(image)),
-            jax.random.key(seed),
-            Change(),
-            Inputs(x=x),
+        index = jnp.arange(len(image))
+        key = jax.random.key(seed)
+        back = edit(self._model, static, strengths, raw, index, key, Change(), Inputs(x=x))
+        # Half of the noise, two standard deviations of which then lie within [-1, 1].
+        rows = (latent.decode(self._run.model, part) for part in (x0, x / 2, back))
+        begin, noise, end = (np.clip(row, -1, 1) for row in rows)
+        error = np.abs(end - begin) * 127.5
+        what = (
+            f"invert: back within {error.mean():.2f} of 255 on average, {error.max():.1f} at most"
         )
-        begin, noise, end = (
-            np.clip(latent.decode(self._pipe.run.model, part), -1, 1) for part in (x0, x / 2, back)
-        )
-        off = np.abs(end - begin) * 127.5
-        what = f"invert: back within {off.mean():.2f} of 255 on average, {off.max():.1f} at most"
         return Edited(to_uint8(np.stack([begin, noise, end])), what)
 
     def strength(
@@ -116,7 +112,7 @@ class Edits:
     ) -> Edited:
         """(1) at each value, from the picture (0) to one of the condition alone (1)."""
         image, raw = self._pictures(images, Request.of(request), num, seed)
-        x0 = latent.encode(self._pipe.run.model, jnp.asarray(image))
+        x0 = latent.encode(self._run.model, jnp.asarray(image))
         return self._swept("strength", values, raw, seed, Inputs(image=x0))
 
     def switch(
@@ -144,9 +140,8 @@ class Edits:
         seed: int = 0,
     ) -> Edited:
         """A row for each scale of classifier-free guidance."""
-        return self._swept(
-            "guidance", values, self._conditions(Request.of(request), num or COUNT, seed), seed
-        )
+        raw = self._conditions(Request.of(request), num or COUNT, seed, guided=True)
+        return self._swept("guidance", values, raw, seed)
 
     def phi(
         self,
@@ -156,9 +151,8 @@ class Edits:
         seed: int = 0,
     ) -> Edited:
         """A row for each rescaled phi; the guidance is the recipe's."""
-        return self._swept(
-            "phi", values, self._conditions(Request.of(request), num or COUNT, seed), seed
-        )
+        raw = self._conditions(Request.of(request), num or COUNT, seed)
+        return self._swept("phi", values, raw, seed)
 
     def inpaint(
         self,
@@ -177,7 +171,7 @@ class Edits:
           strength: how much of it is new, 0 ... 1.
           seed: of what is drawn.
         """
-        shape = self._pipe.run.task.picture_shape
+        shape = self._run.task.picture_shape
         before = pictures_of(image, shape, "images")[:1]
         mask = rectangles(shape, rects)
         after = self.inpainted(before, mask, Request.of(request), strength, seed)
@@ -195,19 +189,18 @@ class Edits:
         nothing changes."""
         if not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
             raise ConfigError(f"strength is a share of noise, 0 ... 1: got {strength}")
-        whole = self._pipe.run.model
+        whole = self._run.model
         recipe = self._checked(self._recipe)
         raw = dict(self._conditions(request, 1, seed))
         if "inpaint" in whole.task.cond.keys:
             raw |= latent.inpaint_condition(whole, image, mask)
         static, strengths = recipe.split()
-        inputs = Inputs(
-            image=latent.encode(whole, jnp.asarray(image)), mask=latent.is_known(whole, mask)
-        )
+        x0 = latent.encode(whole, jnp.asarray(image))  # [1, h, w, c]
+        inputs = Inputs(image=x0, mask=latent.is_known(whole, mask))
         change = Change(strength=jnp.float32(strength))
-        x = edit(
-            self._model, static, strengths, raw, jnp.arange(1), jax.random.key(seed), change, inputs
-        )
+        key = jax.random.key(seed)
+        x = edit(self._model, static, strengths, raw, jnp.arange(1), key, change, inputs)
+        # The picture's own pixels outside: a first stage gives back none of them exactly.
         return np.asarray(mask * image + (1 - mask) * latent.decode(whole, x))
 
     def variations(
@@ -244,13 +237,15 @@ class Edits:
 
     # How ------------------------------------------------------------------------------------------
 
-    def _conditions(self, request: Request, num: int, seed: int) -> Raw:
+    def _conditions(self, request: Request, num: int, seed: int, guided: bool = False) -> Raw:
         """Raw conditions of `num` pictures, or `num` for each prompt; a mask that hides
-        everything where the model reads one."""
+        everything where the model reads one. With `guided` the edit itself brings guidance."""
         check_numbers(num, seed)
-        run = self._pipe.run
+        check_negative(request, guided or self._recipe.guides)
+        run = self._run
         total = num * request.rows
         shape = run.task.picture_shape
+        # An inpainting network makes a whole picture where nothing is known of it.
         blank = np.zeros((total, *shape), np.float32)
         mask = np.zeros((total, *shape[:2], 1), np.float32)
         extra: dict[str, Any] = {}
@@ -258,13 +253,13 @@ class Edits:
             extra = {"mask": mask, "known": blank}
         if "inpaint" in run.task.cond.keys:
             extra |= latent.inpaint_condition(run.model, blank, mask)
-        return conditions_of(run, request, total, seed, prior=self._pipe.prior, extra=extra)
+        return conditions_of(run, request, total, seed, prior=self._maker.prior, extra=extra)
 
     def _pictures(
         self, images: Pictures, request: Request, num: int | None, seed: int
     ) -> tuple[np.ndarray, Raw]:
         """(pictures [N, H, W, C] in [-1, 1], repeated in turn, the conditions of N pictures)."""
-        image = pictures_of(images, self._pipe.run.task.picture_shape, "images")
+        image = pictures_of(images, self._run.task.picture_shape, "images")
         count = num or len(image)
         raw = self._conditions(request, count, seed)
         count *= request.rows
@@ -289,19 +284,14 @@ class Edits:
                 f"{count} pictures do not divide among {other.rows} second conditions: choose "
                 "another num (--num)"
             )
-        return self._swept(
-            over,
-            values,
-            raw,
-            seed,
-            Inputs(second=self._conditions(other, count // other.rows, seed)),
-        )
+        second = self._conditions(other, count // other.rows, seed)
+        return self._swept(over, values, raw, seed, Inputs(second=second))
 
     def _swept(
         self, over: str, values: Sequence[float], raw: Raw, seed: int, inputs: Inputs = Inputs()
     ) -> Edited:
         """A row for each value of a field of `Change` or `Strengths`, with the same noise."""
-        whole = self._pipe.run.model
+        whole = self._run.model
         rows = sweep(self._model, self._recipe, raw, seed, over, values, inputs)
         images = np.stack([np.asarray(latent.decode(whole, row)) for row in rows])
         return Edited(to_uint8(images), f"{over} over {', '.join(map(str, values))}")
@@ -310,12 +300,12 @@ class Edits:
         self, op: str, images: Pictures, values: Sequence[float], seed: int, **options: Any
     ) -> Edited:
         check_numbers(options.get("num", 1), seed)
-        image = pictures_of(images, self._pipe.run.task.picture_shape, "images")
-        rows = edit_unclip.rows(self._pipe, op, image, values, seed, **options)
+        image = pictures_of(images, self._run.task.picture_shape, "images")
+        rows = edit_unclip.rows(self._maker, op, image, values, seed, **options)
         return Edited(to_uint8(np.stack(rows)), f"{op} over {', '.join(map(str, values))}")
 
     def _checked(self, recipe: Recipe) -> Recipe:
-        recipe.check(self._pipe.run.task)
+        recipe.check(self._run.task)
         return recipe
 
 
@@ -332,12 +322,13 @@ def story_in(file: Path) -> dict[str, Any]:
         story = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--session {file} does not read as JSON: {error}") from None
-    whole = (
+    # A file is input from elsewhere: checked is all that neither `Request` nor `Recipe` checks.
+    has_parts = (
         isinstance(story, dict)
         and isinstance(story.get("image"), str)
         and isinstance(story.get("edits"), list)
     )
-    if not whole or not all(_is_edit(one) for one in story["edits"]):
+    if not has_parts or not all(_is_edit(fields) for fields in story["edits"]):
         raise ConfigError(
             f"--session {file} is no session: it needs image, a path, and edits, a list of "
             "mappings with rect"
@@ -345,8 +336,8 @@ def story_in(file: Path) -> dict[str, Any]:
     return story
 
 
-def _is_edit(one: Any) -> bool:
-    rects = one.get("rect") if isinstance(one, dict) else None
+def _is_edit(fields: Any) -> bool:
+    rects = fields.get("rect") if isinstance(fields, dict) else None
     if not isinstance(rects, list):
         return False
     return all(
@@ -354,7 +345,25 @@ def _is_edit(one: Any) -> bool:
     )
 
 
-def replayed(pipe: Pipeline, story: Mapping[str, Any]) -> np.ndarray:
+class Editor(Protocol):
+    """What a session is replayed on: a `Pipeline`."""
+
+    @property
+    def edit(self) -> Edits:
+        """Its edits."""
+        ...
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of its pictures."""
+        ...
+
+    def using(self, **changes: Any) -> Editor:
+        """The same with other fields of its recipe."""
+        ...
+
+
+def replayed(pipe: Editor, story: Mapping[str, Any]) -> np.ndarray:
     """Every picture of a session, one after the other, uint8 [1 + edits, H, W, C]; what lies
     outside an edit stays as it is.
 
@@ -365,19 +374,17 @@ def replayed(pipe: Pipeline, story: Mapping[str, Any]) -> np.ndarray:
     Raises:
       ConfigError: an edit with fields that nobody knows, or what `Edits.inpainted` refuses.
     """
-    shape = pipe.run.task.picture_shape
+    shape = pipe.picture_shape
     states = [to_uint8(pictures_of(story["image"], shape, "images")[:1])]
-    for one in story["edits"]:
-        fields = dict(one)
-        mask = rectangles(shape, fields.pop("rect"))
-        asked = {
-            name: fields.pop(name)
-            for name in ("prompt", "label", "negative", "truncate")
-            if name in fields
-        }
-        numbers = {name: fields.pop(name) for name in ("strength", "seed") if name in fields}
-        edits = Edits(pipe.using(**fields))
-        states.append(
-            to_uint8(edits.inpainted(to_unit(states[-1]), mask, Request(**asked), **numbers))
-        )
+    for fields in story["edits"]:
+        mask = rectangles(shape, fields["rect"])
+        others = ("rect", *OF_REQUEST, *OF_EDIT)
+        changes = {name: value for name, value in fields.items() if name not in others}
+        edits = pipe.using(**changes).edit
+        request = Request(**{name: fields[name] for name in OF_REQUEST if name in fields})
+        numbers = {name: fields[name] for name in OF_EDIT if name in fields}
+        # From what a person saw, uint8, and not from the floats behind it: an edit that is made
+        # alone, from the file of the one before, gives the same.
+        after = edits.inpainted(to_unit(states[-1]), mask, request, **numbers)
+        states.append(to_uint8(after))
     return np.concatenate(states)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.diffusion.samplers import Progress, advance, begin, pairs_of, start
+from diffusion_jax.diffusion.samplers import Progress, advance, begin, pairs_of
 from diffusion_jax.nn import partition
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
 from diffusion_jax.pipelines.sampling import (
@@ -20,8 +20,8 @@ from diffusion_jax.pipelines.sampling import (
     Guides,
     Work,
     batch_at,
+    begun,
     check,
-    embedded,
     guided,
     per_image,
     prepared,
@@ -42,21 +42,14 @@ def _begin(
 ) -> tuple[Progress, Embedded, Array]:
     """(the run before its first step, what the networks see, a key for each step), the same
     draws as in `draw`."""
-    noise = per_image(index)
-    k_start, k_run, k_cond = jax.random.split(key, 3)
-    seen = embedded(model, recipe, strengths, raw, k_cond, noise, weak)
-    times = recipe.grid(model.task.process)
-    x = recipe.temperature * start(
-        model.task.process, times, k_start, (len(index), *model.task.shape), noise
-    )
-    steps = len(times) - 1
-    return (
-        begin(recipe.make_sampler(model.task, noise), x, steps),
-        seen,
-        jax.random.split(k_run, steps),
-    )
+    conds, x, k_run = begun(model, recipe, strengths, raw, index, key, weak)
+    sampler = recipe.make_sampler(model.task, per_image(index))
+    steps = len(recipe.grid(model.task.process)) - 1
+    # All keys at once, as `sample` splits them, so that where one looks changes no picture.
+    return begin(sampler, x, steps), conds, jax.random.split(k_run, steps)
 
 
+# Donated: the images and the sampler's memory are not held twice.
 @functools.partial(jax.jit, static_argnames=("recipe",), donate_argnames=("progress",))
 def _advance(
     model: Model,
@@ -65,13 +58,15 @@ def _advance(
     progress: Progress,
     steps: tuple[Array, Array],
     index: Array,
-    seen: Embedded,
+    conds: Embedded,
     guides: Guides,
 ) -> Progress:
     """Some steps: pairs of times [n, 2] and their keys [n]."""
     noise = per_image(index)
-    denoise = guided(model, recipe, strengths, seen, noise, guides)
-    return advance(denoise, recipe.make_sampler(model.task, noise), progress, *steps, seen.cond)[0]
+    denoise = guided(model, recipe, strengths, conds, noise, guides)
+    sampler = recipe.make_sampler(model.task, noise)
+    progress, _ = advance(denoise, sampler, progress, *steps, conds.cond)
+    return progress
 
 
 def watched(
@@ -92,8 +87,8 @@ def watched(
         the last step.
 
     Yields:
-      x0 as the denoiser saw it in the last step that was made; after the last step the images
-      themselves.
+      x0 as the denoiser took it in the last step that was made, of a second-order sampler at the
+      beginning of it, where x is one of the run's own; after the last step the images themselves.
 
     Raises:
       ConfigError: what `check` refuses, or less than a step between two looks.
@@ -107,7 +102,7 @@ def watched(
 def _watched(work: Work, raw: Raw, num: int, every: int) -> Iterator[tuple[int, np.ndarray]]:
     batch = batch_at(work, raw, 0, num, num)
     with partition.activations(work.mesh, ()):
-        progress, seen, keys = _begin(
+        progress, conds, keys = _begin(
             work.model,
             work.recipe,
             work.strengths,
@@ -117,9 +112,11 @@ def _watched(work: Work, raw: Raw, num: int, every: int) -> Iterator[tuple[int, 
             work.guides.weak,
         )
     pairs = pairs_of(work.recipe.grid(work.model.task.process))
-    done, total = 0, len(pairs)
+    total = len(pairs)
+    done = 0
+    # What does not divide comes first, so that the last look is at the last step.
+    until = total % every or every
     while done < total:
-        until = done + (total % every or every if done == 0 else every)
         steps = pairs[done:until], keys[done:until]
         with partition.activations(work.mesh, ()):
             progress = _advance(
@@ -129,11 +126,12 @@ def _watched(work: Work, raw: Raw, num: int, every: int) -> Iterator[tuple[int, 
                 progress,
                 steps,
                 batch.index,
-                seen,
+                conds,
                 work.guides,
             )
         done = until
-        yield (
-            done,
-            np.array(progress.x if done == total else progress.x0),
-        )  # a copy: the buffer is donated
+        until += every
+        # Before the last step x0, the denoiser's estimate, which is clear where x is still noise.
+        image = progress.x if done == total else progress.x0
+        # A copy, since the next part takes over the buffers of this one.
+        yield done, np.array(image)  # [num, H, W, C]

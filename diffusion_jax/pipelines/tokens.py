@@ -43,11 +43,13 @@ def batches(
                 f"{name} (--{name}) is for diffusion models: this one continues a text with image "
                 "tokens"
             )
+    # Before prompts and pictures are read, which `upper` needs it for.
     dalle.check_first_stage(run.model)
+    # Captions of the data are cut as in training; a user's prompt only where they say so.
     truncate = request.truncate or request.prompts is None
-    text = np.repeat(run.tokens(prompts, truncate), num // len(prompts), axis=0)
+    text = np.repeat(run.tokens(prompts, truncate), num // len(prompts), axis=0)  # [num, T]
     codes = None
     if request.complete is not None:
         halves = dalle.upper(run.model, pictures_of(request.complete, run.task.shape, "complete"))
-        codes = np.resize(halves, (num, halves.shape[1]))
+        codes = np.resize(halves, (num, halves.shape[1]))  # in turn: resize repeats the rows
     return dalle.generate(run.model, draw, text, num, seed, batch, codes)

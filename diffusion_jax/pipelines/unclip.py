@@ -55,9 +55,10 @@ FOLDER, UPSAMPLER = "prior", "upsampler"
 """Folders in that of an imported decoder."""
 
 PARALLEL = 0.9995
-"""Above this cosine, (1) is the straight line, which it then cannot be told from."""
+"""Above this cosine (1) divides by nearly 0, and the straight line, which it cannot be told from
+there, takes its place."""
 BEST = 2
-"""Embeddings of which the nearer to the text is kept (sec. 2.2)."""
+"""Embeddings that are made of each text, of which the nearest to it is used (sec. 2.2)."""
 
 
 def slerp(
@@ -74,14 +75,12 @@ def slerp(
     Returns:
       [..., D].
     """
-    products = (
-        a
-        * b
-        / (jnp.linalg.norm(a, axis=-1, keepdims=True) * jnp.linalg.norm(b, axis=-1, keepdims=True))
-    )
+    norms = jnp.linalg.norm(a, axis=-1, keepdims=True) * jnp.linalg.norm(b, axis=-1, keepdims=True)
+    products = a * b / norms  # [..., D], whose sum is the cosine
     cos = products if channelwise else jnp.sum(products, axis=-1, keepdims=True)
-    w = jnp.arccos(jnp.clip(cos, -1, 1))
-    line, arc = (1 - v) * a + v * b, (jnp.sin((1 - v) * w) * a + jnp.sin(v * w) * b) / jnp.sin(w)
+    w = jnp.arccos(jnp.clip(cos, -1, 1))  # rounding may leave [-1, 1]
+    line = (1 - v) * a + v * b
+    arc = (jnp.sin((1 - v) * w) * a + jnp.sin(v * w) * b) / jnp.sin(w)
     return jnp.where(jnp.abs(cos) > PARALLEL, line, arc)
 
 
@@ -94,13 +93,9 @@ def toward(y: Array | np.ndarray, text: Array, base: Array, v: float) -> Array:
     """The embeddings of (4): y [B, F] turned by the share v towards the difference of two texts'
     embeddings [B, F]."""
     away = text - base
-    return slerp(
-        y,
-        away
-        * jnp.linalg.norm(y, axis=-1, keepdims=True)
-        / jnp.linalg.norm(away, axis=-1, keepdims=True),
-        v,
-    )
+    # As long as y, so that v turns it and does not shorten it.
+    length = jnp.linalg.norm(y, axis=-1, keepdims=True)
+    return slerp(y, away * length / jnp.linalg.norm(away, axis=-1, keepdims=True), v)
 
 
 class Prior(NamedTuple):
@@ -110,7 +105,7 @@ class Prior(NamedTuple):
       model: the prior, with the parameters of its CLIP.
       recipe: how it samples: a `Recipe`, or a `Draw` of codes.
       run: the run that it is of, which has its tokenizer.
-      best: embeddings that are made of each text; the nearest to the text is kept (sec. 2.2).
+      best: embeddings that are made of each text, of which the nearest to it is used (sec. 2.2).
     """
 
     model: Model
@@ -139,6 +134,7 @@ def prior_of(
         does not have.
     """
     if decoder.task.embedder is None:
+        # Nobody asked for one: `pipeline` calls this for every kind of model.
         if where is None and not changes and best == BEST:
             return None
         raise ConfigError(
@@ -160,6 +156,7 @@ def prior_of(
             f"the prior makes embeddings of {run.task.first_stage.features} channels, "
             f"the decoder reads {decoder.task.embedder.features}"
         )
+    # Imported priors come without a CLIP: both are of the same one, which the decoder has.
     first = decoder.model.first if run.model.first is None else run.model.first
     return Prior(replace(run.model, first=first), _recipe_of(run, changes), run, best)
 
@@ -223,52 +220,55 @@ def conditions_of(
     Raises:
       ConfigError: prompts without a prior, or a decoder that came without what is missing.
     """
-    embedder, first = decoder.task.embedder, decoder.model.first
+    embedder = decoder.task.embedder
+    first = decoder.model.first
     if embedding is not None:
-        return describe(
-            embedder,
-            first,
-            _rows(embedding, num),
-            None if prompts is None else _rows(decoder.tokens(prompts, truncate), num),
-        )
+        tokens = None if prompts is None else _rows(decoder.tokens(prompts, truncate), num)
+        return describe(embedder, first, _rows(embedding, num), tokens)
     if prior is None and prompts:
         raise ConfigError(
             "a decoder makes images of embeddings: give a prior (--prior), its folder or one of "
             f"{', '.join(WAYS)}"
         )
     if prior is None:
-        return held_out(
-            embedder, first, decoder.data("give a prompt (--prompt) and a prior (--prior)"), num
-        )
+        data = decoder.data("give a prompt (--prompt) and a prior (--prior)")
+        return held_out(embedder, first, data, num)
     texts = decoder.captions(num) if prompts is None else list(prompts)
-    tokens = _rows(decoder.tokens(texts, truncate or prompts is None), num)
+    # Captions of the data are cut as in training; a user's prompt only where they say so.
+    tokens = _rows(decoder.tokens(texts, truncate or prompts is None), num)  # [num, L]
     raw = describe(embedder, first, np.zeros((num, embedder.features), np.float32), tokens)
     if prior == OF_CAPTION:
         return {**raw, "with_image": np.zeros(num, np.float32)}
     if isinstance(prior, str):
         return {**raw, "clip_image": raw["clip_text"]}
-    own_tokens = tokens if prompts is None else _rows(prior.run.tokens(texts, truncate), num)
-    made = embeddings(prior, own_tokens, seed)
-    if not np.isfinite(made).all():
+    # The prior has a tokenizer of its own, which need not be the decoder's.
+    tokens = _rows(prior.run.tokens(texts, truncate or prompts is None), num)
+    return {**raw, "clip_image": _finite(embeddings(prior, tokens, seed))}
+
+
+def _finite(y: np.ndarray) -> np.ndarray:
+    """Embeddings as they are; raises ConfigError where a prior made one that is not finite."""
+    if not np.isfinite(y).all():
         raise ConfigError(
             "the prior's embeddings are not finite: change --prior_guidance or --prior_steps"
         )
-    return {**raw, "clip_image": made}
+    return y
 
 
 def _rows(values: np.ndarray, num: int) -> np.ndarray:
-    """Each row of [P, ...] repeated to [num, ...]."""
+    """Each row of [P, ...] repeated, all of the first, then of the second ...: [num, ...]."""
     return np.repeat(np.asarray(values), num // len(values), axis=0)
 
 
 def held_out(embedder: Embedder, first: Params, data: data_of_run.Data, num: int) -> Raw:
     """Conditions of `num` held-out images and their captions; they come again where there are
     fewer."""
+    # Fetched batch by batch: not all images need to fit on the device.
     parts = [
         jax.device_get(_prepare(embedder, first, batch)) for batch in captioned(data, "test", num)
     ]
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: value[np.arange(num) % len(value)] for name, value in whole.items()}
+    raw = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: value[np.arange(num) % len(value)] for name, value in raw.items()}
 
 
 def embeddings(prior: Prior, tokens: np.ndarray, seed: int, batch: int = 100) -> np.ndarray:
@@ -283,20 +283,23 @@ def embeddings(prior: Prior, tokens: np.ndarray, seed: int, batch: int = 100) ->
     Raises:
       ConfigError: what `Recipe.check` refuses.
     """
-    model, best = prior.model, prior.best
+    model = prior.model
+    best = prior.best
     embedder: Embedder = model.task.first_stage
-    num = len(tokens) * best
-    raw = jax.device_get(_texts(embedder, model.first, np.repeat(tokens, best, axis=0)))
+    num = len(tokens) * best  # row i is of text i // best
+    repeated = np.repeat(tokens, best, axis=0)  # [num, L]
+    raw = jax.device_get(_texts(embedder, model.first, repeated))
     if isinstance(prior.recipe, Draw):
         made = _drawn(model, prior.recipe, raw, num, seed, batch)
     else:
         x = np.concatenate(list(generate(model, prior.recipe, raw, num, seed, batch)))
         made = np.asarray(model.task.embeddings(model.first, x))
-    by_text = made.reshape(len(tokens), best, -1)
+    by_text = made.reshape(len(tokens), best, -1)  # [N, best, F]
+    # No number is nearest to NaN; the caller refuses it and says what to change.
     if not np.isfinite(made).all():
         return by_text[:, 0]
     cosines = jnp.sum(unit(jnp.asarray(made)) * unit(jnp.asarray(raw["clip_text"])), axis=-1)
-    nearest = np.argmax(np.asarray(cosines).reshape(-1, best), axis=1)
+    nearest = np.argmax(np.asarray(cosines).reshape(-1, best), axis=1)  # [N]
     return by_text[np.arange(len(tokens)), nearest]
 
 
@@ -306,10 +309,10 @@ def _drawn(model: Model, recipe: Draw, raw: Raw, num: int, seed: int, batch: int
     static, scale = recipe.split()
     size = min(batch, num)
     for first in range(0, num, size):
-        index = filled(first, size, num)
+        index = filled(first, size, num)  # [size]: a smaller last batch would compile again
         rows = {name: value[index] for name, value in raw.items()}
         parts.append(np.asarray(_embedded(model, static, rows, index, jax.random.key(seed), scale)))
-    return np.concatenate(parts)[:num]
+    return np.concatenate(parts)[:num]  # without the rows that filled the last one up
 
 
 @functools.partial(jax.jit, static_argnames=("how",))
@@ -317,9 +320,11 @@ def _embedded(model: Model, how: Draw, raw: Raw, index: Array, key: Key, guidanc
     """Embeddings [B, F] by an autoregressive prior, the dot token drawn from its upper half."""
     task = model.task
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-    dot = jax.vmap(
-        lambda key: jax.random.randint(jax.random.fold_in(key, DOTS), (), DOTS // 2, DOTS)
-    )(keys)
+
+    def upper(key: Key) -> Array:
+        return jax.random.randint(jax.random.fold_in(key, DOTS), (), DOTS // 2, DOTS)
+
+    dot = jax.vmap(upper)(keys)  # [B]: an image that fits its text better than most (sec. 2.2)
     codes = pick(
         task.model,
         model.params["model"],
@@ -354,12 +359,10 @@ def describe(
       y: [N, F].
       tokens: of the decoder's tokenizer.
     """
-    rows = (
-        jnp.zeros((len(y), embedder.clip.model.text.context), jnp.int32)
-        if tokens is None
-        else jnp.asarray(tokens)
-    )
-    raw = dict(jax.device_get(_texts(embedder, params, rows)))
+    # Without texts any tokens do: `texts` gives the empty text beside each, which is used instead.
+    length = embedder.clip.model.text.context
+    rows = np.zeros((len(y), length), np.int32) if tokens is None else tokens
+    raw = dict(jax.device_get(_texts(embedder, params, jnp.asarray(rows))))
     if tokens is None:
         raw |= {name: raw[null] for name, null in zip(TEXT, EMPTY, strict=True)}
     return {**raw, "clip_image": np.asarray(y)}

@@ -63,6 +63,8 @@ def compile_train(
     program = program_of(mesh, machine, text, machine_code, lower_train, work, machine, layout)
     memory = {**stored(work, mesh), "batch": size(work.batch) / layout.data / layout.fsdp}
     report = {"layout": list(layout), "estimate": guess.memory, **program, "memory": memory}
+    # The compiler gives one number for all that is not stored. What the backward pass keeps is
+    # known from the estimate; the rest, gathered weights among it, are its temporaries.
     if program["fits"]:
         rest = program["peak"] - sum(memory.values())
         memory["activations"] = min(guess.parts["activations"], rest)
@@ -115,6 +117,7 @@ def lower_sampler(work: Work, machine: Topology, layout: Layout) -> jax.stages.L
     whole = shard.replicated(mesh)
     task = cast(kinds.Denoising, work.task)  # as compile_sampler has checked
     recipe, strengths = recipe_of(work).split()
+    # The loop over steps in latents, with no first stage: decoding is one call after all steps.
     model = Model(_placed(work.state.params, whole), None, task)
     raw = {name: _placed(x, rows) for name, x in work.batch.items() if name in task.cond.keys}
     index = jax.ShapeDtypeStruct((work.config["batch"],), jnp.int32, sharding=rows)
@@ -134,6 +137,7 @@ def mesh_of(machine: Topology, layout: Layout) -> Mesh:
     Raises:
       ConfigError: libtpu is not installed, or does not know the topology.
     """
+    # Else libtpu asks the machine which TPUs it has, for minutes where it has none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # Here, and in the process in which the program is compiled.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -141,7 +145,7 @@ def mesh_of(machine: Topology, layout: Layout) -> Mesh:
 
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=machine.name)
-    except Exception as error:
+    except Exception as error:  # of several kinds, by the version of libtpu
         install = "pip install libtpu, JAX_PLATFORMS=cpu"
         reason = str(error)[:200]
         raise ConfigError(f"no compiler for {machine.name} ({install}): {reason}") from None
@@ -172,10 +176,25 @@ def program_of(
     start = time.time()
     try:
         text, memory = compiler.compiled(lower, *args, machine_code=machine_code)
+    # What does not fit is an answer, with the compiler's reason; all other errors are errors.
     except compiler.OutOfMemory as error:
         return {"fits": False, "note": str(error), "compile_s": time.time() - start}
     if text_file:
         text_file.write_bytes(gzip.compress(text.encode(), 3))
+    report = needs_of(text, memory, mesh, machine, machine_code)
+    return report | {"compile_s": time.time() - start}
+
+
+def needs_of(
+    text: str, memory: float, mesh: Mesh, machine: Topology, machine_code: bool
+) -> Report:
+    """What a compiled program needs, read from its text.
+
+    Args:
+      text: of the program for one chip, after the compiler's passes.
+      memory: bytes that the compiler says it takes.
+      mesh, machine, machine_code: as for `program_of`.
+    """
     chip = machine.chip
     cost = hlo.Program(text, chip.flops, chip.bandwidth, chip.clock).cost()
     links = links_of(cost.collectives, mesh, machine)
@@ -191,8 +210,8 @@ def program_of(
         "step_s": links.step(cost.seconds),
         "collectives": links.totals,
         "kernels": cost.kernels,
-        "compile_s": time.time() - start,
     }
+    # Cycles stand in the text only where the compiler has gone as far as machine code.
     if machine_code:
         report["xla_s"] = links.step(cost.estimated)
     return report

@@ -108,6 +108,7 @@ class Work:
     @property
     def rules(self) -> shard.Rules:
         """The config's rules of sharding, or fsdp where it replicates."""
+        # A page that replicates was written for few chips; on many, fsdp is the least one would do.
         rules = tuple(map(tuple, self.config["sharding"]))
         return rules if any(spec != "replicate" for _, spec in rules) else FSDP
 
@@ -222,6 +223,7 @@ class Estimate:
 def ranked(work: Work, machine: Topology, layouts: Iterable[Layout]) -> list[Estimate]:
     """Estimates of layouts, the best first: the fastest that fit, then those of least memory."""
 
+    # Of those that do not fit, the smallest has the best chance, for (1) is an estimate.
     def order(estimate: Estimate) -> tuple[bool, float, float]:
         fits = estimate.fits(machine.chip)
         return not fits, estimate.seconds if fits else estimate.memory, estimate.traffic
@@ -255,6 +257,7 @@ def _memory(work: Work, layout: Layout, state: dict[str, float], chips: int) -> 
 
 def _largest_layer(work: Work) -> float:
     """Bytes of the largest array that is gathered at once: its share of one layer in a loop."""
+    # Blocks in a loop are stacked in one array, of which a step of the loop gathers a row.
     leaves = jax.tree.leaves(work.state.params)
     layers = max((leaf.shape[0] for leaf in leaves if leaf.ndim > 2), default=1)
     largest = max(size(leaf) for leaf in leaves)
@@ -354,6 +357,7 @@ def _saved(task: Task, params: Params, frozen: Params, batch: Raw) -> float:
     residuals = jax.eval_shape(forward, params, frozen, batch)
     weights = Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params))
     arrays = Counter((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(residuals))
+    # The weights are among the residuals, and are counted as weights.
     beside = (arrays - weights).elements()
     return float(sum(math.prod(shape) * dtype.itemsize for shape, dtype in beside))
 

@@ -158,19 +158,21 @@ WITH_LATENTS = tuple(system.name for system in _TABLE if system.latents is not N
 
 
 def _listed(field: str) -> str:
-    """A field of all systems that say something there: 'adm, dit: a file; sd: ...'."""
+    """A field of all systems that say something there, a line each: 'adm, dit: a file', ..."""
     names: dict[str, list[str]] = {}
+    # Systems that say the same share a line: half of them take "a file".
     for system in _TABLE:
         names.setdefault(getattr(system, field), []).append(system.name)
-    return "; ".join(f"{', '.join(group)}: {phrase}" for phrase, group in names.items() if phrase)
+    lines = [f"{', '.join(group)}: {phrase}" for phrase, group in names.items() if phrase]
+    return "".join(f"\n    {line}" for line in lines)
 
 
 # The help of the flags of mode import_weights.
-SYSTEM_HELP = f"Whose weights to import. {_listed('weights')}."
-SOURCE_HELP = f"Where the weights are; a file is {SUFFIXES}. {_listed('source')}."
-OFFICIAL_HELP = f"A JSON file of what the weights do not say. {_listed('official')}."
+SYSTEM_HELP = f"Whose weights to import{_listed('weights')}"
+SOURCE_HELP = f"Where the weights are; a file is {SUFFIXES}{_listed('source')}"
+OFFICIAL_HELP = f"A JSON file of what the weights do not say{_listed('official')}"
 FIRST_STAGE_HELP = (
-    f"Folder of an imported autoencoder (system vae) for the latents of {', '.join(WITH_LATENTS)}."
+    f"Folder of an imported autoencoder (system vae) for the latents of {', '.join(WITH_LATENTS)}"
 )
 
 
@@ -212,7 +214,7 @@ def load(
     options = None if official is None else _read_options(Path(official))
     try:
         return _resolve(system.load)(source, options)
-    except KeyError as error:             # of a state dict or of the options, both from elsewhere
+    except KeyError as error:  # of a state dict or of the options, both from elsewhere
         files = source if official is None else f"--official {official}, or in {source}"
         missing = error.args[0]
         raise ConfigError(f"there is no {missing!r} in {files}: system {name} needs it") from error
@@ -256,7 +258,7 @@ def latents(name: str) -> dict[str, Any]:
     if symbol is None:
         users = ", ".join(WITH_LATENTS)
         raise ConfigError(f"--first_stage is for {users}: {name} brings its own or needs none")
-    return dict(_resolve(symbol))
+    return dict(_resolve(symbol))  # a copy, to which a page adds
 
 
 def markdown() -> str:
@@ -270,6 +272,7 @@ def markdown() -> str:
 
 def _resolve(symbol: str) -> Any:
     """What 'module:name' names."""
+    # Late: the table is read for every `--help`, the networks of a system for its weights alone.
     module, _, attribute = symbol.partition(":")
     return getattr(importlib.import_module(module), attribute)
 

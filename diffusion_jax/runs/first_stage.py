@@ -12,7 +12,7 @@ deviation, their principal components, how near images are to their texts (tasks
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ from diffusion_jax.types import Array, Params, Raw
 
 EMBEDDER = f"{Embedder.__module__}:{Embedder.__name__}"
 MOST = 10_000
-"""Training images that statistics are taken of, spread over the data."""
+"""Training images that statistics are taken of, spread over the data: enough for the principal
+components of about a thousand channels."""
 BATCH = 250
+"""Of them that are embedded at a time."""
 
 
 def joined(config: Mapping[str, Any], workdir: str) -> tuple[dict[str, Any], Params | None]:
@@ -43,6 +45,8 @@ def joined(config: Mapping[str, Any], workdir: str) -> tuple[dict[str, Any], Par
     """
     if FIRST not in config:
         return dict(config), None
+    # Into the task: the checkpoints of the run are then enough to build it, without the folder that
+    # the page names.
     spec, params = _read(config[FIRST], Path(workdir, FIRST), config.get("data", {}))
     return {**config, "task": {**config["task"], FIRST: spec}}, params
 
@@ -61,17 +65,19 @@ def _read(
     """(the task, the weights) of the run that a page names, or of `copy`, to which they are
     copied first."""
     folder, changes = named(where)
+    # The copy wins: a resumed run goes on with the weights it began with, whatever has become of
+    # the folder since.
     config, _, params = load(copy if holds_run(copy) else Path(folder).expanduser())
     config = plain(config)
     config["task"] |= changes
+    # Once: what is copied then is an `Embedder`, which is no CLIP any more.
     if isinstance(task_of(config), kinds.TwoTowers):
         spec, params = fitted(config, params, data)
         config = {"task": spec}
+    model = {"model": config["model"]} if "model" in config else {}
     if not holds_run(copy):
-        save_start(
-            copy, {name: config[name] for name in ("task", "model") if name in config}, params
-        )
-    return config["task"] | ({"model": config["model"]} if "model" in config else {}), params
+        save_start(copy, {"task": config["task"], **model}, params)
+    return config["task"] | model, params
 
 
 def embedder_spec(config: Mapping[str, Any], components: int) -> dict[str, Any]:
@@ -86,11 +92,11 @@ def embedder_spec(config: Mapping[str, Any], components: int) -> dict[str, Any]:
             "this CLIP came without a tokenizer: set data.decode.tokenizer of its page"
         )
     tokens = [int(token) for token in decode.tokenizer("")]
-    last = (
-        int(np.argmax(tokens)) + 1
-    )  # the end of the text is the largest token; what follows fills up
+    # CLIP ends a text with its largest token; one of those that follow stands for all.
+    length = int(np.argmax(tokens)) + 1
+    empty = [*tokens[:length], tokens[-1]]
     clip = config["task"] | {"model": config["model"]}
-    return dict(name=EMBEDDER, clip=clip, components=components, empty=[*tokens[:last], tokens[-1]])
+    return dict(name=EMBEDDER, clip=clip, components=components, empty=empty)
 
 
 def fitted(
@@ -105,17 +111,16 @@ def fitted(
     Raises:
       ConfigError: data without captions.
     """
-    embedder = build(embedder_spec(config, 0))
+    embedder = build(embedder_spec(config, 0))  # how many components it keeps is not known yet
 
-    @jax.jit
+    @jax.jit  # the weights are an argument: closed over, they would be constants of the program
     def embed(params: Params, batch: Raw) -> tuple[Array, Array]:
         clip = {"clip": params}
-        return embedder.embed(clip, batch["image"]), embedder.embed_text(clip, batch["tokens"])[
-            "clip_text"
-        ]
+        texts = embedder.embed_text(clip, batch["tokens"])
+        return embedder.embed(clip, batch["image"]), texts["clip_text"]  # [b, F] each
 
     pairs = [jax.device_get(embed(params, batch)) for batch in captioned(data, "train", MOST)]
-    images, texts = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    images, texts = (np.concatenate(column) for column in zip(*pairs, strict=True))  # [N, F]
     numbers, components = statistics(images, texts)
     print(
         f"{len(images)} embeddings: {components} of {images.shape[1]} components hold 99 % of "
@@ -124,7 +129,7 @@ def fitted(
     return embedder_spec(config, components), {"clip": params, **numbers}
 
 
-def captioned(data: held_out.Data, split: str, num: int) -> Any:
+def captioned(data: held_out.Data, split: str, num: int) -> Iterator[Raw]:
     """Batches of 'image' [b, H, W, C] in [-1, 1] and 'tokens' [b, L], at most `num` rows spread
     over a split.
 

@@ -27,6 +27,8 @@ from diffusion_jax.train.checkpoint import Checkpoints, available, config_of, fi
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Params, Raw, Task, TrainState
 
+STEPS = "checkpoints"
+"""The folder, in that of a run, of its checkpoints (train/checkpoint.py)."""
 FIRST = "first_stage"
 """The folder, in that of a run, of the frozen part that it was trained on."""
 
@@ -55,12 +57,12 @@ class Run(NamedTuple):
     """A run's folder, open.
 
     Attributes:
-      folder: where it is.
+      folder: the run's own, whichever folder in it was named: what came with the run lies there.
       step: of the checkpoint that was read.
       which: the weights that were read: 'params', or the name of an average.
       config: the run's page as it is stored with the checkpoint, plain JSON.
       model: what was trained.
-      digest: a number that differs where the weights do.
+      digest: a number that differs where the weights do (train/digest.py); 0 for weights in memory.
     """
 
     folder: str
@@ -78,6 +80,7 @@ class Run(NamedTuple):
     @property
     def identity(self) -> dict[str, Any]:
         """What tells these weights from all others, for what is kept on disk."""
+        # The digest too: another run may have been trained in the same folder since.
         return {
             "run": str(Path(self.folder).resolve()),
             "which": self.which,
@@ -99,6 +102,7 @@ class Run(NamedTuple):
         """What makes tokens of texts; None where the model came without."""
         if "data" not in self.config:
             return None
+        # As text, which a cache can compare.
         return _tokenizer(json.dumps(self.config["data"]["decode"]))
 
     def tokens(self, prompts: Sequence[str], truncate: bool = False) -> np.ndarray:
@@ -148,6 +152,7 @@ class Run(NamedTuple):
           ConfigError: the model came without data.
         """
         data = self.data("it has no held-out images")
+        # A batch of `num` is all of them.
         return next(held_out.batches(data, "test", num, num))
 
 
@@ -180,11 +185,24 @@ def open_run(
     root, step = find(folder, step)
     config = plain(config_of(root, step))
     task = task_of(config)
+    # Before the weights are read: another kind of model may have gigabytes of them.
     check_kind(task, kind, f"{flag}{folder}")
     read = weights(root, which, step)
-    around = root.parent if root.name == "checkpoints" else root
-    model = Model(params=read.params, first=first_stage(around), task=task)
-    return Run(str(folder), read.step, read.name, config, model, read.digest)
+    home = _home(folder, root)
+    model = Model(params=read.params, first=first_stage(home), task=task)
+    return Run(str(home), read.step, read.name, config, model, read.digest)
+
+
+def _home(folder: Path, root: Path) -> Path:
+    """The run's own folder: that of its `checkpoints`, or of the steps where these lie in it bare.
+
+    Args:
+      folder: one in it, as the user names it.
+      root: where the steps are, absolute.
+    """
+    home = root.parent if root.name == STEPS else root
+    # Where the user named it itself, as they spelt it: errors quote it.
+    return folder if Path(os.path.abspath(folder)) == home else home
 
 
 def check_kind(task: Task, kind: Any, where: str) -> None:
@@ -221,7 +239,7 @@ def save_start(
     """Writes weights that were not trained here as a checkpoint, of step 0, that `open_run` reads.
 
     Args:
-      folder: made where it is missing.
+      folder: made where it is missing; ~ is expanded.
       config: the page that the checkpoint carries.
       params: the weights.
       step: another one, where the weights have it.
@@ -229,8 +247,10 @@ def save_start(
     Raises:
       ConfigError: the folder holds a run.
     """
+    folder = Path(folder).expanduser()
     if holds_run(folder):
         raise ConfigError(f"{folder} holds a run: choose another folder")
+    # No optimiser and no averages: 'ema' then means these parameters.
     state = TrainState(step=jnp.int32(step), params=params, opt_state=(), ema={})
     with Checkpoints(folder, config, every=1, keep=1) as checkpoints:
         checkpoints.save(state)

@@ -21,6 +21,7 @@ def still(decode: Mapping[str, Any]) -> dict[str, Any]:
     """The spec of a page's decoding without its chance: central crops, no mirrors, captions
     spelt one way."""
     spec = dict(decode)
+    # Only what the page has: a decoder of the user's own may take none of these.
     if spec.get("flip"):
         spec["flip"] = False
     if spec.get("crop") == "random":
@@ -35,6 +36,7 @@ def records(data: Data, split: str, num: int | None = None) -> Iterator[Record]:
     source = build(data[split])
     decode = build(still(data["decode"]))
     for i in spread(len(source), num):
+        # A generator for each, so that no record depends on those before it.
         yield decode(source[i], np.random.default_rng(0))
 
 
@@ -44,8 +46,8 @@ def pictures(
     """(images uint8 [N, H, W, C], labels int [N] or None) of a split, `num` of them spread over
     it, or all."""
     rows = list(records(data, split, num))
-    labels = np.array([row["label"] for row in rows]) if "label" in rows[0] else None
-    return np.stack([row["image"] for row in rows]), labels
+    labels = np.array([row["label"] for row in rows]) if "label" in rows[0] else None  # [N]
+    return np.stack([row["image"] for row in rows]), labels  # [N, H, W, C]
 
 
 def batches(data: Data, split: str, num: int | None, size: int) -> Iterator[Raw]:
@@ -62,10 +64,9 @@ def batches(data: Data, split: str, num: int | None, size: int) -> Iterator[Raw]
 
 
 def _batch(rows: list[Record]) -> Raw:
-    batch = {
-        key: np.stack([row[key] for row in rows]) for key in ("image", "tokens") if key in rows[0]
-    }
-    return batch | {"image": to_unit(batch["image"])}
+    names = [name for name in ("image", "tokens") if name in rows[0]]
+    batch = {name: np.stack([row[name] for row in rows]) for name in names}
+    return batch | {"image": to_unit(batch["image"])}  # [b, H, W, C]
 
 
 def captions(data: Data, num: int, split: str = "test") -> list[str]:
@@ -77,5 +78,6 @@ def captions(data: Data, num: int, split: str = "test") -> list[str]:
     source = build(data[split])
     if "caption" not in source[0]:
         raise ConfigError("this model reads captions: give data that has them, or a --prompt")
+    # From the source: a decoder that has read the record leaves its tokens, not the text.
     texts = [source[i]["caption"] for i in spread(len(source), num)]
     return [texts[i % len(texts)] for i in range(num)]

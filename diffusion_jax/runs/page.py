@@ -60,7 +60,7 @@ PARTS = {
     "snapshots": ("every", "averages", "dtype"),
     "evaluate": ("num", "guidance", "features", "resize", "reference", "every", "samples"),
 }
-COUNTS = (
+COUNTS = (  # each a whole number, 1 or more
     "batch",
     "accumulate",
     "steps",
@@ -114,6 +114,7 @@ def check(config: Mapping[str, Any]) -> None:
 def _check_keys(config: Mapping[str, Any], section: str, keys: tuple[str, ...]) -> None:
     """Raises ConfigError for a key of a section that is not among `keys`, or one that it must
     have."""
+    # Unknown before missing: a key that is misspelt is both, and its name is what helps.
     for key in config.get(section, {}):
         if key not in keys:
             raise unknown("config key", f"{section}.{key}", [f"{section}.{name}" for name in keys])
@@ -140,16 +141,18 @@ def _check_count(config: Mapping[str, Any], name: str) -> None:
         raise ConfigError(f"config.{name} is a number, at least 1: got {value!r}")
 
 
-def variant(arg: str, *known: str) -> None:
+def variant(arg: str, *names: str) -> None:
     """Raises ConfigError where a page has no such variant (`configs/page.py:variant`), naming
     the nearest."""
-    if arg not in known:
-        raise unknown("variant of this page", arg, [name for name in known if name])
+    if arg not in names:
+        # '' is the page itself, which one does not name.
+        raise unknown("variant of this page", arg, [name for name in names if name])
 
 
 def fits(task: Task, batches: Batches, mesh: Mesh, accumulate: int) -> None:
     """Raises ConfigError where data, model and devices do not go together, in ways that the
     train step would not say."""
+    # One record tells what all have, without a pass over the data.
     record = batches.decode(batches.source[0], np.random.default_rng(0))
     names = batches.source.names
     for key in task.needs:
@@ -158,10 +161,12 @@ def fits(task: Task, batches: Batches, mesh: Mesh, accumulate: int) -> None:
                 f"the model's condition needs {key!r}, but {batches.source} has only: "
                 f"{', '.join(sorted(record))}"
             )
+    # Nothing else would say so: under jit an index out of range does not raise.
     if task.num_classes and names and len(names) > task.num_classes:
         raise ConfigError(
             f"the data has {len(names)} classes, the model {task.num_classes}: raise num_classes"
         )
+    # Devices along 'tensor' see the same examples.
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if batches.batch % (devices * accumulate):
         raise ConfigError(
@@ -190,6 +195,7 @@ def data_of(config: Mapping[str, Any], instead: str) -> Mapping[str, Any]:
         weights.
     """
     data = config.get("data", {})
+    # Imported weights have data.decode alone, for their tokenizer.
     if "train" not in data:
         raise ConfigError(f"this model came without data: {instead}")
     return data
@@ -206,6 +212,7 @@ def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:
     config.model.update(model)
     config.task.get("cond", {}).update(cond)
     config.task.shape = (8, 8, 1)
+    # Images that come with scikit-learn: nothing to download.
     digits = "diffusion_jax.data.digits:Digits"
     config.data = dict(
         train=dict(name=digits, split="train"),
@@ -218,6 +225,7 @@ def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:
         config.snapshots.every = 2
     config.evaluate.num = 20
     if "sample" in config:
+        # Uniform times go with every process, a page's own grid perhaps not with so few steps.
         config.sample.update(num=20, every=4, steps=5, times="uniform")
         config.evaluate.guidance = 1.0
     return config

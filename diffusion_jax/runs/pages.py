@@ -23,7 +23,7 @@ FOLDERS = (PACKAGE / "pages", PACKAGE.parent / "configs")
 """Where the pages are: installed (setup.py), and in a source tree."""
 
 
-def changed(text: str | None, argv: list[str]) -> tuple[ConfigDict, list[str]]:
+def changed(text: str | None, argv: list[str]) -> tuple[ConfigDict | None, list[str]]:
     """A page with what the command line changes in it.
 
     Args:
@@ -31,13 +31,15 @@ def changed(text: str | None, argv: list[str]) -> tuple[ConfigDict, list[str]]:
       argv: the command line, the program's name first; of it `--config.<key>=<value>` is used.
 
     Returns:
-      (the page, what is left of the command line).
+      (the page, None without one; what is left of the command line).
 
     Raises:
       ConfigError: no page, one that does not read, or a value of another type than the page's.
     """
     if text is None:
-        raise ConfigError("--config.<key>=<value> changes a page: give --config too")
+        if any(argument.startswith(("-config.", "--config.")) for argument in argv):
+            raise ConfigError("--config.<key>=<value> changes a page: give --config too")
+        return None, argv
     page = read(text)
     values = flags.FlagValues()
     values.set_gnu_getopt()
@@ -73,7 +75,7 @@ def read(text: str) -> ConfigDict:
         page = get_config(argument) if colon else get_config()
     except ConfigError:
         raise
-    except Exception as error:
+    except Exception as error:  # a page is the user's code, which may raise anything
         traceback.print_exception(
             type(error), error, _inside(error.__traceback__, file), chain=False
         )
@@ -94,17 +96,18 @@ def find(name: str) -> Path:
     file = Path(name).expanduser()
     if file.is_file():
         return file
-    known = installed()
+    pages = installed()
+    # 'digits', 'digits.py' and 'configs/digits.py', as READMEs write it, from any folder.
     if (
         file.parent in (Path("."), Path("configs"))
-        and file.stem in known
+        and file.stem in pages
         and file.suffix in ("", ".py")
     ):
-        return known[file.stem]
-    near = difflib.get_close_matches(file.stem, known, n=1)
+        return pages[file.stem]
+    near = difflib.get_close_matches(file.stem, pages, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(
-        f"there is no page {name!r}: {hint}pages are files, or one of {', '.join(known)}"
+        f"there is no page {name!r}: {hint}pages are files, or one of {', '.join(pages)}"
     )
 
 
@@ -115,8 +118,10 @@ def installed() -> dict[str, Path]:
 
 
 def _module(file: Path) -> Any:
+    # Not an import: a page may lie outside sys.path and have the name of an installed package.
     loader = SourceFileLoader("config_page", str(file))
     module = ModuleType(loader.name)
+    module.__file__ = str(file)  # pages find their neighbours by it
     sys.modules[loader.name] = module  # dataclasses of a page look for their module
     loader.exec_module(module)
     return module
@@ -124,6 +129,7 @@ def _module(file: Path) -> Any:
 
 def _inside(frames: TracebackType | None, file: Path) -> TracebackType | None:
     """The part of a traceback from the page on; None where the page does not even compile."""
+    # Above it are only our own frames, which tell the author of a page nothing.
     while frames is not None and frames.tb_frame.f_code.co_filename != str(file):
         frames = frames.tb_next
     return frames

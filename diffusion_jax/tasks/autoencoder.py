@@ -28,7 +28,6 @@ from diffusion_jax.models.vae import KL, VQ, Posterior
 from diffusion_jax.nn.conv import convolve
 from diffusion_jax.nn.tiles import tiled
 from diffusion_jax.tasks.autoencoder_loss import Losses
-from diffusion_jax.tasks.codes import VQCodes
 from diffusion_jax.tasks.images import check_shape
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw
 
@@ -93,7 +92,7 @@ class Autoencoder:
 
     def memory(self) -> Memory:
         """The steps done, and for a VQ the counts of (4)."""
-        counts = {"counts": jnp.zeros(self.model.codes)} if isinstance(self.model, VQ) else {}
+        counts = {"counts": jnp.zeros(self.codes)} if self.codes else {}
         return {"step": jnp.zeros((), jnp.int32)} | counts
 
     def project(self, params: Params) -> Params:
@@ -155,6 +154,11 @@ class Autoencoder:
         seen = self.black + (1 - self.black) * (images + 1) / 2
         return self.model.apply({"params": params["model"]}, seen, method="encode")
 
+    @property
+    def codes(self) -> int:
+        """The size of the codebook; 0 where there is none."""
+        return self.model.codes if isinstance(self.model, VQ) else 0
+
     def as_coder(self) -> VQCodes:
         """The codes of a VQ.
 
@@ -199,6 +203,52 @@ class Autoencoder:
     def scaled(self, z: Array) -> Array:
         """(5): z [B, h, w, c] as a diffusion model sees it."""
         return (z - _row(self.shift)) * _row(self.scale)
+
+
+@dataclass(frozen=True)
+class VQCodes:
+    """The tokens of a VQ autoencoder: the rows of its codebook that are nearest.
+
+    Attributes:
+      task: the autoencoder's.
+
+    Raises:
+      ConfigError: an autoencoder without a codebook.
+    """
+
+    task: Autoencoder
+
+    def __post_init__(self):
+        if not self.task.codes:
+            raise ConfigError(f"a {type(self.task.model).__name__} autoencoder has no codes: "
+                              "take a VQ or a discrete VAE")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        return self.task.shape
+
+    @property
+    def codes(self) -> int:
+        """The size of the codebook."""
+        return self.task.codes
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.task.model.latent_shape(*self.shape[:2])[:2]
+
+    def encode(self, params: Params, images: Array) -> Array:
+        """The nearest codes, int32 [B, h * w]."""
+        h = self.task.posterior(params, images).mean
+        index = self.task.model.apply({"params": params["model"]}, h, method="quantize").index
+        return index.reshape(len(images), -1)
+
+    def decode(self, params: Params, codes: Array) -> Array:
+        """Images of codes [B, h * w]."""
+        variables = {"params": params["model"]}
+        z = self.task.model.apply(variables, codes.reshape(-1, *self.grid), method="lookup")
+        return self.task.model.apply(variables, z, method="draw")[0]
 
 
 def _row(value: float | tuple[float, ...]) -> Array:

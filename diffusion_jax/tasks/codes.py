@@ -1,15 +1,10 @@
 """First stages that turn images into tokens: a discrete VAE, or the VQ of latent diffusion."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.models.vae import VQ
 from diffusion_jax.types import Array, Params
-
-if TYPE_CHECKING:
-    from diffusion_jax.tasks.autoencoder import Autoencoder
 
 
 class Coder(Protocol):
@@ -50,52 +45,6 @@ class Coded(Protocol):
           ConfigError: it has no codebook.
         """
         ...
-
-
-@dataclass(frozen=True)
-class VQCodes:
-    """The tokens of a VQ autoencoder: the rows of its codebook that are nearest.
-
-    Attributes:
-      task: the autoencoder's.
-
-    Raises:
-      ConfigError: an autoencoder without a codebook.
-    """
-
-    task: Autoencoder
-
-    def __post_init__(self):
-        if not isinstance(self.task.model, VQ):
-            raise ConfigError(f"a {type(self.task.model).__name__} autoencoder has no codes: "
-                              "take a VQ or a discrete VAE")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-        return self.task.shape
-
-    @property
-    def codes(self) -> int:
-        """The size of the codebook."""
-        return self.task.model.codes
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return self.task.model.latent_shape(*self.shape[:2])[:2]
-
-    def encode(self, params: Params, images: Array) -> Array:
-        """The nearest codes, int32 [B, h * w]."""
-        h = self.task.posterior(params, images).mean
-        index = self.task.model.apply({"params": params["model"]}, h, method="quantize").index
-        return index.reshape(len(images), -1)
-
-    def decode(self, params: Params, codes: Array) -> Array:
-        """Images of codes [B, h * w]."""
-        variables = {"params": params["model"]}
-        z = self.task.model.apply(variables, codes.reshape(-1, *self.grid), method="lookup")
-        return self.task.model.apply(variables, z, method="draw")[0]
 
 
 def coder(first_stage: Any) -> Coder:

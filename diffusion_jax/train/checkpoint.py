@@ -10,6 +10,7 @@ not a flipped bit in an array, hence the digests (train/digest.py).
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import json
 import os
@@ -93,7 +94,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             raise ConfigError(f"{self.folder} holds a checkpoint of step {step} already: choose another folder")
         numbers = {name: int(value) for name, value in digests(parts(state)).items()}
-        meta = {"step": step, "examples": examples, "versions": _versions(), "digests": numbers}
+        meta = {"step": step, "examples": examples, "versions": versions(PACKAGES), "digests": numbers}
         with self._writing():
             self._manager.save(step, force=True, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config), meta=ocp.args.JsonSave(meta)))
@@ -271,14 +272,19 @@ def config_of(folder: str | os.PathLike[str], step: int | None = None) -> dict[s
         raise _damaged(root, step, error) from None
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
+@functools.cache
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """The versions of packages, as checkpoints and files of pictures state them.
+
+    Cached, because looking reads files and a folder of pictures states them in each.
+    """
+    installed = {}
+    for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:    # run from a source tree
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def _root(folder: str | os.PathLike[str]) -> Path:

@@ -1,9 +1,10 @@
-"""Digests of the arrays of a state: for each of its parts (params, opt_state, memory, each average) the sum
+"""Digests of the arrays of a state: for each of its parts (params, opt_state, memory, each average)
+the sum
 
     d = sum_i (2 i + 1) word_i  mod 2^32                                                         (1)
 
-over the 32-bit words of its arrays. Integer sums do not depend on their order, so (1) is the same on any mesh, and an odd factor
-times a changed word is never 0 mod 2^32.
+over the words of its arrays, of 32 bits or less. Integer sums do not depend on their order, so (1)
+is the same on any mesh, and an odd factor times a changed word is never 0 mod 2^32.
 """
 from __future__ import annotations
 
@@ -18,6 +19,8 @@ from diffusion_jax.types import Array, TrainState
 
 DIGEST_BYTES = 2**28
 """Bytes of arrays that are digested together."""
+CHAIN = 1000003
+"""The odd factor between two arrays of a part."""
 
 
 def parts(state: TrainState) -> dict[str, Any]:
@@ -32,17 +35,21 @@ def digest(params: Any) -> int:
 
 
 def digests(parts: Mapping[str, Any]) -> dict[str, Array]:
-    """(1) of each part, the sums of its arrays chained by an odd factor so that their order counts."""
-    found = {}
+    """(1) of each part, uint32; the sums of its arrays are chained, so that their order counts."""
+    sums = {}
     for name, tree in parts.items():
-        found[name] = np.uint32(0)
+        sums[name] = np.uint32(0)
         for group in _groups(jax.tree.leaves(tree)):
-            found[name] = _chained(found[name], group)
-    return found
+            sums[name] = _chained(sums[name], group)
+    return sums
 
 
 def _groups(leaves: list[Array]) -> Iterator[list[Array]]:
-    """Arrays that are digested together, which takes about as much room again: at most `DIGEST_BYTES`, or one."""
+    """Arrays that are digested together: at most `DIGEST_BYTES`, or a single one.
+
+    Not one by one, which would be a call for each of thousands; not all at once either, for their
+    words take about as much memory again.
+    """
     group: list[Array] = []
     for leaf in leaves:
         if group and sum(x.nbytes for x in group) + leaf.nbytes > DIGEST_BYTES:
@@ -55,17 +62,22 @@ def _groups(leaves: list[Array]) -> Iterator[list[Array]]:
 @jax.jit
 def _chained(total: Array, leaves: list[Array]) -> Array:
     for leaf in leaves:
-        total = total * jnp.uint32(1000003) + _digest(leaf)
+        total = total * jnp.uint32(CHAIN) + _digest(leaf)
     return total
 
 
 def _digest(x: Array) -> Array:
     """(1) of one array, uint32. Without a reshape, which would gather a sharded array."""
-    words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-    words = jax.lax.bitcast_convert_type(words, f"uint{8 * min(words.dtype.itemsize, 4)}").astype(jnp.uint32)
-    index, stride = jnp.uint32(0), 1
+    words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x  # bools have no bits to cast
+    # Bits, not values: -0.0 and 0.0 differ, NaNs count. Numbers of 8 bytes become [..., 2].
+    words = jax.lax.bitcast_convert_type(words, f"uint{8 * min(words.dtype.itemsize, 4)}")
+    words = words.astype(jnp.uint32)
+    index = jnp.uint32(0)
+    stride = 1
     for axis in reversed(range(words.ndim)):
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * jnp.uint32(stride % 2**32)
+        along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        # The stride is a Python integer, which passes 2^32 in a large array: (1) is mod 2^32.
+        index = index + along * jnp.uint32(stride % 2**32)
         stride *= words.shape[axis]
     return jnp.sum((2 * index + 1) * words, dtype=jnp.uint32)
 

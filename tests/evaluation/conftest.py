@@ -1,22 +1,17 @@
 """What this folder's tests share: runs with fresh weights, a cheap feature network, digits in files, and quick compilation."""
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiling import compiled_once
 from pages import page
+from stubs import digit_files, stub_network, with_stub
 
 from diffusion_jax.build import ConfigError, build
-from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.image import to_unit
-from diffusion_jax.data.pictures import save_png
 from diffusion_jax.evaluation import compare, features
 from diffusion_jax.evaluation.options import Options
-from diffusion_jax.metrics.extract import Network
 from diffusion_jax.runs.folder import open_run, save_start
 from diffusion_jax.train.state import plain, task_of
-
-WEIGHTS = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -55,35 +50,22 @@ def clip(fresh):
     return fresh("digits_clip")
 
 
-def see(params, images):
-    flat = images.reshape(len(images), -1) / 255
-    return {"features": flat @ params, "spatial": flat[:, 10:13], "logits": jnp.tanh(flat @ params)}
-
-
 @pytest.fixture
 def network():
     """A cheap feature network."""
-    return Network("stub", see, WEIGHTS)
+    return stub_network()
 
 
 @pytest.fixture
 def stub(monkeypatch, network):
     """The cheap network in place of the published ones, under the name 'stub'."""
-    original = features.network_of
-    monkeypatch.setattr(features, "network_of",
-                        lambda where, resize=None: network if where == "stub" else original(where, resize))
+    monkeypatch.setattr(features, "network_of", with_stub(features.network_of, network))
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     """Folders of classes, and an .npz, of the first digits."""
-    root, source = tmp_path_factory.mktemp("digits"), Digits("test")
-    records = [source[i] for i in range(60)]
-    for i, record in enumerate(records):
-        save_png(root / "folder" / str(record["label"]) / f"{i:03d}.png", record["image"])
-    np.savez(root / "digits.npz", arr_0=np.stack([record["image"] for record in records]),
-             arr_1=np.array([record["label"] for record in records]))
-    return root
+    return digit_files(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture

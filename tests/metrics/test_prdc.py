@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.metrics.prdc import distances, mean_distance, prdc
+from diffusion_jax.metrics.prdc import adm, distances, mean_distance, prdc, squares
 
 RNG = np.random.default_rng(0)
 
@@ -42,3 +42,12 @@ def test_mean_distance_and_refusals():
     assert abs(mean_distance(np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])) - 10 / 3) < 1e-12
     with pytest.raises(ConfigError, match="needs more than 5 images"):
         prdc(np.zeros((5, 2)), np.zeros((9, 2)))
+    with pytest.raises(ConfigError, match="more than 3 images"):
+        adm(np.zeros((10, 3)), np.zeros((2, 3)))
+
+
+def test_half_precision_gives_way_where_it_overflows():
+    x = 1000 * RNG.normal(size=(20, 8)).astype(np.float32)
+    np.testing.assert_array_equal(squares(x, x), squares(x, x, half=False))
+    small = x / 1000
+    assert (squares(small, small) != squares(small, small, half=False)).any()

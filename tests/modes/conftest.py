@@ -1,7 +1,10 @@
-"""What this folder's tests share: one small run trained in-process, the command line in-process, and quick compilation."""
+"""What this folder's tests share: small runs trained in-process, the command line in-process, a cheap feature network."""
 import pytest
 from compiling import compiled_once
 from pages import Result, ask, page
+from stubs import digit_files, stub_network, with_stub
+
+from diffusion_jax.evaluation import features
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -16,6 +19,27 @@ def tiny_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
     ask("train", folder, config=page("digits"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def token_runs(tmp_path_factory):
+    """The folder of digits_dvae:tiny and of digits_dalle:tiny on it."""
+    root = tmp_path_factory.mktemp("tokens")
+    ask("train", root / "digits_dvae", config=page("digits_dvae"))
+    ask("train", root / "digits_dalle", config=page("digits_dalle", first_stage=str(root / "digits_dvae")))
+    return root
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    """A cheap network in place of the published ones, under the name 'stub'."""
+    monkeypatch.setattr(features, "network_of", with_stub(features.network_of, stub_network()))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """Folders of classes, and an .npz, of the first digits."""
+    return digit_files(tmp_path_factory.mktemp("digits"))
 
 
 @pytest.fixture

@@ -1,71 +1,14 @@
 """The command line: one line of error, an exit code that is not 0, and nothing lost."""
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from pages import ROOT, Result, files
+from pages import ROOT, files, refused
 from PIL import Image
 
 from diffusion_jax.train.checkpoint import available
 
 DIGITS = f"{ROOT / 'configs' / 'digits.py'}:tiny"
-
-
-def command(*arguments, cwd):
-    """A real process, from any folder."""
-    clean = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd,
-                          env=clean | {"PYTHONPATH": str(ROOT)}, timeout=300)
-    return Result(done.returncode, done.stdout, done.stderr)
-
-
-def refused(result, *says):
-    """Whether a command ended with code 2 and one line that says all of these."""
-    errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    return result.code == 2 and len(errors) == 1 and "Traceback" not in result.err and all(word in errors[0] for word in says)
-
-
-# Real processes -------------------------------------------------------------------------------------------------------------
-
-
-def test_starting_up_imports_nothing_that_is_slow(tmp_path):
-    slow = ("orbax.checkpoint", "tensorflow_datasets", "tensorboardX", "torch", "sklearn", "matplotlib", "grain", "optax", "clu")
-    done = command("-c", f"import sys, diffusion_jax.main; print([name for name in {slow} if name in sys.modules])", cwd=tmp_path)
-    assert done.out.strip() == "[]", done.err
-
-
-def test_help_lists_the_flags_and_ends_well(tmp_path):
-    done = command("-m", "diffusion_jax.main", "--help", cwd=tmp_path)
-    assert done.code == 0 and not done.err
-    assert all(f"--{flag}:" in done.out for flag in ("config", "workdir", "profile_steps", "distributed", "compiled"))
-    assert "edit, encode, evaluate" in done.out and "--label" not in done.out
-
-
-def test_the_package_itself_is_the_same_command(tmp_path):
-    done = command("-m", "diffusion_jax", "--mode", "likelihood", "--help", cwd=tmp_path)
-    assert done.code == 0 and not done.err and "--num: Held-out images" in done.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("--config", DIGITS, "--config.model.detph=3"), ("detph", "depth")),
-        (("--config", DIGITS, "--config.sample.sampler=ddmi"), ("did you mean 'ddim'",)),
-        (("--mode", "sample", "--num", "three"), ("num", "three")),
-        (("--config", DIGITS, "--distributed"), ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")),
-    ],
-    ids=["unknown override", "unknown sampler", "number that is none", "no cluster"],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, says):
-    done = command("-m", "diffusion_jax.main", "--workdir", "run", *arguments, cwd=tmp_path)
-    assert refused(done, *says) and done.err.count("\n") == 1, done.err
-    assert not files(tmp_path)
-
-
-# The same in this process ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

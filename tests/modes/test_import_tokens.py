@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from dvae_keys import official_shapes
 from golden_case import load as load_case
-from test_import import GOLDENS
+from test_import_weights import GOLDENS
 
 from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.pretrained import dvae as pretrained

@@ -44,8 +44,8 @@ def test_help_of_edit_has_an_example_of_each_op(cli):
 
 def test_defaults_are_shown(cli):
     text = cli("--mode", "sample", "--help").out
-    assert "--batch: Images at a time (100)" in text and "--seed: Of sampling (0)" in text
-    assert "or params (ema)" in text
+    assert "--batch: Images at a time (default: 100)" in text and "--seed: Seed of all draws (default: 0)" in text
+    assert "or params (default: ema)" in text
 
 
 @pytest.mark.parametrize(("mode", "flag", "says"), [

@@ -1,10 +1,10 @@
-"""Token models from the command line: prompts, completion, ranking, likelihood, import, and what they refuse."""
-import json
+"""Token models from the command line: prompts, completion and ranking, and what they refuse."""
+import importlib.util
 import shutil
 
 import numpy as np
 import pytest
-from pages import ask, page
+from pages import ROOT, ask, page
 from PIL import Image
 
 from diffusion_jax.build import build
@@ -16,13 +16,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """digits_dvae:tiny, digits_dalle:tiny on it, and two judges: a classifier and a CLIP."""
-    root = tmp_path_factory.mktemp("tokens")
-    for name, changes in (("digits_dvae", {}), ("digits_dalle", {"first_stage": str(root / "digits_dvae")}),
-                          ("digits_classifier", {"evaluate": {"num": 0}}), ("digits_clip", {"evaluate": {"num": 0}})):
-        ask("train", root / name, config=page(name, **changes))
-    return root
+def folder(token_runs):
+    """Both runs, and two judges: a classifier and a CLIP."""
+    for name in ("digits_classifier", "digits_clip"):
+        ask("train", token_runs / name, config=page(name, evaluate={"num": 0}))
+    return token_runs
 
 
 def test_a_run_samples_without_its_first_stages_folder(folder, cli, tmp_path):
@@ -53,17 +51,6 @@ def test_completion_and_ranking(folder, cli, tmp_path):
     assert option.code == 2 and "sampling option" in option.err
 
 
-def test_likelihood_of_both_stages(folder, cli):
-    for name, figure in (("digits_dvae", "perplexity"), ("digits_dalle", "image (bits per token)")):
-        done = cli("--workdir", folder / name, "--mode", "likelihood", "--num", 40)
-        assert done.code == 0 and figure in done.out, done.err
-        report = json.loads((folder / name / "likelihood.json").read_text())
-        assert report["images"] == 40 and np.isfinite(report[figure])
-    assert (folder / "digits_dvae" / "reconstructions.png").is_file()
-    other = cli("--workdir", folder / "digits_classifier", "--mode", "likelihood")
-    assert other.code == 2 and "holds a noisy classifier" in other.err
-
-
 def test_a_resumed_run_needs_its_own_folder_only(folder, tmp_path):
     run = shutil.copytree(folder / "digits_dalle", tmp_path / "run")
     config = page("digits_dalle", first_stage=str(folder / "digits_dvae"))
@@ -89,3 +76,16 @@ def test_a_clip_keeps_the_best_candidates(folder, cli, tmp_path):
     for i in range(2):
         order = np.argsort(-cosine[6 * i : 6 * i + 6, i])[:2]
         np.testing.assert_array_equal(best[2 * i : 2 * i + 2], pool[6 * i + order])
+
+
+def test_the_curve_of_reranking(folder, tmp_path, monkeypatch):
+    """launch/rerank.py, with few images and one classifier as both judges."""
+    spec = importlib.util.spec_from_file_location("rerank_curve", ROOT / "launch" / "rerank.py")
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    monkeypatch.setattr(program, "NUMBERS", (1, 2))
+    monkeypatch.setattr(program, "EACH", 2)
+    judge = str(folder / "digits_classifier")
+    program.main(str(folder / "digits_dalle"), judge, judge, str(tmp_path / "out"))
+    head, *rows = (tmp_path / "out" / "rerank.csv").read_text().splitlines()
+    assert head.startswith("candidates,") and "FID[digits_classifier]" in head and [row[0] for row in rows] == ["1", "2"]

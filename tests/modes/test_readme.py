@@ -105,9 +105,9 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("arguments", EVERY)
 def test_a_command_is_one_that_its_mode_takes(arguments):
-    mode, page_name, rest = first(["main", *arguments])
+    mode, rest = first(["main", *arguments])
     options = importlib.import_module(f"diffusion_jax.modes.{mode}").Options
-    start, built = parsed(options, page_name, rest)
+    start, built = parsed(options, rest)
     assert start.workdir is not None and isinstance(built, options)
 
 

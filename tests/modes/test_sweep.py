@@ -1,10 +1,9 @@
-"""Modes `sweep` and `posthoc_ema`, and guidance by a weaker model."""
+"""Mode `sweep`: every value is checked, then measured, and the table grows."""
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
-from pages import ask, page
+from pages import ask
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
@@ -12,7 +11,6 @@ from diffusion_jax.evaluation import metrics
 from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.modes import evaluate, sweep
 from diffusion_jax.modes.options import built
-from diffusion_jax.train.checkpoint import load
 
 QUICK = dict(num=20, steps="2")
 
@@ -93,40 +91,3 @@ def test_values_that_have_commas_stand_in_quotes():
 def test_wrong_sweeps_are_refused(tiny_run, options, says):
     with pytest.raises(ConfigError, match=says):
         ask("sweep", tiny_run, **options)
-
-
-@pytest.mark.slow
-def test_a_weaker_model_guides(tiny_run, tmp_path):
-    """Away from itself nothing changes; away from an earlier checkpoint something does; interval and scale act on it."""
-    def made(**options):
-        ask("sample", tiny_run, out=str(tmp_path / "x.npz"), num=4, steps="3", **options)
-        return np.load(tmp_path / "x.npz")["arr_0"].astype(int)
-
-    plain = made()
-    assert np.abs(made(weak=str(tiny_run), guidance=3.0) - plain).max() <= 1
-    early = made(weak=str(tiny_run), weak_step=2, guidance=300.0)
-    assert np.abs(early - plain).max() > 1
-    assert np.abs(made(weak=str(tiny_run), weak_step=2, guidance=300.0, interval="1e3,1e4") - plain).max() <= 1
-    with pytest.raises(ConfigError, match="give that too"):
-        made(weak_step=2)
-
-
-@pytest.mark.slow
-def test_averages_made_afterwards_sample_like_any_other(tmp_path):
-    ask("train", tmp_path, config=page("digits_edm2"))
-    ask("posthoc_ema", tmp_path, std="0.05,0.2")
-    for std in ("0.05", "0.2"):
-        ask("sample", tmp_path / "posthoc" / std, out=str(tmp_path / "x.npz"), num=2, steps="2")
-    tracked, made = (load(folder, which)[2] for folder, which in ((tmp_path, "short"), (tmp_path / "posthoc" / "0.05", "ema")))
-    np.testing.assert_allclose(made["model"]["enc_0_conv"]["weight"], tracked["model"]["enc_0_conv"]["weight"], atol=1e-5)
-    with pytest.raises(ConfigError, match="holds an average already"):
-        ask("posthoc_ema", tmp_path, std="0.05")
-    other = dict(std="0.1", label=3)
-    for options, says in (({}, "needs --std"), (dict(std="a"), "list of numbers"), (other, "--label belongs to")):
-        with pytest.raises(ConfigError, match=says):
-            ask("posthoc_ema", tmp_path, **options)
-
-
-def test_a_run_without_snapshots_has_no_averages_to_make(tiny_run):
-    with pytest.raises(ConfigError, match="train with config.snapshots"):
-        ask("posthoc_ema", tiny_run, std="0.1")

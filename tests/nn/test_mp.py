@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from diffusion_jax.nn import mp
-from diffusion_jax.nn.resample import downsample, upsample
 
 RNG = np.random.default_rng(0)
 
@@ -68,20 +67,3 @@ def test_silu_and_fourier_features_preserve_magnitude():
     assert abs(rms(waves.apply(params, noise)) - 1) < 0.05
     grads = jax.grad(lambda p: jnp.sum(waves.apply(p, noise) ** 2))(params)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
-
-
-@pytest.mark.parametrize("taps", [(1, 1), (1, 3, 3, 1), (1, 3, 2, 0)])
-def test_filters_keep_a_constant_and_are_each_others_transpose(taps):
-    inside = downsample(jnp.ones((1, 12, 12, 2)), taps)[:, 1:-1, 1:-1], upsample(jnp.ones((1, 12, 12, 2)), taps)[:, 2:-2, 2:-2]
-    assert all(jnp.allclose(value, 1, atol=1e-6) for value in inside)
-    x, y = normal(1, 8, 8, 2), normal(1, 4, 4, 2)
-    down, up = (float(jnp.sum(downsample(x, taps) * y)), float(jnp.sum(x * upsample(y, taps)) / 4))
-    assert abs(down - up) < 1e-4
-
-
-def test_a_filter_by_hand():
-    x = np.zeros((1, 4, 4, 1), np.float32)
-    x[0, 1, 2] = 64
-    taps = np.array([1, 3, 3, 1])
-    want = np.outer(taps[[2, 0]], taps[[3, 1]])                                 # output (r, c) sees the pixels 2r - 1 ... 2r + 2
-    np.testing.assert_allclose(downsample(jnp.asarray(x), (1, 3, 3, 1))[0, :, :, 0], want)

@@ -1,7 +1,5 @@
-"""CLIP's weights in three layouts, its TorchScript archive, and what the shapes do not tell. The numbers are goldens."""
+"""CLIP's weights in three layouts, and what the shapes do not tell. The numbers are goldens."""
 import json
-import pickle
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +8,7 @@ import pytest
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.clip import CLIP, PRESETS, TextTower, ViT, preset
-from diffusion_jax.pretrained import clip, reader, torchscript
+from diffusion_jax.pretrained import clip
 
 SMALL = CLIP(
     ViT(8, size=8, patch=4, width=64, layers=1, heads=1, hidden=256),
@@ -87,63 +85,6 @@ def test_a_whole_file_and_its_config(weights, tmp_path):
     page, params = clip.load(tmp_path / "clip.npz")
     assert build(page["model"]) == SMALL and page["task"]["shape"] == (8, 8, 3)
     assert jax.tree.structure(params["model"]) == jax.tree.structure(clip.shapes(SMALL))
-
-
-def archive(path, script):
-    """A TorchScript archive with a data.pkl of our own."""
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("clip/constants.pkl", b"")
-        file.writestr("clip/data.pkl", script)
-    return path
-
-
-def test_a_torchscript_archive_is_read_without_torch(weights, tmp_path):
-    torch = pytest.importorskip("torch")
-
-    class Inner(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T)
-            self.register_buffer("narrow", torch.ones(2, dtype=torch.float16))
-            self.sizes = [1, 2]
-
-        def forward(self, x):
-            return x @ self.weight + float(self.sizes[0])
-
-    class Outer(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = Inner()
-
-        def forward(self, x):
-            return self.inner(x)
-
-    path = tmp_path / "clip.pt"
-    torch.jit.save(torch.jit.script(Outer()), path)
-    assert torchscript.is_torchscript(path)
-    found = reader.read(path)
-    np.testing.assert_array_equal(found["inner.weight"], np.arange(6.0).reshape(2, 3).T)
-    assert found["inner.narrow"].dtype == np.float16 and set(found) == {"inner.weight", "inner.narrow"}
-
-
-def test_an_archive_with_anything_else_is_refused(tmp_path):
-    class Harm:
-        def __reduce__(self):
-            return print, ("harm",)
-
-    path = archive(tmp_path / "harm.pt", pickle.dumps(Harm()))
-    with pytest.raises(ConfigError, match="it names builtins.print"):
-        reader.read(path)
-    with pytest.raises(ConfigError, match="refused"):
-        reader.read(archive(tmp_path / "cut.pt", b"\x80"))
-
-
-def test_a_tensor_stays_in_its_storage():
-    storage = np.arange(6.0, dtype=np.float32)
-    np.testing.assert_array_equal(torchscript._tensor(storage, 1, (2, 2), (1, 2)), [[1, 3], [2, 4]])
-    for offset, size, stride in ((4, (3,), (1,)), (0, (4,), (2,)), (-1, (1,), (1,)), (5, (2,), (-1,))):
-        with pytest.raises(pickle.UnpicklingError):
-            torchscript._tensor(storage, offset, size, stride)
 
 
 def test_float16_files_give_float32_parameters(weights):

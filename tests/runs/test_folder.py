@@ -16,6 +16,7 @@ from diffusion_jax.diffusion.process import DDPM
 from diffusion_jax.models.dalle import DALLE
 from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.models.vae import KL
+from diffusion_jax.pipelines.unclip import own_upsampler
 from diffusion_jax.runs.folder import FIRST, check_kind, holds_run, open_run, save_start
 from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.autoencoder import Autoencoder
@@ -110,7 +111,7 @@ def test_opening_refuses_it_before_weights_are_read(folders, monkeypatch):
     ("checkpoints/7", None, 7)])
 def test_a_run_is_opened_from_wherever_in_it_one_points(folders, inside, step, want):
     run = open_run(folders.label / inside, kinds.Pictures, "params", step)
-    assert (run.step, run.which, run.folder) == (want, "params", str(folders.label / inside))
+    assert (run.step, run.which, run.folder) == (want, "params", str(folders.label))
     assert same(run.model.params, times(want, folders.params))
     assert run.model.task == model_of(page(LABEL)).task and run.model.first is None
 
@@ -162,6 +163,20 @@ def test_the_first_stage_comes_along(folders, tmp_path, inside):
     save_start(run / FIRST, page(LABEL), first)
     model = open_run(run / inside).model
     assert same(model.first, first) and model.frozen[FIRST] is model.first
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints", "checkpoints/0"])
+def test_what_came_with_a_run_is_found_from_wherever_in_it_one_points(folders, tmp_path, inside):
+    run = shutil.copytree(folders.text, tmp_path / "run")
+    save_start(run / "upsampler", page(LABEL), folders.params)
+    assert own_upsampler(open_run(run / inside)) == [str(run / "upsampler")]
+
+
+def test_a_folder_is_spelt_as_the_user_does_where_it_is_the_run_s_own(folders, monkeypatch):
+    monkeypatch.chdir(folders.root)
+    assert open_run("text").folder == "text"
+    monkeypatch.chdir(folders.text / "checkpoints")
+    assert open_run("0").folder == open_run(".").folder == str(folders.text)
 
 
 # Weights --------------------------------------------------------------------------------------------------------------------
@@ -229,3 +244,11 @@ def test_a_start_never_takes_the_place_of_a_run(folders, tmp_path):
     save_start(tmp_path / "new", page(LABEL), folders.params, 12)
     run = open_run(tmp_path / "new")
     assert run.step == 12 and same(run.model.params, folders.params)
+
+
+def test_a_start_expands_home(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_start("~/new", page(LABEL), folders.params)
+    assert holds_run(tmp_path / "new")
+    with pytest.raises(ConfigError, match="holds a run: choose another folder"):
+        save_start("~/new", page(LABEL), folders.params)

@@ -71,3 +71,11 @@ def test_a_page_that_fails_says_where(body, says, tmp_path, capsys):
 def test_errors_that_a_page_means_stay_as_they_are():
     with pytest.raises(ConfigError, match="unknown variant of this page 'tinny'"):
         pages.read("digits:tinny")
+
+
+def test_a_page_finds_its_neighbours_by_its_own_path(tmp_path):
+    (tmp_path / "neighbour.txt").write_text("12")
+    read = "int(Path(__file__).with_name('neighbour.txt').read_text())"
+    page = f"from pathlib import Path\n\ndef get_config():\n    return dict(steps={read})\n"
+    (tmp_path / "mine.py").write_text(page)
+    assert pages.read(f"{tmp_path}/mine.py").steps == 12

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.models.gan import Discriminator, started
+from diffusion_jax.models.gan import Discriminator
 from diffusion_jax.models.vae import VQ
 from diffusion_jax.tasks.autoencoder import Autoencoder
 from diffusion_jax.tasks.autoencoder_loss import Losses
@@ -51,12 +51,6 @@ def test_a_latent_is_scaled_and_back():
     np.testing.assert_allclose(task.scaled(z)[0, 0, 0], [1, 2])
 
 
-def test_the_weight_of_the_discriminator_rises():
-    np.testing.assert_allclose([started(0.8, step, 10, 4) for step in (9, 10, 11, 13, 20)], [0, 0.2, 0.4, 0.8, 0.8], rtol=1e-6)
-
-
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match="nearest|did you mean|known"):
-        Losses(pixel="l3")
     with pytest.raises(ConfigError, match="came trained"):
         Autoencoder(MODEL, (8, 8, 1)).loss({}, None, {"image": X}, jax.random.key(0), True)

@@ -16,7 +16,6 @@ from train_toy import Net, Toy, config
 from diffusion_jax.build import ConfigError
 from diffusion_jax.train import ema, optim, shard
 from diffusion_jax.train.checkpoint import Checkpoints, available, load
-from diffusion_jax.train.digest import digests
 from diffusion_jax.train.state import create
 from diffusion_jax.types import TrainState
 
@@ -293,21 +292,3 @@ def test_a_config_from_elsewhere_runs_nothing_foreign(run):
     path.write_text(json.dumps(config(task={"name": "os:system", "command": "true"})))
     with pytest.raises(ConfigError, match="symbols of this package only"):
         load(run, "params")
-
-
-def test_digests_see_one_bit_an_exchange_and_no_mesh():
-    x = np.random.default_rng(0).normal(size=(8, 16)).astype(np.float32)
-    bits = x.view(np.uint32).ravel().astype(np.uint64)
-    want = int((bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1)).sum() % 2**32)
-
-    def digest(tree):
-        return int(digests({"a": tree})["a"])
-
-    assert digest(x) == want
-    mesh = shard.make_mesh(data=2, fsdp=2, tensor=2)
-    for spec in ((), ("fsdp", "tensor"), (None, ("data", "tensor"))):
-        assert digest(jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))) == want
-    swapped, flipped = x[::-1].copy(), x.copy()
-    flipped.view(np.uint32)[3, 7] ^= 1 << 31
-    others = (swapped, flipped, x.astype(jnp.bfloat16), x > 0, (x, x), ())
-    assert len({want, *map(digest, others)}) == 7

@@ -7,15 +7,14 @@ import jax
 import numpy as np
 import pytest
 from golden_case import load as load_case
-from pages import ask, page
+from pages import ask, page, without_data
 from safetensors.numpy import save_file
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.evaluation import features, metrics, samples
 from diffusion_jax.evaluation.options import Options as Measure
 from diffusion_jax.metrics.extract import Network
-from diffusion_jax.modes import likelihood
-from diffusion_jax.runs.folder import Model, Run, save_start
+from diffusion_jax.runs.folder import save_start
 from diffusion_jax.train.checkpoint import load
 from diffusion_jax.train.state import task_of
 
@@ -68,13 +67,6 @@ def test_a_dit_is_imported_and_sampled_from_the_command_line(cli, tmp_path):
         assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
 
 
-def without_data(name, workdir, **sections):
-    """A page's model as imports leave one: without data."""
-    config = page(name).to_dict()
-    config = {part: config[part] for part in ("model", "task") if part in config} | sections
-    return Run(str(workdir), 0, "params", config, Model({}, None, task_of(config)))
-
-
 def test_imported_weights_are_measured_against_given_images(tmp_path, monkeypatch):
     """In the features of a stub, with samples of a stub: what is tested is what a page without data leaves out."""
     def batches(samples, starts, size):
@@ -105,13 +97,6 @@ def test_what_is_measured_on_own_data_needs_some(name, options, says, tmp_path, 
     model = without_data(name, tmp_path, sample=dict(sampler="ddim", steps=2))
     with pytest.raises(ConfigError, match=f"without data.*{says}"):
         metrics.measured(model, Measure(**options))
-
-
-def test_likelihood_needs_data(tmp_path, monkeypatch):
-    model = without_data("digits_vae", tmp_path)
-    monkeypatch.setattr(likelihood, "open_run", lambda *_: model)
-    with pytest.raises(ConfigError, match="without data: likelihood is of"):
-        ask("likelihood", tmp_path)
 
 
 @pytest.mark.slow

@@ -1,0 +1,28 @@
+"""Mode `posthoc_ema`: averages made after training, of the snapshots of a run."""
+import numpy as np
+import pytest
+from pages import ask, page
+
+from diffusion_jax.build import ConfigError
+from diffusion_jax.train.checkpoint import load
+
+
+@pytest.mark.slow
+def test_averages_made_afterwards_sample_like_any_other(tmp_path):
+    ask("train", tmp_path, config=page("digits_edm2"))
+    ask("posthoc_ema", tmp_path, std="0.05,0.2")
+    for std in ("0.05", "0.2"):
+        ask("sample", tmp_path / "posthoc" / std, out=str(tmp_path / "x.npz"), num=2, steps="2")
+    tracked, made = (load(folder, which)[2] for folder, which in ((tmp_path, "short"), (tmp_path / "posthoc" / "0.05", "ema")))
+    np.testing.assert_allclose(made["model"]["enc_0_conv"]["weight"], tracked["model"]["enc_0_conv"]["weight"], atol=1e-5)
+    with pytest.raises(ConfigError, match="holds an average already"):
+        ask("posthoc_ema", tmp_path, std="0.05")
+    other = dict(std="0.1", label=3)
+    for options, says in (({}, "needs --std"), (dict(std="a"), "list of numbers"), (other, "--label belongs to")):
+        with pytest.raises(ConfigError, match=says):
+            ask("posthoc_ema", tmp_path, **options)
+
+
+def test_a_run_without_snapshots_has_no_averages_to_make(tiny_run):
+    with pytest.raises(ConfigError, match="train with config.snapshots"):
+        ask("posthoc_ema", tiny_run, std="0.1")

@@ -1,0 +1,56 @@
+"""Convolutions against loops over the taps of their kernels, and the gradient that the CPU has a formula of its own for."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.nn import conv
+from diffusion_jax.nn.conv import Conv
+
+RNG = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def looped(x, kernel, stride, padding):
+    """(1) of nn/conv.py, tap by tap, in float64."""
+    size = kernel.shape[0]
+    padded = np.pad(np.float64(x), ((0, 0), padding, padding, (0, 0)))
+    rows = (padded.shape[1] - size) // stride + 1
+    columns = (padded.shape[2] - size) // stride + 1
+    out = np.zeros((len(x), rows, columns, kernel.shape[-1]))
+    for i in range(size):
+        for j in range(size):
+            out += padded[:, i::stride, j::stride][:, :rows, :columns] @ np.float64(kernel[i, j])
+    return out
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, (1, 1)), (3, 2, (1, 1)), (3, 2, (0, 1)), (4, 2, (1, 1))])
+def test_is_a_sum_over_the_taps(size, stride, padding):
+    x = draw(2, 6, 8, 3)
+    params = {"kernel": draw(size, size, 3, 5), "bias": draw(5)}
+    want = looped(x, params["kernel"], stride, padding) + params["bias"]
+    got = Conv(5, size, stride, padding).apply({"params": params}, x)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_the_gradients_are_sums_over_the_pixels(monkeypatch):
+    """Also where the batch does not fit the cache at once."""
+    x, kernel, dy = draw(4, 5, 6, 2), draw(3, 3, 2, 3), draw(4, 5, 6, 3)
+    monkeypatch.setattr(conv, "CACHE", (x.nbytes + dy.nbytes) // 2)
+    _, pull = jax.vjp(lambda x, kernel: conv.convolve((1, 1), x, kernel), x, kernel)
+    dx, dkernel = pull(dy)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    want = [[np.einsum("brcx,brcy->xy", padded[:, i : i + 5, j : j + 6], dy) for j in range(3)] for i in range(3)]
+    np.testing.assert_allclose(dkernel, want, atol=1e-4)
+    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    np.testing.assert_allclose(dx, looped(dy, flipped, 1, (1, 1)), atol=1e-5)
+
+
+def test_computes_in_its_type_and_keeps_float32_parameters():
+    layer = Conv(4, use_bias=False, dtype="bfloat16")
+    out, variables = jax.eval_shape(layer.init_with_output, jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
+    assert out.dtype == jnp.bfloat16 and out.shape == (1, 4, 4, 4)
+    assert {name: (p.shape, p.dtype) for name, p in variables["params"].items()} == {"kernel": ((3, 3, 2, 4), jnp.float32)}

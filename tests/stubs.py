@@ -1,0 +1,35 @@
+"""A cheap feature network, and digits in files: what tests of measurements share."""
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.pictures import save_png
+from diffusion_jax.metrics.extract import Network
+
+WEIGHTS = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+
+
+def see(params, images):
+    flat = images.reshape(len(images), -1) / 255
+    return {"features": flat @ params, "spatial": flat[:, 10:13], "logits": jnp.tanh(flat @ params)}
+
+
+def stub_network():
+    """It sees images of 64 pixels."""
+    return Network("stub", see, WEIGHTS)
+
+
+def with_stub(network_of, network):
+    """`features.network_of` with a network under the name 'stub'."""
+    return lambda where, resize=None: network if where == "stub" else network_of(where, resize)
+
+
+def digit_files(root):
+    """Writes the first held-out digits: folder/<class>/<number>.png and digits.npz."""
+    source = Digits("test")
+    records = [source[i] for i in range(60)]
+    for i, record in enumerate(records):
+        save_png(root / "folder" / str(record["label"]) / f"{i:03d}.png", record["image"])
+    labels = np.array([record["label"] for record in records])
+    np.savez(root / "digits.npz", arr_0=np.stack([record["image"] for record in records]), arr_1=labels)
+    return root
