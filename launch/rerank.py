@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_jax.data.digits import WORDS, Digits
 from diffusion_jax.evaluation import compare, series
-from diffusion_jax.evaluation.options import Options
+from diffusion_jax.evaluation.options import Features, Measure, Options
 from diffusion_jax.pipelines import rerank
 from diffusion_jax.pipelines.pipeline import pipeline
 from diffusion_jax.runs.folder import open_run
@@ -45,7 +45,8 @@ def main(run: str, judge: str, features: str, out: str) -> None:
         best = rerank.best(groups[:, :number], ranks[:, :number], 1)[:, 0]
         path = folder / f"{number}.npz"
         np.savez(path, arr_0=best, arr_1=np.repeat(np.arange(len(captions)), EACH))
-        options = Options(images=str(path), features=features, reference=str(reference))
+        measure = Measure(images=str(path), reference=str(reference))
+        options = Options(measure, Features(features))
         figures = compare.of_images(out, options).numbers
         drawn = {name: figure for name, figure in figures.items() if is_drawn(name)}
         rows.append({"candidates": number} | drawn)

@@ -4,7 +4,7 @@ import inspect
 import os
 from pathlib import Path
 
-from compiling import FLAGS, scope, with_flags
+from compiling import FLAGS, scope, share_contexts, with_flags
 
 os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -14,7 +14,8 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-gc.set_threshold(100_000, 50, 50)                                          # tracing makes millions of objects and few cycles
+share_contexts()
+gc.set_threshold(1_000_000, 20, 50)                                        # tracing makes millions of objects and few cycles
 
 PART = ("nn", "diffusion", "train")
 MODES = [file.stem for file in (Path(__file__).parents[1] / "diffusion_jax" / "modes").glob("[a-z]*.py")]

@@ -45,6 +45,16 @@ def ask(mode, workdir, **leaves):
     module.run(built(module.Options, leaves), str(workdir))
 
 
+def measuring(changes=None, swept="", **leaves):
+    """What evaluation/ is asked, of flat leaves as the command line has them: measuring(num=20, changes={"steps": 2})."""
+    from dataclasses import replace
+
+    from diffusion_jax.modes.evaluate import Options
+    from diffusion_jax.modes.options import built
+
+    return replace(built(Options, leaves).for_evaluation(swept), changes=changes or {})
+
+
 def without_data(name, workdir, **sections):
     """A page's model as imports leave one: without data, and here without weights."""
     from diffusion_jax.runs.folder import Model, Run

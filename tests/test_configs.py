@@ -11,6 +11,7 @@ from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.pictures import read_batch
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.runs import first_stage, page
 from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.embedder import Embedder
@@ -87,13 +88,13 @@ def test_the_full_page_builds_everything_and_reads_nothing(path, arg):
         batch["tokens"] = np.zeros((2, len(tokenizer(""))), np.int32)
     if "first_stage" in config and config["task"]["name"].endswith(TOKEN_TASKS):
         batch["codes"] = np.zeros((2, task.model.grid**2), np.int32)
-    params = jax.eval_shape(task.init, jax.random.key(0), batch)
+    params = shapes_of(task.init, jax.random.key(0), batch)
     optimizer, emas = build(config["optim"]), [build(spec) for spec in config["ema"].values()]
     jax.eval_shape(optimizer.init, params)
     frozen = None
     if isinstance(getattr(task, "first_stage", None), Embedder):
-        frozen = {"first_stage": jax.eval_shape(task.first_stage.init, jax.random.key(0), batch)}
-    loss, _ = jax.eval_shape(lambda params, frozen: task.loss(params, frozen, batch, jax.random.key(0), True), params, frozen)
+        frozen = {"first_stage": shapes_of(task.first_stage.init, jax.random.key(0), batch)}
+    loss, _ = shapes_of(lambda params, frozen: task.loss(params, frozen, batch, jax.random.key(0), True), params, frozen)
     assert loss.shape == () and emas
     for part in ("train", "test", "decode"):
         build(config["data"][part])                                         # their options exist; nothing is read

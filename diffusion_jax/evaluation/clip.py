@@ -19,7 +19,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.evaluation import contrast, samples
-from diffusion_jax.evaluation.options import BATCH, SEED, Options
+from diffusion_jax.evaluation.options import Options
 from diffusion_jax.evaluation.report import Gallery, Measured
 from diffusion_jax.metrics.clip_score import clip_score
 from diffusion_jax.metrics.retrieval import recall
@@ -56,23 +56,24 @@ def measure(run: Run, options: Options) -> Measured:
       ConfigError: what is missing, a folder of another kind of model, or a model that reads no text
         and that no CLIP guides.
     """
-    if options.features is None:
+    folder = options.features.features
+    if folder is None:
         raise ConfigError("metric clip needs --features, the folder of a CLIP")
-    clip = open_run(options.features)
+    clip = open_run(folder)
     # As the run samples: config.evaluate.guidance is chosen for the page's own metric, FID mostly.
     pipe = samples.pipeline_of(run, options, page_guidance=False)
     if not isinstance(clip.task, kinds.TwoTowers) or clip.task.shape != pipe.picture_shape:
         raise ConfigError(
-            f"--features {options.features} is no CLIP of images of {pipe.picture_shape}: give "
-            "the folder of one"
+            f"--features {folder} is no CLIP of images of {pipe.picture_shape}: give the folder "
+            "of one"
         )
     run.data("the captions of metric clip are those of a run's own held-out images")
-    num, size = options.num or NUM, options.batch or BATCH
-    many = options.candidates or 1
+    num = options.batch.num or NUM
+    many = options.helpers.candidates or 1
     prompts = run.captions(num)
     images = generated(pipe, prompts, many, options)
-    texts = contrast.text_features(clip.model, clip.tokens(prompts, truncate=True), size)
-    views = contrast.image_features(clip.model, images, size).reshape(num, many, -1)
+    texts = contrast.text_features(clip.model, clip.tokens(prompts, truncate=True), options.size)
+    views = contrast.image_features(clip.model, images, options.size).reshape(num, many, -1)
     judged = judge(views, texts, prompts)
     if many > 1 and jax.process_index() == 0:
         draw(judged.figures["best of"], Path(run.folder, "rerank.png"))
@@ -89,9 +90,8 @@ def described(pipe: Pipeline, num: int) -> dict[str, Any]:
 def generated(pipe: Pipeline, prompts: Sequence[str], many: int, options: Options) -> np.ndarray:
     """Samples of a pipeline, `many` of each prompt in a row: uint8 [P * many, H, W, C]."""
     total = len(prompts) * many
-    seed = SEED if options.seed is None else options.seed
-    raw = _raw(pipe, prompts, total, options.seed or 0)
-    made = pipe.images(raw, total, seed, options.batch or BATCH)
+    raw = _raw(pipe, prompts, total, options.batch.seed or 0)
+    made = pipe.images(raw, total, options.seed, options.size)
     return np.concatenate([to_pixels(batch) for batch in made])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.evaluation import features, samples
-from diffusion_jax.evaluation.options import BATCH, COMPARED, Options
+from diffusion_jax.evaluation.options import COMPARED, Options
 from diffusion_jax.evaluation.report import Gallery, Measured
 from diffusion_jax.metrics import figures
 from diffusion_jax.metrics.extract import Found
@@ -24,11 +24,11 @@ def of_run(run: Run, options: Options) -> Measured:
     """The metrics of metrics/figures.py on samples, classes in turn."""
     extractor = extractor_of(run.folder, options)
     sampled = samples.sampled(run, options)
-    return compared(sampled, extractor, options.reference, run.config.get("data"))
+    return compared(sampled, extractor, options.measure.reference, run.config.get("data"))
 
 
 def of_images(folder: str, options: Options) -> Measured:
-    """The same on the images that `options.images` names.
+    """The same on the images that `options.measure.images` names.
 
     Args:
       folder: where features are kept.
@@ -38,23 +38,24 @@ def of_images(folder: str, options: Options) -> Measured:
       ConfigError: an option that is for samples.
     """
     extractor = extractor_of(folder, options)
-    if options.metric not in (None, "features"):
+    measure = options.measure
+    if measure.metric not in (None, "features"):
         raise ConfigError("--images are measured by --metric features")
     for name in options.flags:
         if name not in ("metric", "images", "batch", *COMPARED):
             raise ConfigError(f"--{name} is for samples: --images are measured as they are")
-    if options.images is None:
+    if measure.images is None:
         raise ConfigError("there are no images to measure: give --images, a folder or an .npz")
-    images = features.images_at(options.images)
-    report = {"images": options.images, "samples": len(images)}
-    sampled = samples.Sampled(images, report, features.identity_at(options.images))
-    return compared(sampled, extractor, options.reference)
+    images = features.images_at(measure.images)
+    report = {"images": measure.images, "samples": len(images)}
+    sampled = samples.Sampled(images, report, features.identity_at(measure.images))
+    return compared(sampled, extractor, measure.reference)
 
 
 def extractor_of(folder: str, options: Options) -> features.Extractor:
     """What takes the features that the options name, and keeps them in a folder."""
-    network = features.network_of(options.features, options.resize)
-    return features.Extractor(network, folder, options.batch or BATCH, options.blur or 0.0)
+    network = features.network_of(options.features.features, options.features.resize)
+    return features.Extractor(network, folder, options.size, options.measure.blur or 0.0)
 
 
 def compared(

@@ -47,7 +47,7 @@ def retrieval(run: Run, options: Options) -> Measured:
         raise ConfigError(
             "retrieval needs captions: give data that has them, and data.decode.tokenizer"
         )
-    size = options.batch or BATCH
+    size = options.size
     images = _features_of(run, records, size)
     captions = np.array([record["caption"] for record in records])
     # Equal captions are one text: which of two equal ones is nearest says nothing.
@@ -73,10 +73,10 @@ def zero_shot(run: Run, options: Options) -> Measured:
       ConfigError: data without classes, or a CLIP without a tokenizer.
     """
     records = _records(run, options, "zero_shot")
-    texts = class_texts(run.config["data"], options.template)
+    texts = class_texts(run.config["data"], options.measure.template)
     if run.tokenizer is None:
         raise ConfigError("zero_shot needs a tokenizer: data.decode.tokenizer")
-    size = options.batch or BATCH
+    size = options.size
     scores = _features_of(run, records, size) @ text_features(run.model, run.tokens(texts), size).T
     pairs = _labels(records)[:, None] == np.arange(len(texts))[None]
     ranks = recall(scores, pairs, (1, TOP))
@@ -112,9 +112,9 @@ def class_texts(data: Mapping[str, Any], template: str | None) -> list[str]:
 def tsne(run: Run, options: Options) -> Measured:
     """The features as a picture."""
     records = _records(run, options, "tsne")
-    images = _features_of(run, records, options.batch or BATCH)
+    images = _features_of(run, records, options.size)
     path = Path(run.folder, "tsne.png")
-    draw_plane(path, plane(images, options.seed or 0), _labels(records), run.class_names)
+    draw_plane(path, plane(images, options.batch.seed or 0), _labels(records), run.class_names)
     return Measured({"images": len(images), "picture": str(path)})
 
 
@@ -160,7 +160,7 @@ def _features_of(run: Run, records: list[Record], size: int) -> np.ndarray:
 def _records(run: Run, options: Options, name: str) -> list[Record]:
     """Held-out images with their captions and labels, all of them or `num`."""
     data = run.data(f"metric {name} is of a run's own held-out images")
-    return list(held_out.records(data, "test", options.num))
+    return list(held_out.records(data, "test", options.batch.num))
 
 
 def _labels(records: list[Record]) -> np.ndarray:

@@ -29,7 +29,7 @@ from diffusion_jax.diffusion.process import DDPM, noised
 from diffusion_jax.diffusion.times import respace
 from diffusion_jax.evaluation import clip, compare, contrast, features, samples
 from diffusion_jax.evaluation import options as flags
-from diffusion_jax.evaluation.options import BATCH, SEED, Options
+from diffusion_jax.evaluation.options import Options
 from diffusion_jax.evaluation.report import Gallery, Measured
 from diffusion_jax.metrics import pixels
 from diffusion_jax.metrics.bpd import bits_per_dim
@@ -63,11 +63,11 @@ def in_pixels(run: Run, options: Options) -> Measured:
     """The metrics of metrics/pixels.py on samples, classes in turn."""
     data = run.data("give --features and a --reference to measure against, and --num")
     # Refused before the data are read, which may be many.
-    if not run.task.num_classes and options.classifier is None:
+    if not run.task.num_classes and options.helpers.classifier is None:
         samples.check_classes(run.task, 1, 0)
     check_pictures(data)
     sampled = samples.sampled(run, options)
-    size = options.batch or BATCH
+    size = options.size
     batches = list(sampled.images.batches(range(0, len(sampled.images), size), size))
     images, labels = (
         np.concatenate([batch[name] for batch in batches]) for name in ("image", "label")
@@ -163,7 +163,7 @@ def _over_held_out(
 ) -> list[np.ndarray]:
     """function(model, raw, key) over batches of held-out images: [num, ...] of each result."""
     data = run.data("this metric is of a run's own held-out images")
-    key = jax.random.key(SEED if options.seed is None else options.seed)
+    key = jax.random.key(options.seed)
     # Neither metric looks at a first stage: its weights need not travel to the devices.
     model = replace(run.model, first=None)
     parts = []
@@ -175,8 +175,8 @@ def _over_held_out(
 
 def _held_out_batches(data: held_out.Data, options: Options) -> Iterator[tuple[int, int, Raw]]:
     """(number of the first image, how many images, 'image' and perhaps 'label', filled up)."""
-    images, labels = held_out.pictures(data, "test", options.num)
-    size = min(options.batch or BATCH, len(images))
+    images, labels = held_out.pictures(data, "test", options.batch.num)
+    size = min(options.size, len(images))
     for first in range(0, len(images), size):
         index = filled(first, size, len(images))
         x = images[index]
@@ -233,8 +233,9 @@ def check_metric(task: Task, options: Options) -> str:
             f"evaluate has no metric of {task.noun}: use --mode likelihood, or give --images"
         )
     # Who names a network wants to measure in its features.
-    default = "features" if options.features is not None and "features" in names else names[0]
-    name = default if options.metric is None else options.metric
+    named = options.features.features is not None
+    default = "features" if named and "features" in names else names[0]
+    name = default if options.measure.metric is None else options.measure.metric
     if name not in names:
         raise unknown(f"metric of {task.noun}", name, names)
     takes = (*flags.RUN, *METRICS[name].takes)

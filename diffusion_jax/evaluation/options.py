@@ -12,6 +12,7 @@ from typing import Any
 
 from diffusion_jax.build import check_options, option
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines.request import Batch, Helpers
 
 BATCH = 250
 """Images at a time."""
@@ -67,65 +68,47 @@ class Options:
     """All of it.
 
     Attributes:
-      metric: one of `metrics.METRICS`; None for the first that the model has, or 'features' where
-        those are named.
-      num: samples, or held-out images; None for the page's number, or all.
-      seed: of all draws, `SEED` by default.
-      batch: images at a time, `BATCH` by default.
+      measure: what is measured, and against what; without a metric the first that the model has, or
+        'features' where those are named.
+      features: in whose features; for metric clip the folder of a CLIP.
+      batch: how many samples, or held-out images; None for the page's number, or all.
+      helpers: other runs that help to sample. The judge keeps the best of each class; metric clip
+        takes candidates alone.
       changes: fields of `Recipe` in place of the page's; 'steps' also those of bits/dim.
-      classifier, weak, weak_step, upsampler, prior, prior_guidance, prior_steps, prior_best:
-        folders of runs that help to sample, and their steps, see `pipelines.pipeline`.
-      rerank, candidates: folder of a classifier that keeps the best of so many; metric clip takes
-        candidates alone.
-      features, resize: see evaluation/features.py; for metric clip the folder of a CLIP.
-      reference: what samples are measured against; None for the training data.
-      blur: deviation of a Gaussian filter over both, in pixels.
-      images: a folder or an .npz that is measured in place of a run.
-      template: text of a class for zero_shot.
       swept: the option that a sweep gives one value after the other; '' for none.
+
+    Example:
+      >>> Options(Measure(blur=2.0), Features("runs/judge"), Batch(num=100), changes={"steps": 20})
     """
 
-    metric: str | None = None
-    num: int | None = None
-    seed: int | None = None
-    batch: int | None = None
+    measure: Measure = Measure()
+    features: Features = Features()
+    batch: Batch = Batch()
+    helpers: Helpers = Helpers()
     changes: Mapping[str, Any] = field(default_factory=dict)
-    classifier: str | None = None
-    weak: str | None = None
-    weak_step: int | None = None
-    upsampler: tuple[str, ...] = ()
-    prior: str | None = None
-    prior_guidance: float | None = None
-    prior_steps: str | None = None
-    prior_best: int | None = None
-    rerank: str | None = None
-    candidates: int | None = None
-    features: str | None = None
-    resize: str | None = None
-    reference: str | None = None
-    blur: float | None = None
-    images: str | None = None
-    template: str | None = None
     swept: str = ""
 
-    @classmethod
-    def of(cls, *groups: Any, **others: Any) -> Options:
-        """Of dataclasses whose fields have the names of these, and of what is given by name.
+    @property
+    def size(self) -> int:
+        """Images at a time."""
+        return self.batch.batch or BATCH
 
-        Example:
-          >>> Options.of(Features(features="runs/judge"), Measure(blur=2.0), num=100)
-        """
-        values = {
-            leaf.name: getattr(group, leaf.name) for group in groups for leaf in fields(group)
-        }
-        return cls(**values, **others)
+    @property
+    def seed(self) -> int:
+        """Of samples, and of the draws of bits/dim."""
+        return SEED if self.batch.seed is None else self.batch.seed
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Those that are set, by the names of their flags."""
-        # `swept` is no flag, and `changes` are flags of their own, by the fields of the recipe.
-        names = [leaf.name for leaf in fields(self) if leaf.name not in ("changes", "swept")]
-        return (*(name for name in names if getattr(self, name) not in (None, ())), *self.changes)
+        groups = (self.measure, self.features, self.batch, self.helpers)
+        names = [
+            leaf.name
+            for group in groups
+            for leaf in fields(group)
+            if getattr(group, leaf.name) not in (None, ())
+        ]
+        return (*names, *self.changes)  # a change is a flag by the field of the recipe
 
 
 RUN = ("metric", "num", "batch")
@@ -149,7 +132,8 @@ def of_page(config: Mapping[str, Any], num: int) -> Options:
         own anyway.
       num: how many samples, or held-out images.
     """
-    section = config["evaluate"]
     # How to sample is not copied: `samples.pipeline_of` reads it from the page, as for any command.
-    names = ("features", "resize", "reference")
-    return Options(num=num, **{name: section[name] for name in names if section.get(name)})
+    section = config["evaluate"]
+    measure = Measure(reference=section.get("reference") or None)
+    features = Features(section.get("features") or None, section.get("resize") or None)
+    return Options(measure, features, Batch(num=num))

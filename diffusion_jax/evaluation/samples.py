@@ -16,10 +16,11 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.image import to_unit
-from diffusion_jax.evaluation.options import SEED, Options
+from diffusion_jax.evaluation.options import Options
 from diffusion_jax.metrics.images import Batch, Images
-from diffusion_jax.pipelines import rerank, unclip
+from diffusion_jax.pipelines import rerank
 from diffusion_jax.pipelines.conditions import conditions, held_out_conditions
+from diffusion_jax.pipelines.helpers import helped
 from diffusion_jax.pipelines.pipeline import Pipeline
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import to_pixels
@@ -112,7 +113,7 @@ def sampled(run: Run, options: Options) -> Sampled:
         `conditions` refuse.
     """
     section = run.config.get("evaluate", {})
-    num = options.num or section.get("num")
+    num = options.batch.num or section.get("num")
     if not num:
         raise ConfigError("this model's page does not say how many samples to measure: give --num")
     pipe = pipeline_of(run, options)
@@ -120,7 +121,7 @@ def sampled(run: Run, options: Options) -> Sampled:
     if run.task.num_classes or guide is not None:
         check_classes(run.task if guide is None else guide, num, len(run.class_names or ()))
     raw = conditions(run.task, num, raw=held_out_conditions(run, num), guide=guide)
-    seed = SEED if options.seed is None else options.seed
+    seed = options.seed
     figures = {"samples": num} | described(pipe)
     samples = Samples(pipe, raw, num, seed)
     # All that the pixels depend on: features of samples are kept under this.
@@ -130,11 +131,13 @@ def sampled(run: Run, options: Options) -> Sampled:
             identity[name] = identity_of(helper)
     check_candidates(options)
     images: Images = samples
-    if options.rerank is not None and options.candidates is not None:
-        judge = open_run(options.rerank, kinds.Classifier, flag="--rerank ")
-        images = best_of(samples, judge, options.candidates)
-        figures["candidates"] = options.candidates
-        identity |= {"rerank": judge.identity, "candidates": options.candidates}
+    folder = options.helpers.rerank
+    candidates = options.helpers.candidates
+    if folder is not None and candidates is not None:
+        judge = open_run(folder, kinds.Classifier, flag="--rerank ")
+        images = best_of(samples, judge, candidates)
+        figures["candidates"] = candidates
+        identity |= {"rerank": judge.identity, "candidates": candidates}
     return Sampled(images, figures, identity)
 
 
@@ -186,7 +189,7 @@ def best_of(samples: Samples, judge: Run, candidates: int) -> Best:
 
 def check_candidates(options: Options) -> None:
     """Raises ConfigError where one of --rerank and --candidates is given without the other."""
-    if (options.rerank is None) != (options.candidates is None):
+    if (options.helpers.rerank is None) != (options.helpers.candidates is None):
         raise ConfigError(
             "reranking needs both --rerank, a classifier's folder, and --candidates, how many to "
             "choose from"
@@ -231,9 +234,6 @@ def pipeline_of(run: Run, options: Options, page_guidance: bool = True) -> Pipel
       ConfigError: a folder of another kind of model, or fields of the recipe that are wrong or
         change nothing.
     """
-    guide = None
-    if options.classifier is not None:
-        guide = open_run(options.classifier, kinds.Guide, flag="--classifier ")
     # The recipe of a page is the one that its samples are shown with; what measures best, a lower
     # guidance for FID, stands in its section evaluate, and the options of a command go before both.
     fields = run.recipe()
@@ -241,32 +241,13 @@ def pipeline_of(run: Run, options: Options, page_guidance: bool = True) -> Pipel
     if page_guidance and "guidance" in section:
         fields["guidance"] = section["guidance"]
     recipe = Recipe.of(fields).using(**options.changes)
-    recipe.check_changes(options.changes, run.task, guide is not None, options.swept)
-    weak = _weak_of(options)
+    guided = options.helpers.classifier is not None
+    recipe.check_changes(options.changes, run.task, guided, options.swept)
+    # `Best` and metric clip choose among candidates: a pipeline ranks those of one request.
+    helpers = replace(options.helpers, rerank=None, candidates=None)
+    # The data that samples are compared with are as large as the run's own: only an upsampler that
+    # is named follows.
+    pipe = replace(helped(run, helpers, own_upsampler=False), recipe=recipe)
     if options.swept == "guidance" and not recipe.guides:
-        weak = None  # at the scale 1 of a sweep there is nothing to guide away
-    upsamplers = tuple(_upsampler(folder) for folder in options.upsampler)
-    return Pipeline(run, recipe, guide, weak, upsamplers, _prior_of(run, options))
-
-
-def _weak_of(options: Options) -> Run | None:
-    """The model to guide away from."""
-    if options.weak is None:
-        if options.weak_step is not None:
-            raise ConfigError("--weak_step is a step of the run --weak: give that too")
-        return None
-    return open_run(options.weak, kinds.Pictures, step=options.weak_step, flag="--weak ")
-
-
-def _upsampler(folder: str) -> Pipeline:
-    run = open_run(folder, kinds.Pictures, flag="--upsampler ")
-    return Pipeline(run, Recipe.of(run.recipe()))
-
-
-def _prior_of(run: Run, options: Options) -> unclip.Prior | str | None:
-    changes = {"guidance": options.prior_guidance, "steps": options.prior_steps}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if run.task.embedder is None and (changes or options.prior_best is not None):
-        raise ConfigError("a prior (--prior) is for a decoder of unCLIP: this model reads none")
-    best = unclip.BEST if options.prior_best is None else options.prior_best
-    return unclip.prior_of(options.prior, run, best, **changes)
+        return replace(pipe, weak=None)  # at the scale 1 of a sweep there is nothing to guide away
+    return pipe

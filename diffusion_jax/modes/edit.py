@@ -44,10 +44,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusion_jax.build import ConfigError, check_options, option, unknown
-from diffusion_jax.modes.options import Helpers, Sampling, Weights, group
+from diffusion_jax.modes.options import Sampling, Weights, group
+from diffusion_jax.pipelines.helpers import helped
 from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
 from diffusion_jax.pipelines.recipe import OF_GUIDANCE, Recipe
-from diffusion_jax.pipelines.request import Request
+from diffusion_jax.pipelines.request import Helpers, Request
 from diffusion_jax.pipelines.session import Edited, replayed, story_in
 from diffusion_jax.runs.folder import open_run
 from diffusion_jax.tasks import kinds
@@ -218,7 +219,7 @@ def pipe_of(options: Options, workdir: str) -> Pipeline:
     swept = options.op if options.op == "guidance" else ""
     weights = options.weights
     run = open_run(workdir, kinds.Pictures, weights.which, weights.step)
-    pipe = pipeline(run, upsamplers=options.helpers.upsampler)
+    pipe = helped(run, options.helpers)
     # Not `pipe.using`: it would refuse what is only right for the values of a sweep.
     recipe = Recipe.of(run.recipe()).using(**changes)
     recipe.check_changes(changes, run.task, swept=swept)

@@ -56,7 +56,7 @@ def measured(options: Options, workdir: str) -> Measured:
     """
     measurement = options.for_evaluation()
     # Images need no run: the folder only keeps their features and the report.
-    if measurement.images is not None:
+    if measurement.measure.images is not None:
         return compare.of_images(workdir, measurement)
     run = open_run(workdir, which=options.weights.which, step=options.weights.step)
     return metrics.measured(run, measurement)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from diffusion_jax.build import ConfigError, check_options, option, unknown
 from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.modes import MODES, module_of
+from diffusion_jax.pipelines.request import Batch, Helpers
 
 Page = Mapping[str, Any]
 """A page of configs/, which `--config` names and `--config.<key>=<value>` changes."""
@@ -38,63 +39,6 @@ class Weights:
 
     def __post_init__(self):
         check_options(self)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """How many images, from which draws."""
-
-    num: int | None = option(
-        None,
-        "Samples, or held-out images; by default as many as the page says, 100 captions for clip, "
-        "all that are held out",
-        least=1,
-    )
-    seed: int | None = option(None, "Seed of all draws; 1 by default", least=0, most=2**32 - 1)
-    batch: int | None = option(None, "Images at a time; 250 by default", least=1)
-
-    def __post_init__(self):
-        check_options(self)
-
-
-@dataclass(frozen=True)
-class Helpers:
-    """Other runs that help to sample."""
-
-    classifier: str | None = option(
-        None, "Folder of a noisy classifier that guides towards the label, or of a CLIP"
-    )
-    weak: str | None = option(
-        None, "Folder of a weaker model to guide away from (autoguidance), in place of no condition"
-    )
-    weak_step: int | None = option(None, "Checkpoint of --weak; the newest by default", least=0)
-    upsampler: tuple[str, ...] = option(
-        (), "Folder of a model that makes the images larger; may be given again"
-    )
-    prior: str | None = option(
-        None,
-        "Where unCLIP's decoder has its embeddings from: a prior's folder, or text, or caption",
-    )
-    prior_guidance: float | None = option(
-        None, "Guidance of the prior; as its page says by default"
-    )
-    prior_steps: str | None = option(
-        None, "Steps of a diffusion prior; as its page says by default"
-    )
-    prior_best: int | None = option(
-        None, "Embeddings that the prior makes for each that is used; 2 by default", least=1
-    )
-    rerank: str | None = option(
-        None, "Folder of a classifier, or of a CLIP, that chooses among --candidates"
-    )
-    candidates: int | None = option(
-        None, "Images that --rerank chooses one among; metric clip takes it alone", least=1
-    )
-
-    def __post_init__(self):
-        check_options(self)
-        if self.weak is None and self.weak_step is not None:
-            raise ConfigError("--weak_step is a step of the run --weak: give that too")
 
 
 @dataclass(frozen=True)
@@ -129,8 +73,9 @@ class Measuring:
 
     def for_evaluation(self, swept: str = "") -> measurement.Options:
         """All that evaluation/ is asked; `swept` is the option that has other values to come."""
-        groups = (self.measure, self.features, self.batch, self.helpers, self.sampling)
-        return measurement.Options.of(*groups, swept=swept)
+        return measurement.Options(
+            self.measure, self.features, self.batch, self.helpers, self.sampling.changes, swept
+        )
 
 
 # Leaves -------------------------------------------------------------------------------------------

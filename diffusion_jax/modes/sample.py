@@ -9,7 +9,7 @@ All of them say what they were made from: `diffusion_jax.read_request("x.png")` 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -17,13 +17,11 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.data.pictures import checked_out
-from diffusion_jax.modes.options import Helpers, Sampling, Weights, group
-from diffusion_jax.pipelines import unclip
-from diffusion_jax.pipelines.pipeline import Job, Pipeline, pipeline
-from diffusion_jax.pipelines.request import Request
-from diffusion_jax.pipelines.samples import Samples, save_folder
-from diffusion_jax.runs.folder import open_run
-from diffusion_jax.tasks import kinds
+from diffusion_jax.modes.options import Sampling, Weights, group
+from diffusion_jax.pipelines.helpers import helped
+from diffusion_jax.pipelines.pipeline import Pipeline
+from diffusion_jax.pipelines.request import Helpers, Request
+from diffusion_jax.pipelines.samples import Job, Samples, save_folder
 
 OF_PROMPT, OF_PROMPT_TOKENS = 8, 16
 """Images for each prompt of a diffusion model, and of a transformer over tokens."""
@@ -70,48 +68,16 @@ def run(options: Options, workdir: str) -> None:
       workdir: the run's folder.
 
     Raises:
-      ConfigError: what `open_run` and `Pipeline.start` refuse, or samples that are not finite.
+      ConfigError: what `helped` and `Pipeline.start` refuse, or samples that are not finite.
     """
-    pipe = pipeline_of(options, workdir).using(**options.sampling.changes)
+    weights = options.weights
+    pipe = helped(workdir, options.helpers, weights.which, weights.step)
+    pipe = pipe.using(**options.sampling.changes)
     num = options.num or number_of(pipe, options.request)
     job = pipe.start(options.request, num, options.seed, options.batch)
     out = checked_out(options.out or str(Path(workdir, "samples.png")))
     write(out, job)
     print(f"{job.total} samples: {out}")
-
-
-def pipeline_of(options: Options, workdir: str) -> Pipeline:
-    """What makes the pictures, sampling as its page says.
-
-    Raises:
-      ConfigError: what `pipeline` refuses, or options of a prior where there is none.
-    """
-    helpers = options.helpers
-    weak = None
-    if helpers.weak is not None:
-        # Opened here: of a folder `pipeline` takes the newest step, this may be an earlier one.
-        weak = open_run(helpers.weak, kinds.Pictures, step=helpers.weak_step, flag="--weak ")
-    pipe = pipeline(
-        workdir,
-        upsamplers=helpers.upsampler,
-        classifier=helpers.classifier,
-        weak=weak,
-        prior=helpers.prior,
-        rerank=helpers.rerank,
-        candidates=helpers.candidates or 1,
-        which=options.weights.which,
-        step=options.weights.step,
-    )
-    changes = {"guidance": helpers.prior_guidance, "steps": helpers.prior_steps}
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if not changes and helpers.prior_best is None:
-        return pipe
-    if not isinstance(pipe.prior, unclip.Prior):
-        names = "--prior_guidance, --prior_steps and --prior_best"
-        raise ConfigError(f"{names} are of a prior's folder: give --prior FOLDER")
-    # The prior is open by now: another way of sampling it reads no weights again.
-    best = helpers.prior_best or pipe.prior.best
-    return replace(pipe, prior=unclip.prior_of(pipe.prior.run, pipe.run, best, **changes))
 
 
 def number_of(pipe: Pipeline, request: Request) -> int:

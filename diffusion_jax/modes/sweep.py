@@ -131,7 +131,7 @@ def checked(points: list[Point]) -> Run | None:
     Raises:
       ConfigError: what `metrics.check` refuses of one of them.
     """
-    if points[0].options.images is not None:
+    if points[0].options.measure.images is not None:
         return None
     # One run is opened once. Of several each is opened when it is measured: not all fit in memory.
     several = len({point.weights for point in points}) > 1
@@ -145,7 +145,7 @@ def checked(points: list[Point]) -> Run | None:
 
 def measured_at(point: Point, opened: Run | None) -> Measured:
     """What is measured of one value."""
-    if point.options.images is not None:
+    if point.options.measure.images is not None:
         return compare.of_images(point.folder, point.options)
     run = opened or open_run(point.folder, which=point.which, step=point.step)
     return metrics.measured(run, point.options)
@@ -186,9 +186,11 @@ def changed(point: Point, over: str) -> Point:
     if name == "step":
         return point._replace(step=_number(name, int, point.value))
     if name == "blur":
-        return point._replace(options=replace(options, blur=_number(name, float, point.value)))
+        measure = replace(options.measure, blur=_number(name, float, point.value))
+        return point._replace(options=replace(options, measure=measure))
     if name == "candidates":
-        return point._replace(options=replace(options, candidates=_number(name, int, point.value)))
+        helpers = replace(options.helpers, candidates=_number(name, int, point.value))
+        return point._replace(options=replace(options, helpers=helpers))
     if inner:
         value: Any = _with(_written(point, name), f"{inner}={point.value}")
     else:

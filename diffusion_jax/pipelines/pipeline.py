@@ -119,7 +119,9 @@ class Pipeline:
         `switch`, `mix`, `guidance` ..."""
         for name, helper in (("classifier", self.guide), ("weak", self.weak)):
             if helper is not None:
-                raise ConfigError(f"edits are guided by the model alone: open it without {name} (--{name})")
+                raise ConfigError(
+                    f"edits are guided by the model alone: open it without {name} (--{name})"
+                )
         return Edits(Maker(self.run, self.diffusion, self.prior, self.stages[1:]))
 
     def __call__(
@@ -307,7 +309,7 @@ def _repeated(prompts: Sequence[str] | None, total: int) -> tuple[str, ...] | No
 
 def pipeline(
     folder: Folder,
-    upsamplers: Sequence[Folder] = (),
+    upsamplers: Sequence[Folder] | None = None,
     classifier: Folder | None = None,
     weak: Folder | None = None,
     prior: Folder | None = None,
@@ -320,8 +322,8 @@ def pipeline(
 
     Args:
       folder: of a run, or one that is open.
-      upsamplers: folders of models that make the pictures larger; where there is none those that
-        came with an imported model.
+      upsamplers: folders of models that make the pictures larger, () for none; None takes those
+        that came with an imported model.
       classifier: of a noisy classifier that guides towards the label, or of a CLIP towards the
         text.
       weak: of a weaker model to guide away from.
@@ -343,7 +345,7 @@ def pipeline(
                     f"{name} (--{name}) is for diffusion models: {run.folder} holds {run.task.noun}"
                 )
         return Pipeline(run, Draw(), judge=judge, candidates=candidates)
-    larger = tuple(upsamplers) or tuple(unclip.own_upsampler(run))
+    larger = unclip.own_upsampler(run) if upsamplers is None else upsamplers
     guide = None if classifier is None else _opened(classifier, kinds.Guide, flag="--classifier ")
     return Pipeline(
         run,

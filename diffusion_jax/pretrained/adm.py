@@ -29,6 +29,7 @@ from diffusion_jax.models.unet import Backbone, UNet
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, POINT, SAME, TRANSPOSE, Layout, Rule, layer, norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 
@@ -293,7 +294,7 @@ def shapes(model: Backbone, cond: nn.Module, state_dict: Mapping[str, Any]) -> P
         raw = {"label": one, "low_res": jnp.zeros((1, 1, 1, model.channels))}
         return {"model": params, "cond": cond.init(key, raw).get("params", {})}
 
-    return jax.eval_shape(init)
+    return shapes_of(init)
 
 
 def convert(state_dict: Mapping[str, Array], model: Backbone, cond: nn.Module, new_order: bool = False) -> Params:

@@ -39,6 +39,7 @@ from diffusion_jax.pretrained.rules import (
     layer,
     norm,
 )
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 UNUSED = r"(?:.*\.)?(?:num_batches_tracked|attn_mask)|input_resolution|context_length|vocab_size"
@@ -304,7 +305,7 @@ def shapes(module: nn.Module, channels: int = 3) -> Params:
     tower = module.image if isinstance(module, CLIP) else module
     x = tokens if isinstance(module, TextTower) else jnp.zeros((1, tower.size, tower.size, channels))
     inputs = (x, tokens) if isinstance(module, CLIP) else (x,)
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return shapes_of(module.init, jax.random.key(0), *inputs)["params"]
 
 
 def convert(state_dict: rules.Weights, module: nn.Module) -> Params:

@@ -21,6 +21,7 @@ from diffusion_jax.nn.sparse_attention import Pattern, mask
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import TRANSPOSE, Constant, Rule, layer, norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.train import checkpoint
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Array, Params
@@ -125,7 +126,7 @@ def shapes(model: DALLE) -> Params:
     """Shapes and types of the network's parameters; computes nothing."""
     text = jnp.zeros((1, model.text_length), jnp.int32)
     image = jnp.zeros((1, model.grid**2), jnp.int32)
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), text, image))["params"]
+    return shapes_of(lambda: model.init(jax.random.key(0), text, image))["params"]
 
 
 def convert(state_dict: rules.Weights, model: DALLE) -> Params:

@@ -17,6 +17,7 @@ from diffusion_jax.models.dinov2 import DINOv2
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import PATCH, ROW, UNBATCHED, Rule, layer, norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Params
 
 FILE = "dinov2_vitl14_pretrain.pth"
@@ -49,7 +50,7 @@ def convert(state_dict: rules.Weights, model: DINOv2 | None = None, size: int = 
     if "pos_embed" in weights:
         weights["pos_embed"] = positions(np.asarray(weights["pos_embed"], np.float32), side)
     x = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    return rules.convert(weights, RULES, jax.eval_shape(model.init, jax.random.key(0), x)["params"])
+    return rules.convert(weights, RULES, shapes_of(model.init, jax.random.key(0), x)["params"])
 
 
 def positions(table: np.ndarray, side: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from diffusion_jax.nn.embed import sincos_2d
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import PATCH, SAME, Constant, Rule, layer
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.pretrained.vae import SCALE
 from diffusion_jax.types import Array, Params
 
@@ -131,7 +132,7 @@ def fill(state_dict: rules.Weights, table: rules.Rules, model: nn.Module, cond: 
         labels = cond.init(jax.random.key(0), {"label": one})["params"]
         return unstack_layers({"model": scanned.init(jax.random.key(0), x, one, {})["params"], "cond": labels})
 
-    params = rules.convert(state_dict, table, jax.eval_shape(init))
+    params = rules.convert(state_dict, table, shapes_of(init))
     return stack_layers(params) if model == scanned else params
 
 

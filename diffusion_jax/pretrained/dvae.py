@@ -24,6 +24,7 @@ from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.persistent import Bare, arrays
 from diffusion_jax.pretrained.reader import READERS, content, read, select, unpickled
 from diffusion_jax.pretrained.rules import CONV, POINT, SAME, Layout, Rule, layer
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 FILES = ("encoder", "decoder")
@@ -97,7 +98,7 @@ def options(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> dict[str,
 def shapes(model: DVAE | CodebookVAE) -> Params:
     """Shapes and types of the network's parameters; computes nothing."""
     image = jnp.zeros((1, model.factor, model.factor, model.channels))
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), image))["params"]
+    return shapes_of(lambda: model.init(jax.random.key(0), image))["params"]
 
 
 def convert(encoder: rules.Weights, decoder: rules.Weights, model: DVAE) -> Params:

@@ -23,6 +23,7 @@ from diffusion_jax.models.edm2 import EDM2, Uncertainty
 from diffusion_jax.pretrained import persistent, rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, POINT, SAME, TRANSPOSE, Layout, Rule
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 QKV = Layout(
@@ -139,7 +140,7 @@ def shapes(model: EDM2, cond: OneHot | Nothing, uncertainty: Uncertainty) -> Par
         parts = {"model": model.init(key, x, one, {})["params"], "uncertainty": uncertainty.init(key, one)["params"]}
         return parts | {"cond": labels}
 
-    return jax.eval_shape(init)
+    return shapes_of(init)
 
 
 def convert(state_dict: rules.Weights, official: Mapping[str, Any]) -> Params:

@@ -29,6 +29,7 @@ from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import adm, rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import PATCH, TRANSPOSE, Rule, layer, norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 CHANNELS = {3: ("glide-base-64", False), 7: ("glide-base-64", True),
@@ -128,7 +129,7 @@ def shapes(model: UNet, cond: nn.Module, state_dict: Mapping[str, Any]) -> Param
     image = jnp.zeros((1, 4, 4, model.channels))
     tokens = jnp.zeros((1, text.context if text else 1), jnp.int32)
     raw = {"tokens": tokens, "low_res": image, "mask": image[..., :1], "known": image}
-    params = jax.eval_shape(partial(cond.init, jax.random.key(0)), raw).get("params", {})
+    params = shapes_of(partial(cond.init, jax.random.key(0)), raw).get("params", {})
     return {"model": adm.shapes(model, Nothing(), state_dict)["model"], "cond": params}
 
 
@@ -245,7 +246,7 @@ def noised_convert(image: Mapping[str, Array], text: Mapping[str, Array], model:
     state_dict = {f"{name}/{key}": w for name, tower in (("image", image), ("text", text)) for key, w in merge(tower).items()}
     x = jnp.zeros((1, model.image.size, model.image.size, 3))
     label = jnp.zeros(1) if model.image.steps else None
-    target = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros((1, 1), jnp.int32), label)["params"]
+    target = shapes_of(model.init, jax.random.key(0), x, jnp.zeros((1, 1), jnp.int32), label)["params"]
     return rules.convert(state_dict | {"logit_scale": np.float32(np.log(scale))}, NOISED, target)
 
 

@@ -21,6 +21,7 @@ from diffusion_jax.models.inception import SMALLEST, Inception
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, TRANSPOSE, Rule, batch_norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 FILES = {
@@ -54,7 +55,7 @@ def convert(state_dict: rules.Weights) -> Params:
       ConfigError: the weights do not fit; the line says where.
     """
     x = jax.ShapeDtypeStruct((1, SMALLEST, SMALLEST, 3), jnp.float32)
-    target = jax.eval_shape(Inception().init, jax.random.key(0), x)["params"]
+    target = shapes_of(Inception().init, jax.random.key(0), x)["params"]
     return rules.convert({key: w for key, w in state_dict.items() if not key.endswith(COUNTER)}, RULES, target)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from diffusion_jax.models.bert import TextEncoder
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.rules import TRANSPOSE, Rule, layer, norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 IGNORED = "to_logits."
@@ -51,7 +52,7 @@ def convert_bert(state_dict: Mapping[str, Array], model: TextEncoder) -> Params:
     Raises:
       ConfigError: the weights do not fit; the line says where.
     """
-    target = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+    target = shapes_of(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return rules.convert({k: w for k, w in state_dict.items() if not k.startswith(IGNORED)}, _table(model.layers), target)
 
 

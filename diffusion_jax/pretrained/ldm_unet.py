@@ -19,6 +19,7 @@ from diffusion_jax.models.cond import Nothing
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import adm, rules
 from diffusion_jax.pretrained.rules import POINT, TRANSPOSE, Rule, layer, norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 NETWORK = "diffusion_jax.models.unet:UNet"
@@ -144,7 +145,7 @@ def shapes(model: UNet, cond: nn.Module, state_dict: Mapping[str, Any]) -> Param
         params = model.init(key, jnp.zeros((1, side, side, model.channels)), one, conditions)["params"]
         return {"model": params, "cond": cond.init(key, {"label": one}).get("params", {})}
 
-    return jax.eval_shape(init)
+    return shapes_of(init)
 
 
 def table(model: UNet, new_order: bool, cond: nn.Module) -> list[Rule]:

@@ -18,6 +18,7 @@ from diffusion_jax.models.lpips import LAYERS, LPIPS, SMALLEST
 from diffusion_jax.pretrained import rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, Layout, Rule, layer, norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 CHANNELS = Layout(lambda w: w.reshape(w.shape[1]), lambda w, shape: w.reshape(shape))
@@ -50,7 +51,7 @@ def lpips(state_dict: Mapping[str, Array], model: LPIPS) -> Params:
       ConfigError: they do not fit; the line says where.
     """
     x = jnp.zeros((1, SMALLEST, SMALLEST, 3))
-    target = jax.eval_shape(model.init, jax.random.key(0), x, x)["params"]
+    target = shapes_of(model.init, jax.random.key(0), x, x)["params"]
     return rules.convert({k: w for k, w in state_dict.items() if not k.startswith(IGNORED)}, LPIPS_RULES, target)
 
 
@@ -101,7 +102,7 @@ def discriminator(state_dict: Mapping[str, Array], model: Discriminator) -> tupl
     """
     side = 2 ** (model.depth + 2)
     channels = state_dict["main.0.weight"].shape[1]
-    target = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, channels)))["params"]
+    target = shapes_of(model.init, jax.random.key(0), jnp.zeros((1, side, side, channels)))["params"]
     trained = {k: w for k, w in state_dict.items() if k.rpartition(".")[2] in ("weight", "bias", "scale", "loc")}
     running = {f"norm_{i}": f"main.{3 * i}.running_" for i in range(1, model.depth + 1)} if model.norm == "batch" else {}
     stats = {name: {which: jnp.asarray(state_dict[key + which]) for which in ("mean", "var")} for name, key in running.items()}

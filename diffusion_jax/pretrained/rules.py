@@ -10,6 +10,7 @@ whole key list is checked without memory) and `jax.jit`.
 """
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -159,7 +160,7 @@ def convert(state_dict: Weights, rules: Rules, target: Params) -> Params:
                 )
     problems += [f"missing: {path}" for path in wanted if path not in filled]
     _refuse("the weights do not fit the model", problems)
-    typed = {path: jnp.asarray(value, wanted[path].dtype) for path, value in filled.items()}
+    typed = {path: _typed(value, wanted[path].dtype) for path, value in filled.items()}
     return unflatten_dict(typed, sep="/")
 
 
@@ -189,7 +190,7 @@ def revert(params: Params, rules: Rules, shapes: Mapping[str, Shape]) -> dict[st
             problems.append(f"missing: {key}")
         else:
             used.add(path)
-            official[key] = rule.layout.official(ours[path], tuple(shape))
+            official[key] = rule.layout.official(_on_host(ours[path]), tuple(shape))
     problems += [f"left over: {path}" for path in ours if path not in used]
     _refuse("the parameters do not fit the official keys", problems)
     return official
@@ -214,9 +215,12 @@ def structs(shapes: Mapping[str, Shape]) -> dict[str, jax.ShapeDtypeStruct]:
     return {key: jax.ShapeDtypeStruct(tuple(shape), jnp.float32) for key, shape in shapes.items()}
 
 
+_pattern = functools.cache(re.compile)  # `re` itself looks long for it among many
+
+
 def _find(key: str, rules: Rules) -> tuple[Rule | Constant | None, str]:
     """The one rule for `key`, if any, and our path, if it has one."""
-    matches = [(rule, match) for rule in rules if (match := re.fullmatch(rule.key, key))]
+    matches = [(rule, match) for rule in rules if (match := _pattern(rule.key).fullmatch(key))]
     if len(matches) > 1:
         patterns = ", ".join(rule.key for rule, _ in matches)
         raise ConfigError(f"{len(matches)} rules match the key {key!r}: {patterns}")
@@ -233,6 +237,16 @@ def _ours(value: Array | np.ndarray, layout: Layout) -> Array | np.ndarray | Non
         return layout.ours(value)
     except (TypeError, ValueError):
         return None
+
+
+def _typed(value: Array | np.ndarray, dtype: Any) -> Array:
+    """`value` in a type; NumPy changes it on the host, where JAX would compile a program for each shape."""
+    return jnp.asarray(value.astype(dtype, copy=False) if isinstance(value, np.ndarray) else value, dtype)
+
+
+def _on_host(value: Any) -> Any:
+    """An array for NumPy to turn around, where JAX would compile a program for each shape; a traced value stays."""
+    return np.asarray(value) if isinstance(value, jax.Array) and not isinstance(value, Tracer) else value
 
 
 def _differs(key: str, value: Array | np.ndarray, rule: Constant) -> list[str]:

@@ -21,6 +21,7 @@ from diffusion_jax.models.prior import Prior
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import adm, ldm_unet, rules
 from diffusion_jax.pretrained.rules import ROW, UNBATCHED, Rule, layer, norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 JOINED = {("to_q", "to_k", "to_v"): "qkv", ("add_k_proj", "add_v_proj"): "encoder_kv"}
@@ -105,7 +106,7 @@ def convert_prior(state_dict: Mapping[str, Array], model: Prior) -> Params:
     tokens, vec = (weights[f"{name}.weight"].shape[1] for name in (
         ("encoder_hidden_states_proj", "embedding_proj") if diffusers else ("text_enc_proj", "text_emb_proj")))
     cond = {"vec": jnp.zeros((1, vec)), "seq": jnp.zeros((1, model.context, tokens))}
-    target = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, model.features)), jnp.zeros(1), cond)["params"]
+    target = shapes_of(model.init, jax.random.key(0), jnp.zeros((1, model.features)), jnp.zeros(1), cond)["params"]
     return rules.convert(weights, _prior_table(model, diffusers), target)
 
 
@@ -233,10 +234,10 @@ def convert(state_dict: Mapping[str, Array], model: UNet, cond: nn.Module | None
         pooled = cond.features
         raw = {"clip_image": jnp.zeros((1, pooled)), "clip_text": jnp.zeros((1, pooled)), "text_mask": jnp.ones((1, 1)),
                "text_states": jnp.zeros((1, 1, states))}
-        text = jax.eval_shape(cond.init, jax.random.key(0), raw)["params"]
+        text = shapes_of(cond.init, jax.random.key(0), raw)["params"]
         conditions |= {"vec": jnp.zeros((1, cond.out)), "seq": jnp.zeros((1, 1, cond.width))}
     x = jnp.zeros((1, side, side, model.channels))
-    network = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1), conditions)["params"]
+    network = shapes_of(model.init, jax.random.key(0), x, jnp.zeros(1), conditions)["params"]
     target = {"model": network} | ({"cond": text} if text else {})
     diffusers = any("group_norm" in key or ".to_out." in key for key in weights) or "conv_in.weight" in state_dict
     table = [*adm.BLOCKS, *adm.FINAL, *_COND, *(_DIFFUSERS if diffusers else adm.attention_rules(model))]

@@ -20,6 +20,7 @@ from diffusion_jax.models.vae import Autoencoder
 from diffusion_jax.pretrained import folder, rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, POINT, Rule, layer, norm
+from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
 FIRST = "first_stage_model."
@@ -149,7 +150,7 @@ def published(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def shapes(model: Autoencoder) -> Params:
     """Shapes and types of the parameters; computes nothing."""
     side = model.factor
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, model.channels)))["params"]
+    return shapes_of(model.init, jax.random.key(0), jnp.zeros((1, side, side, model.channels)))["params"]
 
 
 def convert(state_dict: Mapping[str, Array], model: Autoencoder) -> Params:

@@ -3,13 +3,12 @@ import jax
 import numpy as np
 import pytest
 from compiling import compiled_once
-from pages import page
+from pages import measuring, page
 from stubs import digit_files, stub_network, with_stub
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.image import to_unit
 from diffusion_jax.evaluation import compare, features
-from diffusion_jax.evaluation.options import Options
 from diffusion_jax.runs.folder import open_run, save_start
 from diffusion_jax.train.state import plain, task_of
 
@@ -73,7 +72,7 @@ def refused(stub, tmp_path):
     """Measuring is refused in one line."""
     def check(says, **options):
         with pytest.raises(ConfigError, match=says) as error:
-            compare.of_images(str(tmp_path), Options(**{"features": "stub", "batch": 16} | options))
+            compare.of_images(str(tmp_path), measuring(**{"features": "stub", "batch": 16} | options))
         assert "\n" not in str(error.value)
 
     return check

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import measuring
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.evaluation import clip as clip_metric
 from diffusion_jax.evaluation import metrics
-from diffusion_jax.evaluation.options import Options
 
 
 def test_the_own_caption_among_others():
@@ -31,7 +31,7 @@ def test_the_best_candidate_is_judged():
 @pytest.mark.slow
 def test_more_candidates_are_nearer_to_their_captions(fresh, clip):
     glide = fresh("digits_glide")
-    options = Options(metric="clip", features=clip.folder, num=6, candidates=3, batch=8, changes={"steps": 2})
+    options = measuring(metric="clip", features=clip.folder, num=6, candidates=3, batch=8, changes={"steps": 2})
     measured = metrics.measured(glide, options)
     best = list(measured.figures["best of"].values())
     assert list(measured.figures["best of"]) == ["1", "2", "3"] and best == sorted(best)
@@ -49,4 +49,4 @@ def test_what_is_refused(fresh, clip):
         (dict(features=clip.folder, rerank="x"), "--rerank is for metric pixels or features, not for clip"),
     ):
         with pytest.raises(ConfigError, match=says):
-            metrics.measured(run, Options(metric="clip", **options))
+            metrics.measured(run, measuring(metric="clip", **options))

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import page
+from pages import measuring, page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.image import read
 from diffusion_jax.evaluation import contrast, metrics
-from diffusion_jax.evaluation.options import Options
 from diffusion_jax.train.state import plain
 
 
@@ -30,24 +29,24 @@ def test_features_do_not_depend_on_the_batch(clip):
 
 
 def test_images_find_texts_and_texts_images(clip):
-    figures = metrics.measured(clip, Options(num=20, batch=8)).figures
+    figures = metrics.measured(clip, measuring(num=20, batch=8)).figures
     assert figures["images"] == 20 and figures["texts"] == 8
     assert all(0 <= value <= 1 for name, value in figures.items() if "R@" in name)
     assert figures["image to text R@1 by chance"] == pytest.approx(1 / 8) and figures["image to text R@5"] > 0
 
 
 def test_classes_are_told_by_their_texts(clip):
-    figures = metrics.measured(clip, Options(metric="zero_shot", num=20)).figures
+    figures = metrics.measured(clip, measuring(metric="zero_shot", num=20)).figures
     assert figures["text of class 0"] == "a handwritten zero" and figures["classes"] == 10
     assert 0 <= figures["accuracy"] <= figures["accuracy@5"] <= 1
-    figures = metrics.measured(clip, Options(metric="zero_shot", num=20, template="{}")).figures
+    figures = metrics.measured(clip, measuring(metric="zero_shot", num=20, template="{}")).figures
     assert figures["text of class 0"] == "0"
 
 
 def test_features_in_a_plane(clip):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Mismatched number")          # a mark for each class
-        figures = metrics.measured(clip, Options(metric="tsne", num=20)).figures
+        figures = metrics.measured(clip, measuring(metric="tsne", num=20)).figures
     assert figures["images"] == 20 and figures["picture"] == str(Path(clip.folder, "tsne.png"))
     assert read(figures["picture"]).shape[:2] == (800, 800)
 
@@ -59,4 +58,4 @@ def test_features_in_a_plane(clip):
 ])
 def test_data_that_do_not_do(clip, metric, data, says):
     with pytest.raises(ConfigError, match=says):
-        metrics.measured(clip._replace(config={**clip.config, "data": data}), Options(metric=metric, num=5))
+        metrics.measured(clip._replace(config={**clip.config, "data": data}), measuring(metric=metric, num=5))

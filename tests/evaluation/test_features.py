@@ -2,6 +2,7 @@
 import os
 import pickle
 
+import jax
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def test_networks_that_nobody_knows(where, resize, says):
 
 def test_a_classifier_trained_here_is_a_network(judge, fresh):
     network = features.network_of(judge.folder)
-    seen = network.see(network.params, np.zeros((2, 8, 8, 1), np.uint8))
+    seen = jax.jit(network.see)(network.params, np.zeros((2, 8, 8, 1), np.uint8))
     assert seen["logits"].shape == (2, 10) and len(seen["features"]) == 2
     with pytest.raises(ConfigError, match="choose another"):
         network.see(network.params, np.zeros((2, 9, 9, 1), np.uint8))

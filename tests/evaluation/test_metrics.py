@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from pages import page
+from pages import measuring, page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import latents
 from diffusion_jax.evaluation import metrics
-from diffusion_jax.evaluation.options import Options
 from diffusion_jax.models.vae import KL
 from diffusion_jax.runs.folder import Model, Run
 from diffusion_jax.tasks.autoencoder import Autoencoder
@@ -44,7 +43,7 @@ def test_every_kind_has_its_metrics(name, names):
 ])
 def test_models_that_a_metric_does_not_know(name, changes, options, says):
     with pytest.raises(ConfigError, match=says):
-        metrics.measured(empty(name, **changes), Options(**options))
+        metrics.measured(empty(name, **changes), measuring(**options))
 
 
 @pytest.mark.parametrize(("name", "options", "says"), [
@@ -62,14 +61,14 @@ def test_models_that_a_metric_does_not_know(name, changes, options, says):
 ])
 def test_what_a_metric_does_not_look_at_is_refused(name, options, says):
     with pytest.raises(ConfigError, match=says):
-        metrics.check(empty(name), Options(**{"num": 20} | options))
+        metrics.check(empty(name), measuring(**{"num": 20} | options))
 
 
 def test_held_out_images_are_measured_whatever_the_batch(fresh, judge):
     run = fresh("digits")
     for each, options, name in ((judge, {}, "accuracy at t = 0.0 of the noisiest"),
                                 (run, dict(metric="bpd", changes={"steps": "10"}), "of them prior")):
-        figures = [metrics.measured(each, Options(num=25, batch=batch, **options)).figures for batch in (25, 10)]
+        figures = [metrics.measured(each, measuring(num=25, batch=batch, **options)).figures for batch in (25, 10)]
         assert figures[0]["images"] == figures[1]["images"] == 25
         assert figures[0][name] == pytest.approx(figures[1][name], rel=1e-5)
     assert figures[0]["steps"] == 10 and figures[0]["bits/dim"] > 0
@@ -84,7 +83,7 @@ def test_latents_are_no_pictures_to_compare_with(tmp_path):
     run.config["data"] = {"train": dict(name="diffusion_jax.data.latents:Latents", path=str(tmp_path)),
                           "decode": dict(name="diffusion_jax.data.latents:Draw", path=str(tmp_path))}
     with pytest.raises(ConfigError, match="the data are latents"):
-        metrics.measured(run, Options(num=20))
+        metrics.measured(run, measuring(num=20))
 
 
 @pytest.mark.parametrize(("name", "section", "says"), [

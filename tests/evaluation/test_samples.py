@@ -3,11 +3,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from pages import measuring
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.image import to_unit
 from diffusion_jax.evaluation import features, metrics, samples
-from diffusion_jax.evaluation.options import Options
 from diffusion_jax.pipelines import rerank
 
 QUICK = dict(num=40, batch=16, changes={"steps": "2"})
@@ -24,7 +24,7 @@ def rows(images, size):
 
 
 def test_samples_do_not_depend_on_their_batches(run):
-    sampled = samples.sampled(run, Options(**QUICK))
+    sampled = samples.sampled(run, measuring(**QUICK))
     whole, parts = rows(sampled.images, 40), rows(sampled.images, 16)
     assert whole["image"].shape == (40, 8, 8, 1) and whole["image"].dtype == np.uint8
     np.testing.assert_array_equal(whole["label"], np.arange(40) % 10)
@@ -35,9 +35,9 @@ def test_samples_do_not_depend_on_their_batches(run):
 
 
 def test_the_report_says_how_they_are_made(run):
-    options = Options(num=20, changes={"guidance": 2.0, "steps": "2"})
+    options = measuring(num=20, changes={"guidance": 2.0, "steps": "2"})
     assert samples.sampled(run, options).figures == {"samples": 20, "sampler": "ddim", "steps": 2, "guidance": 2.0}
-    assert samples.sampled(run, Options()).figures["samples"] == run.config["evaluate"]["num"]
+    assert samples.sampled(run, measuring()).figures["samples"] == run.config["evaluate"]["num"]
 
 
 def test_what_they_depend_on_tells_them_apart(run, fresh, judge):
@@ -46,13 +46,13 @@ def test_what_they_depend_on_tells_them_apart(run, fresh, judge):
     guided = {**QUICK, "classifier": judge.folder}
     changes = [(run, QUICK), (other, QUICK), (run, QUICK | {"num": 30}), (run, QUICK | {"seed": 2}), (run, guided),
                (run, QUICK | {"changes": {"steps": "3"}}), (run, QUICK | {"rerank": judge.folder, "candidates": 2})]
-    identities = [samples.sampled(each, Options(**options)).identity for each, options in changes]
+    identities = [samples.sampled(each, measuring(**options)).identity for each, options in changes]
     assert len({str(identity) for identity in identities}) == len(changes)
-    assert samples.sampled(in_memory, Options(**QUICK)).identity == identities[0]
+    assert samples.sampled(in_memory, measuring(**QUICK)).identity == identities[0]
 
 
 def test_a_killed_evaluation_goes_on(run, stub, monkeypatch):
-    options = Options(features="stub", **QUICK)
+    options = measuring(features="stub", **QUICK)
     straight = metrics.measured(run, options)
     made = []
 
@@ -74,7 +74,7 @@ def test_a_killed_evaluation_goes_on(run, stub, monkeypatch):
 
 def test_the_best_of_several_candidates_are_surer(run, judge):
     def sureness(**options):
-        images = samples.sampled(run, Options(num=20, changes={"steps": "2"}, **options)).images
+        images = samples.sampled(run, measuring(num=20, changes={"steps": "2"}, **options)).images
         batch = rows(images, 20)
         return rerank.sureness(judge.model, to_unit(batch["image"]), batch["label"]), batch["label"]
 
@@ -94,21 +94,28 @@ def test_the_best_of_several_candidates_are_surer(run, judge):
 ])
 def test_what_changes_nothing_is_refused(run, options, says):
     with pytest.raises(ConfigError, match=says):
-        samples.sampled(run, Options(**{"num": 20} | options))
+        samples.sampled(run, measuring(**{"num": 20} | options))
 
 
 def test_a_sweep_of_guidance_may_pass_through_none(run):
     changes = {"guidance": 1.0, "phi": 0.5}
-    pipe = samples.pipeline_of(run, Options(changes=changes, weak=run.folder, swept="guidance"))
+    pipe = samples.pipeline_of(run, measuring(changes=changes, weak=run.folder, swept="guidance"))
     assert pipe.weak is None
-    pipe = samples.pipeline_of(run, Options(changes=changes | {"guidance": 2.0}, weak=run.folder, swept="guidance"))
+    pipe = samples.pipeline_of(run, measuring(changes=changes | {"guidance": 2.0}, weak=run.folder, swept="guidance"))
     assert pipe.weak is not None and pipe.recipe.guidance == 2.0
+
+
+def test_only_what_is_named_helps_a_run_that_is_measured(run, monkeypatch):
+    """Neither the upsampler that came with a model, nor the judge, which keeps the best of each class."""
+    monkeypatch.setattr("diffusion_jax.pipelines.unclip.own_upsampler", lambda decoder: pytest.fail("it was opened"))
+    pipe = samples.pipeline_of(run, measuring(rerank="not opened here", candidates=2))
+    assert (pipe.upsamplers, pipe.judge, pipe.candidates) == ((), None, 1)
 
 
 def test_judges_of_another_kind_or_size(run, fresh, clip, judge):
     with pytest.raises(ConfigError, match="--rerank .* holds a CLIP: give the folder of a noisy classifier"):
-        samples.sampled(run, Options(num=20, rerank=clip.folder, candidates=2))
-    images = samples.sampled(run, Options(num=20)).images
+        samples.sampled(run, measuring(num=20, rerank=clip.folder, candidates=2))
+    images = samples.sampled(run, measuring(num=20)).images
     with pytest.raises(ConfigError, match="--rerank judges labelled images"):
         samples.best_of(dataclasses.replace(images, raw={}), judge, 2)
     larger = judge._replace(model=judge.model.replace(task=dataclasses.replace(judge.task, shape=(16, 16, 1))))

@@ -155,6 +155,7 @@ def losses(case: Case) -> Found:
         return *jax.value_and_grad(mean)(params), p
 
     scalar, grads, p = jax.device_get(run(params))
+    params = jax.device_get(params)
     scale = task.scale(PROCESS, sigma)
     u = task.uncertainty.apply({"params": params["uncertainty"]}, scale.noise)
     weight = task.weight(PROCESS, sigma, scale) / scale.out**2

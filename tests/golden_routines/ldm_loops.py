@@ -54,7 +54,8 @@ def latent_diffusion_loss(case: Case) -> Found:
         total = o.get("l_simple_weight", 1.0) * jnp.mean(simple / jnp.exp(logvar[t]) + logvar[t])
         return total + o.get("original_elbo_weight", 0.0) * vlb, (jnp.mean(simple), vlb)
 
-    (total, (simple, vlb)), (grads, by_logvar) = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, logvar)
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (total, (simple, vlb)), (grads, by_logvar) = jax.device_get(both(params, logvar))
     shapes = {key: w.shape for key, w in sd.part(case.weights, sd.UNET).items()}
     back = ldm_unet.revert(grads, shapes, model, cond, c["unet"].get("use_new_attention_order", False))
     found = {f"grad/{sd.UNET}{key}": value for key, value in back.items()} | {"grad/logvar": by_logvar}
@@ -88,8 +89,8 @@ def latent_diffusion_trajectory(case: Case) -> Found:
     denoise = scales.denoiser(network(model, params), p, scale)
     denoise, cond = guided(case, denoise)
     if run["mode"] == "img2img":
-        posterior = first.posterior(first_params, nhwc(inputs["image"]))
-        x = first.scaled(posterior.sample(nhwc(inputs["posterior_noise"])))
+        encode = jax.jit(lambda image, noise: first.scaled(first.posterior(first_params, image).sample(noise)))
+        x = encode(nhwc(inputs["image"]), nhwc(inputs["posterior_noise"]))
         found["init_latent"] = nchw(x)
         kept = int(run["strength"] * run["S"])
         x = noised(p, x, t[kept], nhwc(inputs["encode_noise"]))
@@ -103,7 +104,8 @@ def latent_diffusion_trajectory(case: Case) -> Found:
     denoise = watched(denoise, calls)
     path = jax.jit(lambda x: samplers.sample(denoise, sampler, x, times, cond, KEY, keep=True))(x)
     jax.effects_barrier()
-    found |= {"trajectory": nchw(path), "samples": nchw(path[-1]), "image_out": nchw(first.decode(first_params, path[-1]))}
+    image = jax.jit(first.decode)(first_params, path[-1])
+    found |= {"trajectory": nchw(path), "samples": nchw(path[-1]), "image_out": nchw(image)}
     return found | {"pred_x0": nchw(x0_of(p, times, x, path, calls, run))}
 
 

@@ -4,11 +4,11 @@ import time
 import numpy as np
 import pytest
 from golden_case import load
+from pages import measuring
 
 from diffusion_jax.data import image
 from diffusion_jax.data.pictures import save_png
 from diffusion_jax.evaluation import compare
-from diffusion_jax.evaluation.options import Options
 
 COUNT, SIZE, BATCH = 64, 48, 16
 GOLDENS = "tests/goldens/metrics/inception_fid_resize64.json"
@@ -37,7 +37,8 @@ def test_fid_is_pytorch_fids(tmp_path, monkeypatch, request, capsys):
     start = time.perf_counter()
     want = peer.calculate_fid_given_paths([one, two], BATCH, "cpu", 2048, num_workers=0)
     theirs, start = time.perf_counter() - start, time.perf_counter()
-    options = Options(features=f"inception={tmp_path / 'rule.pth'}", resize="pytorch_fid", images=one, reference=two, batch=BATCH)
+    network = dict(features=f"inception={tmp_path / 'rule.pth'}", resize="pytorch_fid")
+    options = measuring(images=one, reference=two, batch=BATCH, **network)
     found = compare.of_images(str(tmp_path), options).figures
     ours = time.perf_counter() - start
     with capsys.disabled():

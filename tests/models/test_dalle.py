@@ -117,7 +117,8 @@ def test_scanned_layers_are_the_layers_one_by_one(depth, layout):
 
 def test_scanned_layers_drop_and_are_traced_once():
     model, params = network(depth=9, dropout=0.5, scan=True)
-    logits = [model.apply({"params": params}, TEXT, IMAGE, rngs=rngs)[1] for rngs in ({}, {"dropout": KEY})]
+    apply = jax.jit(lambda rngs: model.apply({"params": params}, TEXT, IMAGE, rngs=rngs)[1])
+    logits = [apply(rngs) for rngs in ({}, {"dropout": KEY})]
     assert not np.allclose(*logits, atol=1e-3)
     text = str(jax.make_jaxpr(lambda p: model.apply({"params": p}, TEXT, IMAGE)[1])(params))
     assert text.count("= logistic") + text.count("= tanh") <= 5

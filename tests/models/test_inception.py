@@ -6,11 +6,12 @@ import pytest
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.inception import BLOCKS, CLASSES, STEM, Inception, Step, Unit, pool
+from diffusion_jax.pretrained.shapes import shapes_of
 
 RNG, KEY = np.random.RandomState(0), jax.random.key(0)
 MODEL = Inception()
 IMAGE = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
-SHAPES = jax.eval_shape(MODEL.init, KEY, IMAGE)["params"]
+SHAPES = shapes_of(MODEL.init, KEY, IMAGE)["params"]
 
 
 def test_the_network_has_the_published_size():

@@ -6,6 +6,7 @@ import pytest
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.vae import KL, PRESETS, VQ, Posterior, preset
 from diffusion_jax.nn.tiles import tiled
+from diffusion_jax.pretrained.shapes import shapes_of
 
 TINY = dict(width=8, mults=(1, 2), depth=1, groups=4, latent=2)
 X = jnp.clip(jax.random.normal(jax.random.key(1), (2, 16, 8, 3)), -1, 1)
@@ -26,10 +27,10 @@ def drawn(model, x=X):
 def test_shapes_of_presets(name):
     model = (VQ if "codes" in PRESETS[name] else KL)(**preset(name))
     image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), image)
-    latent = jax.eval_shape(lambda v, x, m=model: m.apply(v, x, method="encode"), params, image)
+    params = shapes_of(model.init, jax.random.key(0), image)
+    latent = shapes_of(lambda v, x, m=model: m.apply(v, x, method="encode"), params, image)
     assert latent.mean.shape[1:] == model.latent_shape(256, 256)
-    assert jax.eval_shape(lambda v, z, m=model: m.apply(v, z, method="decode"), params, latent.mean).shape == image.shape
+    assert shapes_of(lambda v, z, m=model: m.apply(v, z, method="decode"), params, latent.mean).shape == image.shape
 
 
 @pytest.mark.slow

@@ -7,12 +7,11 @@ import jax
 import numpy as np
 import pytest
 from golden_case import load as load_case
-from pages import ask, page, without_data
+from pages import ask, measuring, page, without_data
 from safetensors.numpy import save_file
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.evaluation import features, metrics, samples
-from diffusion_jax.evaluation.options import Options as Measure
 from diffusion_jax.metrics.extract import Network
 from diffusion_jax.runs.folder import save_start
 from diffusion_jax.train.checkpoint import load
@@ -80,11 +79,11 @@ def test_imported_weights_are_measured_against_given_images(tmp_path, monkeypatc
     monkeypatch.setattr(features, "network_of", lambda *names: see)
     monkeypatch.setattr(samples.Samples, "batches", batches)
     options = {"features": "stub", "reference": str(tmp_path / "real.npz"), "num": 12, "batch": 4}
-    report = metrics.measured(model, Measure(**options)).figures
+    report = metrics.measured(model, measuring(**options)).figures
     assert report["samples"] == 12 and report["FID[stub]"] > 0 and report["reference"].endswith("real.npz")
     for left_out, says in (("num", "give --num"), ("reference", "need a --reference")):
         with pytest.raises(ConfigError, match=says):
-            metrics.measured(model, Measure(**{name: value for name, value in options.items() if name != left_out}))
+            metrics.measured(model, measuring(**{name: value for name, value in options.items() if name != left_out}))
 
 
 @pytest.mark.parametrize(("name", "options", "says"), [
@@ -96,7 +95,7 @@ def test_what_is_measured_on_own_data_needs_some(name, options, says, tmp_path, 
     monkeypatch.setattr(features, "network_of", lambda *names: Network("stub", lambda params, x: {}, np.zeros(1)))
     model = without_data(name, tmp_path, sample=dict(sampler="ddim", steps=2))
     with pytest.raises(ConfigError, match=f"without data.*{says}"):
-        metrics.measured(model, Measure(**options))
+        metrics.measured(model, measuring(**options))
 
 
 @pytest.mark.slow

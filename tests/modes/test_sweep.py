@@ -71,7 +71,8 @@ def test_every_value_has_its_place(tiny_run):
     assert changed(tiny_run, "plus_plus", "false").options.changes == dict(plus_plus=False)
     assert changed(tiny_run, "steps", "10,15").options.changes == dict(steps="10,15")
     assert changed(tiny_run, "step", "2").step == 2 and changed(tiny_run, "which", "params").which == "params"
-    assert changed(tiny_run, "blur", "0.5").options.blur == 0.5 and changed(tiny_run, "candidates", "4").options.candidates == 4
+    assert changed(tiny_run, "blur", "0.5").options.measure.blur == 0.5
+    assert changed(tiny_run, "candidates", "4").options.helpers.candidates == 4
     assert changed("runs", "run", "A").folder == str(Path("runs/A"))
 
 

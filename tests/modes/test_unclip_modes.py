@@ -4,12 +4,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from pages import ask, page
+from pages import ask, measuring, page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import image
 from diffusion_jax.evaluation import metrics
-from diffusion_jax.evaluation.options import Options as Measure
 from diffusion_jax.pipelines.unclip import conditions_of, prior_of
 from diffusion_jax.runs.folder import open_run
 from diffusion_jax.tasks.embedder import CODES, DOTS
@@ -45,7 +44,7 @@ def test_every_prior_makes_images_and_is_measured(runs, tmp_path):
     assert len({images.tobytes() for images in made.values()}) == 4
     ask("sample", runs / "decoder", **ways, upsampler=(str(runs / "up"),))
     assert np.load(out)["arr_0"].shape == (4, 16, 16, 1)
-    options = Measure(metric="clip", features=str(runs / "clip"), num=10, prior=str(runs / "prior"))
+    options = measuring(metric="clip", features=str(runs / "clip"), num=10, prior=str(runs / "prior"))
     found = metrics.measured(open_run(runs / "decoder"), options).figures
     assert 0 <= found["own caption first of 10"] <= 1
     refused = (

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.pipelines.request import Request, check_numbers
+from diffusion_jax.pipelines.request import Batch, Helpers, Request, check_numbers
 
 
 @pytest.mark.parametrize(("what", "prompts", "labels", "rows"), [
@@ -75,3 +75,14 @@ def test_numbers_of_a_call():
 def test_numbers_that_are_none(numbers, says):
     with pytest.raises(ConfigError, match=says):
         check_numbers(*numbers)
+
+
+@pytest.mark.parametrize(("group", "fields", "says"), [
+    (Batch, dict(num=0), "num is 1 or more"),
+    (Batch, dict(seed=2**32), "seed is 0 ... 4294967295"),
+    (Helpers, dict(weak_step=2), "--weak_step is a step of the run --weak"),
+    (Helpers, dict(candidates=0), "candidates is 1 or more"),
+])
+def test_groups_of_options_are_checked_at_once(group, fields, says):
+    with pytest.raises(ConfigError, match=says):
+        group(**fields)

@@ -63,12 +63,13 @@ def test_the_loss_of_a_classifier_that_knows_nothing_is_log_classes():
 
     task = NoisyClassifier(Nothing(), process.DDPM(), (2, 2, 1))
     batch = {"image": jnp.zeros((8, 2, 2, 1)), "label": jnp.arange(8)}
-    params = task.init(jax.random.key(0), batch)
-    loss, metrics = task.loss(params, None, batch, jax.random.key(1), True)
+    params = jax.jit(task.init)(jax.random.key(0), batch)
+    run = jax.jit(task.loss, static_argnums=4)
+    loss, metrics = run(params, None, batch, jax.random.key(1), True)
     np.testing.assert_allclose(loss, np.log(10), rtol=1e-6)
     assert set(metrics) == {"accuracy", "accuracy@5"} and task.num_classes == 10 and task.needs == ("label",)
     params["model"]["bias"] = params["model"]["bias"].at[3].set(5.0)
-    _, metrics = task.loss(params, None, batch, jax.random.key(1), True)
+    _, metrics = run(params, None, batch, jax.random.key(1), True)
     assert metrics["accuracy"] == 1 / 8
     with pytest.raises(ConfigError, match="change one of them"):
         task.init(jax.random.key(0), {"image": jnp.zeros((1, 4, 4, 1))})

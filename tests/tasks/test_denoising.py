@@ -24,8 +24,8 @@ from tasks.zero_task import Zero, batch, task
 )
 def test_a_zero_network_has_the_variance_of_its_target_as_loss(process, scale, times):
     t = task(process=process, scale=scale, times=times)
-    params = t.init(jax.random.key(0), batch(2))
-    loss, terms = t.loss(params, {}, batch(), jax.random.key(1), True)
+    params = jax.jit(t.init)(jax.random.key(0), batch(2))
+    loss, terms = jax.jit(t.loss, static_argnums=4)(params, {}, batch(), jax.random.key(1), True)
     want = 2.0 if isinstance(scale, scales.Velocity) else 1.0               # eps - x0 of unit-variance data
     np.testing.assert_allclose(loss, want, rtol=0.02)
     np.testing.assert_allclose(terms["mse"], want, rtol=0.02)

@@ -17,8 +17,8 @@ def test_an_upsampler_is_trained_on_images_alone():
     t = task(cond=LowRes(2, augment=0.3, width=4))
     assert t.needs == () and t.num_classes == 0
     raw = {"image": batch(4)["image"]}
-    params = t.init(jax.random.key(0), raw)
-    loss, _ = t.loss(params, None, raw, jax.random.key(1), True)
+    params = jax.jit(t.init)(jax.random.key(0), raw)
+    loss, _ = jax.jit(t.loss, static_argnums=4)(params, None, raw, jax.random.key(1), True)
     assert np.isfinite(loss)
     with pytest.raises(ConfigError, match="unknown condition to drop 'low_res'"):
         task(cond=LowRes(2), drop=FrozenDict(low_res=0.1))

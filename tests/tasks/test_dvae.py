@@ -67,11 +67,11 @@ def test_straight_through_sees_codes_and_keeps_the_gradient_of_the_relaxation():
 
 
 def test_codes_survive_the_way_through_flat_tokens(first):
-    codes = FIRST.encode(first, BATCH["image"])
+    codes = jax.jit(FIRST.encode)(first, BATCH["image"])
     assert codes.shape == (4, 16) and codes.dtype == jnp.int32
     z = jax.nn.one_hot(codes.reshape(4, 4, 4), 8)
-    want = NET.pixels(NET.apply({"params": first["model"]}, z, method="decode"))
-    np.testing.assert_array_equal(FIRST.decode(first, codes), want)
+    want = jax.jit(lambda z: NET.pixels(NET.apply({"params": first["model"]}, z, method="decode")))(z)
+    np.testing.assert_array_equal(jax.jit(FIRST.decode)(first, codes), want)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,9 +56,9 @@ def test_a_diffusion_prior_trains_on_standardised_embeddings(first):
     assert DIFFUSION.needs == ("tokens",) and DIFFUSION.num_classes == 0
     raw = jax.jit(EMBEDDER.prepare)(first, BATCH)
     x = (raw["clip_image"] - 0.3) / 2
-    prepared = DIFFUSION.prepare(BATCH, {"first_stage": first}, jax.random.key(0))
+    prepared = jax.jit(DIFFUSION.prepare)(BATCH, {"first_stage": first}, jax.random.key(0))
     np.testing.assert_allclose(prepared["image"], x, atol=1e-5)
-    np.testing.assert_allclose(DIFFUSION.embeddings(first, x), raw["clip_image"], atol=1e-5)
+    np.testing.assert_allclose(jax.jit(DIFFUSION.embeddings)(first, x), raw["clip_image"], atol=1e-5)
     run = jax.jit(DIFFUSION.loss, static_argnums=4)
     loss, _ = run(params, {"first_stage": first}, BATCH, jax.random.key(1), False)
     np.testing.assert_allclose(loss, np.mean((raw["clip_text"] - x) ** 2), rtol=1e-4)
