@@ -65,7 +65,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 25
     config.evaluate = dict(num=0)
     if arg == "tiny":
-        config.task.losses.update(perceptual=None, disc=dict(name="diffusion_jax.models.gan:Discriminator", width=8, depth=1))
+        config.task.losses.perceptual = None
+        config.task.losses.disc = dict(name="diffusion_jax.models.gan:Discriminator", width=8, depth=1)
         tiny(config, model=dict(width=8, mults=(1, 2), groups=4, channels=1), cond={})
         config.evaluate.num = 0
     return config
