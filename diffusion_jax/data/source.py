@@ -123,12 +123,17 @@ def class_indices(
         if strange is not None:
             raise ConfigError(f"{where}: label {str(strange)!r} is not among its {len(names)} class names; add it to 'names'")
         return np.array([index[value] for value in values], np.int64), names
-    try:
-        labels = np.asarray(values)
-    except ValueError:                            # lists of several lengths
-        labels = np.zeros((0, 0))
+    labels = _column(values)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ConfigError(f"{where}: labels must be one integer or one string each, without gaps; choose another label column")
     if names and len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         raise ConfigError(f"{where}: labels {labels.min()}..{labels.max()} do not fit its {len(names)} class names; mend either")
     return labels.astype(np.int64), names
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    """The values as an array; an empty one of two axes where they are lists of several lengths, which NumPy refuses."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        return np.zeros((0, 0))

@@ -124,7 +124,9 @@ class Recipe:
     augment: float = option(
         0.0, "Noise level that an upsampler's images are augmented with", least=0, most=1
     )
-    temperature: float = option(1.0, "Of the noise that sampling starts from; of tokens, of their choice", least=0)
+    temperature: float = option(
+        1.0, "Of the noise that sampling starts from; of tokens, of their choice", least=0
+    )
     levels: int = 256
 
     def __post_init__(self):
