@@ -12,12 +12,14 @@ import difflib
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax.core import FrozenDict
 
 PACKAGE = __package__
+_SPELT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?(inf|infinity|nan)", re.ASCII | re.I)
 
 
 class ConfigError(ValueError):
@@ -66,15 +68,47 @@ def check_options(options: Any) -> None:
             raise unknown(field.name, value, choices)
         # A bool is an int in Python, and has no bounds.
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            _check_number(field.name, value, least, most)
+            number(field.name, value, least, most)
 
 
-def _check_number(name: str, value: float, least: float | None, most: float | None) -> None:
+def number(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    most: float | None = None,
+    integer: bool = False,
+) -> float:
+    """A number from anywhere outside (a flag, a page, a session, a stored config), checked.
+
+    Args:
+      name: what the error calls it.
+      value: the number, or a text that spells one.
+      least, most: bounds, inclusive.
+      integer: whether it must be whole.
+
+    Raises:
+      ConfigError: no number, not finite, not whole, or out of bounds.
+
+    Example:
+      >>> number("seed", "7", least=0, integer=True)
+      7
+    """
+    kind = "a whole number" if integer else "a number"
+    # A bool is an int in Python, and '1_000' and '²' are numbers there too: nobody means them.
+    if isinstance(value, bool) or (isinstance(value, str) and not _SPELT.fullmatch(value.strip())):
+        raise ConfigError(f"{name} is {kind}, got {value!r}")
+    try:
+        converted = int(value) if integer and not isinstance(value, float) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name} is {kind}, got {value!r}") from None
     # Bounds do not see NaN: every comparison with it is false.
-    if not math.isfinite(value):
+    if not math.isfinite(converted):
         raise ConfigError(f"{name} is {value}, which is not finite: give a number")
-    if (least is not None and value < least) or (most is not None and value > most):
+    if integer and converted != int(converted):
+        raise ConfigError(f"{name} is {kind}, got {value}")
+    if (least is not None and converted < least) or (most is not None and converted > most):
         raise ConfigError(f"{name} is {_bounds(least, most)}, got {value}")
+    return int(converted) if integer else converted
 
 
 def _bounds(least: float | None, most: float | None) -> str:

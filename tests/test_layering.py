@@ -8,7 +8,7 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent / "diffusion_jax"
 LAYERS = {
     "types": 0, "build": 0,
-    "nn": 1, "diffusion": 1, "cost": 1,
+    "files": 1, "nn": 1, "diffusion": 1, "cost": 1,
     "models": 2, "data": 2,
     "tasks": 3, "train": 3, "metrics": 3,
     "pretrained": 4, "runs": 4,

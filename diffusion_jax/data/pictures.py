@@ -16,8 +16,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from diffusion_jax.data.arrays import SUFFIXES
 from diffusion_jax.data.folder import images_in
 from diffusion_jax.data.image import read, to_channels, to_pillow
 from diffusion_jax.data.source import existing, npz, readable
+from diffusion_jax.files import whole
 
 CHUNK = "diffusion_jax"
 """The PNG text chunk that `read_meta` reads; A1111's own is called 'parameters'."""
@@ -98,7 +98,7 @@ def save_png(path: str | Path, image: np.ndarray, text: Mapping[str, str] | None
     for keyword, value in (text or {}).items():
         # A prompt from a command line in another encoding has lone surrogates, which UTF-8 refuses.
         chunks.add_text(keyword, value.encode("utf-8", "backslashreplace").decode("utf-8"))
-    with _whole(Path(path)) as unfinished:
+    with whole(path) as unfinished:
         picture = to_pillow(image if image.ndim == 3 else image[..., None])
         picture.save(unfinished, format="PNG", pnginfo=chunks)
 
@@ -129,7 +129,7 @@ def save_npz(
     if meta is not None:
         # A string, not an object: nobody has to unpickle to read it.
         arrays["meta"] = np.array(meta_json(meta))
-    with _whole(Path(path)) as unfinished, unfinished.open("wb") as file:
+    with whole(path) as unfinished, unfinished.open("wb") as file:
         np.savez(file, **arrays)
 
 
@@ -188,12 +188,12 @@ def animated(out: str | Path, frames: np.ndarray, seconds: float = SECONDS) -> l
         raise ConfigError("animations need imageio: pip install imageio") from None
     frames = _as_video(frames)
     gif, mp4 = (Path(out).with_suffix(suffix) for suffix in ANIMATIONS)
-    with _whole(gif) as unfinished:
+    with whole(gif) as unfinished:
         imageio.imwrite(unfinished, list(frames), duration=1000 * seconds, loop=0)
     if find_spec("imageio_ffmpeg") is None:
         print("no MP4: pip install imageio-ffmpeg")
         return [gif]
-    with _whole(mp4) as unfinished:
+    with whole(mp4) as unfinished:
         imageio.imwrite(unfinished, frames, fps=1 / seconds, macro_block_size=2, plugin="FFMPEG")
     return [gif, mp4]
 
@@ -299,21 +299,6 @@ def parameters_text(prompt: str | None, negative: str | None, settings: Mapping[
     guided_away = f"Negative prompt: {negative}" if negative else ""
     lines = [prompt or "", guided_away, ", ".join(pairs)]
     return "\n".join(line for line in lines if line)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A dotted file beside `path` that takes its place when the block ends well, and else goes.
-
-    Its suffix is the same, for the writers that choose their format by it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _check_uint8(images: np.ndarray, function: str) -> None:

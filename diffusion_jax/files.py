@@ -1,0 +1,100 @@
+"""Files that are whole or not there, names that overwrite nothing, and lines of JSON."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from diffusion_jax.build import ConfigError
+
+
+@contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A dotted file beside `path` that takes its place when the block ends well, and else goes.
+
+    Every reader here skips dotted files. The suffix stays, for the writers that choose their format
+    by it.
+
+    Example:
+      >>> with whole("figures.json") as unfinished:
+      ...     unfinished.write_text("{}")
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def writable(path: str | Path) -> None:
+    """Tries an output before the work whose result it is to hold; its folder is made.
+
+    Args:
+      path: of a file, or of a folder where it ends in a slash.
+
+    Raises:
+      ConfigError: it cannot be written, and why.
+    """
+    text = os.fspath(path)
+    target = Path(text)
+    folder = target if text.endswith("/") else target.parent
+    try:
+        if folder != target and target.is_dir():
+            raise ConfigError(f"{path} is a folder: choose another name")
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".trial.{os.getpid()}"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({error.strerror}): choose another") from None
+
+
+def unused(path: str | Path) -> Path:
+    """`path` where nothing is there, else the first of name-2, name-3 ... that is free.
+
+    Example:
+      >>> unused("edit.png")                          # the second time
+      PosixPath('edit-2.png')
+    """
+    path = Path(path)
+    number = 2
+    free = path
+    while free.exists():
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return free
+
+
+def json_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """(number from 1 on, text) of the lines of a file of JSON lines that are not blank.
+
+    A line ends with a line feed alone: captions may hold the other characters that Python's
+    `splitlines` takes for ends. A byte order mark is skipped.
+
+    Raises:
+      UnicodeDecodeError: it is not UTF-8.
+    """
+    with Path(path).open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.removesuffix("\n").removesuffix("\r")
+
+
+def rows_that_read(path: str | Path) -> list[dict[str, Any]]:
+    """The JSON objects among a file's lines; others, such as a last one torn by a kill, are left
+    out."""
+    rows = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
