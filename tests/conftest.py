@@ -8,6 +8,9 @@ from compiling import FLAGS, scope, share_contexts, with_flags
 
 os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), FLAGS)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A device that waits for the others in a collective holds one of XLA's threads. With two programs on their way eight threads,
+# as many as there are devices, can all wait for a device that gets none.
+os.environ.setdefault("PJRT_NPROC", "32")
 
 import jax
 import pytest
