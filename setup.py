@@ -38,6 +38,7 @@ setup(
         "ftfy>=6",
         "regex",
         "imageio>=2.34",
+        "filelock>=4.3",
         "tensorboardX",
     ],
     extras_require={

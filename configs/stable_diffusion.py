@@ -54,13 +54,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 100
     config.sample = dict(num=16, every=5000, sampler="ddim", steps=50, times="leading,offset=1,last=0", guidance=7.5)
     config.evaluate = dict(num=0, guidance=7.5)
-    options = dict(context=77, pad_end=True)
+    # Captions of pages of the web are longer than CLIP's context, and were cut in the published training too.
+    options = dict(context=77, pad_end=True, truncate=True)
     if arg == "tiny":
         del config.first_stage, config.init
         size = dict(width=32, mults=(1,), depth=1, attend=(1,), heads=2, channels=1, dtype="float32")
         config = tiny(config, model=size, cond={})
         config.task.cond.tower.update(vocab=514, width=16, layers=1, heads=2, context=8, dtype="float32")
         config.task.cond.update(empty=(512, 513, 513), context=8)
-        options = dict(context=8, merges="")
+        options = dict(context=8, merges="", truncate=True)
     config.data.decode.tokenizer = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", **options)
     return config

@@ -48,7 +48,9 @@ def writable(path: str | Path) -> None:
         if folder != target and target.is_dir():
             raise ConfigError(f"{path} is a folder: choose another name")
         folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / f".trial.{os.getpid()}"
+        # By the name that `whole` will use: one that is too long is refused by the disk alone.
+        file = target if folder != target else folder / "trial"
+        trial = file.with_name(f".{file.stem}.{os.getpid()}{file.suffix}")
         trial.touch()
         trial.unlink()
     except OSError as error:
@@ -78,12 +80,35 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     `splitlines` takes for ends. A byte order mark is skipped.
 
     Raises:
-      UnicodeDecodeError: it is not UTF-8.
+      ConfigError: a line is not UTF-8; names it.
     """
-    with Path(path).open(encoding="utf-8-sig", newline="\n") as file:
+    # As bytes, a line at a time: a decoder of the whole file would not say which line it stops at.
+    with Path(path).open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line.removesuffix("\n").removesuffix("\r")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise ConfigError(
+                    f"{path}:{number}: is not UTF-8 ({error.reason}); save it as that"
+                ) from None
+            if text.strip():
+                yield number, text.removesuffix("\n").removesuffix("\r")
+
+
+def json_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number from 1 on, object) of the lines of a file of JSON lines, all of which must read.
+
+    Raises:
+      ConfigError: a line is not UTF-8, or no JSON object; names it.
+    """
+    for number, line in json_lines(path):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}:{number}: not a JSON object ({error}); mend it") from None
+        if not isinstance(row, dict):
+            raise ConfigError(f"{path}:{number}: not a JSON object, but {line[:40]!r}; mend it")
+        yield number, row
 
 
 def rows_that_read(path: str | Path) -> list[dict[str, Any]]:

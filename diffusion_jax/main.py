@@ -7,24 +7,29 @@
 """
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # The imports take a second, in which nothing is written. `run` then hands over to train/stop.py.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130 if os.write(2, b"stopped by Ctrl-C\n") else 1))
+
 from absl import flags
 
-from diffusion_jax.build import ConfigError, option
+from diffusion_jax.build import ALLOW, ConfigError, allow, option
 from diffusion_jax.modes import DEFAULT, MODES, module_of
 from diffusion_jax.modes.options import built, described, leaves, stranger
 from diffusion_jax.runs import pages
-from diffusion_jax.train import process
+from diffusion_jax.train import process, stop
 
 HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-?"}
 OF_ABSL = ("verbosity", "logtostderr", "alsologtostderr", "stderrthreshold")
 MULTIPLE = {tuple[str, ...], Sequence[str]}
-PARSERS = {(int,): flags.IntegerParser, (float,): flags.FloatParser}
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,13 @@ class Start:
     compiled: str | None = option(
         None,
         "Folder in which compiled programs are kept, so that a second start compiles nothing; '' "
-        "for none. By default '.compiled' beside the workdir",
+        "for none. By default diffusion_jax/compiled in your own cache folder (XDG_CACHE_HOME, "
+        "~/.cache)",
+    )
+    allow: tuple[str, ...] = option(
+        (),
+        "A package of your own that pages and checkpoints may name, and whose code then runs; may "
+        f"be given again, or in the environment: {ALLOW}=mypkg,other",
     )
 
     def __post_init__(self):
@@ -61,11 +72,19 @@ def main(argv: Sequence[str]) -> None:
         print(help_of(mode, module))
         return
     start, options = parsed(module.Options, rest)
-    # Both must precede the first computation, which starts JAX's backends for good.
-    if start.distributed:
-        process.join()
-    process.keep_compiled(start.compiled, start.workdir)
-    module.run(options, os.path.expanduser(start.workdir))
+    with contextlib.ExitStack() as ends:
+        # Training goes on where it stopped: there a signal is no failure.
+        if mode == DEFAULT:
+            ends.enter_context(stop.resumable())
+        # Both must precede the first computation, which starts JAX's backends for good.
+        if start.distributed:
+            process.join()
+            ends.enter_context(stop.together())
+            # JAX has taken SIGTERM, which a training loop asks it about.
+            if mode != DEFAULT:
+                stop.retake()
+        process.keep_compiled(start.compiled)
+        module.run(options, os.path.expanduser(start.workdir))
 
 
 def first(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -80,6 +99,8 @@ def first(argv: Sequence[str]) -> tuple[str, list[str]]:
 def parsed(kind: type, argv: Sequence[str]) -> tuple[Start, Any]:
     """(what every mode has, the mode's own Options) of the arguments that `first` leaves.
 
+    What they allow is allowed from here on.
+
     Raises:
       ConfigError: what is no flag of this mode, or has no such value, or does not go together.
     """
@@ -91,6 +112,8 @@ def parsed(kind: type, argv: Sequence[str]) -> tuple[Start, Any]:
         values[name] = flags.FLAGS[name]
     # What is unknown so far may be --config.<key>=<value>, which the page itself defines.
     rest = values(argv, known_only=True)
+    # Before a page is read and Options are built, which may name what is allowed.
+    allow(*(values["allow"].value or ()))
     of_mode = {name: values[name].value for name in leaves(kind)}
     if "config" in of_mode:
         of_mode["config"], rest = pages.changed(of_mode["config"], rest)
@@ -114,8 +137,8 @@ def define(values: flags.FlagValues, name: str, types: tuple[Any, ...]) -> None:
     elif MULTIPLE & set(types):
         flags.DEFINE_multi_string(name, None, "", flag_values=values)
     else:
-        # What may be a number or a name, a class or --steps, stays text: who reads it can tell.
-        flags.DEFINE(PARSERS.get(types, flags.ArgumentParser)(), name, None, "", flag_values=values)
+        # Numbers too are text as yet: absl takes '1_0' and other alphabets' digits for numbers.
+        flags.DEFINE(flags.ArgumentParser(), name, None, "", flag_values=values)
 
 
 def help_of(mode: str, module: Any) -> str:
@@ -127,18 +150,24 @@ def help_of(mode: str, module: Any) -> str:
 
 
 def guarded(argv: Sequence[str]) -> None:
-    """`main`; what the user can mend becomes one line on stderr and exit code 2."""
+    """`main`; what the user can mend becomes one line on stderr and exit code 2, a signal one line
+    and the code that shells give it."""
     try:
         main(argv)
-    except (ConfigError, OSError, flags.Error) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    except (ConfigError, OSError, flags.Error, KeyboardInterrupt) as error:
+        says, code = stop.reason(error)
+        print(says, file=sys.stderr)
+        sys.exit(code)
 
 
 def run() -> None:
     """The program."""
     process.log()
-    guarded(sys.argv)
+    stop.heed()
+    try:
+        guarded(sys.argv)
+    except BaseException as error:
+        stop.end(error)
 
 
 if __name__ == "__main__":

@@ -259,12 +259,39 @@ class Task(Protocol):
     def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
         """The scalar to minimise, averaged over the batch, and scalars to log.
 
-        A task with a memory finds it in frozen['memory'], and in training returns the next one as metrics['memory'].
+        A task with a memory finds it in frozen['memory'], and in training returns the next one as metrics['memory']. Where a
+        batch is trained on in parts, each part hands its memory to the next: one that counts updates belongs to a `WholeBatch`.
         """
         ...
 
     def project(self, params: Params) -> Params:
         """Applied after every update: the identity, or EDM2's forced weight normalisation."""
+        ...
+
+
+@runtime_checkable
+class WholeBatch(Protocol):
+    """A task whose loss looks at all of its batch at once: loss(batch) = overall(outputs(batch)).
+
+    It is trained on parts of a batch, in turn or on several devices, as on the whole (train/step.py).
+    """
+
+    def outputs(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> Params:
+        """What `overall` reads of every example: a pytree of floating point arrays with the batch first."""
+        ...
+
+    def overall(self, params: Params, frozen: Params, outputs: Params, train: bool) -> tuple[Array, Metrics]:
+        """What `Task.loss` returns, of the outputs of all examples; once per update."""
+        ...
+
+
+@runtime_checkable
+class Undivided(Protocol):
+    """A task whose loss may look at all of its batch at once, in a way that is no `WholeBatch`."""
+
+    @property
+    def undivided(self) -> str:
+        """Why its batch cannot be trained on in parts, a clause; '' where it can."""
         ...
 
 

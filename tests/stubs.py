@@ -20,7 +20,7 @@ def stub_network():
 
 
 def with_stub(network_of, network):
-    """`features.network_of` with a network under the name 'stub'."""
+    """`features.network_of`, or `features.named`, with an answer of one's own under the name 'stub'."""
     return lambda where, resize=None: network if where == "stub" else network_of(where, resize)
 
 

@@ -25,14 +25,107 @@ def test_positional_arguments_and_parts_come_from_outside_the_config():
     assert build(task, shift=2.0) == Flow(2.0)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["os:system", "os.path:join", "diffusion_jax.build:importlib", "diffusion_jax_evil.x:f", "subprocess:run", "diffusion_jax",
-     "diffusion_jax.build:__import__", "diffusion_jax.diffusion.process:jnp", "diffusion_jax.diffusion.process:DDPM.betas", ""],
-)
-def test_refuses_symbols_that_are_not_defined_in_this_package(name):
-    with pytest.raises(ConfigError):
-        build(dict(name=name))
+def dit(**options):
+    return dict(name="diffusion_jax.models.dit:DiT", patch=2, width=32, depth=1, heads=2) | options
+
+
+def task(**options):
+    label = dict(name="diffusion_jax.models.cond:Label", num_classes=10, width=32)
+    scale = dict(name="diffusion_jax.diffusion.scales:V")
+    return dict(name="diffusion_jax.tasks.diffusion:Diffusion", model=dit(), cond=label, process=dict(name=FLOW), scale=scale,
+                shape=[8, 8, 1]) | options
+
+
+def deep(levels):
+    tree = 1
+    for _ in range(levels):
+        tree = {"a": tree}
+    return tree
+
+
+NAN, INF = float("nan"), float("inf")
+DDPM_SPEC = {"name": "diffusion_jax.diffusion.process:DDPM"}
+DECODE = {"name": "diffusion_jax.data.image:Decode", "size": 8}
+
+
+@pytest.mark.parametrize(("spec", "says"), [
+    (dit(depth=-1), "depth of diffusion_jax.models.dit:DiT is 0 ... 1000, got -1"),
+    (dit(depth=10**9), "depth of .* is 0 ... 1000, got 1000000000"),
+    (dit(depth=2.0), "depth of .* is a whole number, got 2.0"),
+    (dit(depth="2"), "depth of .* is a whole number, got '2'"),
+    (dit(depth=True), "depth of .* is a whole number, got True"),
+    (dit(depth=None), "depth of .* is a whole number, got None"),
+    (dit(depth=[2]), "depth of .* is a whole number"),
+    (dit(depth={}), "depth of .* is a whole number"),
+    (dit(depth={"name": FLOW}), "depth of .* is a whole number"),
+    (dit(depth=NAN), "depth of .* is a whole number, got nan"),
+    (dit(depth=10**400), "depth of .* is 0 ... 1000, got 1000"),
+    (dit(width=0), "width of .* is 1 ... 65536, got 0"),
+    (dit(heads=-2), "heads of .* is 1 ... 4096, got -2"),
+    (dit(mlp_ratio=INF), "mlp_ratio of .* is inf, which is not finite"),
+    (dit(mlp_ratio="4"), "mlp_ratio of .* is a number, got '4'"),
+    (dit(learn_sigma="no"), "learn_sigma of .* is true or false, got 'no'"),
+    (dit(learn_sigma=2), "learn_sigma of .* is true or false, got 2"),
+    (dit(dtype=32), "dtype of .* is a text, got 32"),
+    (dit(grid="x"), "grid of .* is a whole number or null, got 'x'"),
+    (dit(parent=None), "unknown option of .* 'parent'"),
+    (task(shape="888"), "shape of .* is a list of 3 times a whole number, got '888'"),
+    (task(shape=[8, 8]), "shape of .* is a list of 3 times"),
+    (task(shape=[8, 8, -1]), "shape of .* is 0 ... 16384, got -1"),
+    (task(shape=[8, 8, 1.0]), "shape of .* is a list of 3 times a whole number"),
+    (task(shape=[10**6, 8, 1]), "shape of .* is 0 ... 16384"),
+    (task(shape={"0": 8, "1": 8, "2": 1}), "shape of .* is a list of 3 times"),
+    (task(drop={"label": 1.5}), "drop of .* is 0 ... 1, got 1.5"),
+    (task(drop={"label": NAN}), "drop of .* is nan"),
+    (task(drop={"label": "x"}), "drop of .* is a mapping to a number"),
+    (task(drop=0.1), "drop of .* is a mapping to a number, got 0.1"),
+    (task(process=dict(name=FLOW, shift={"name": FLOW})), "shift of .*Flow is a number"),
+    (task(process=DDPM_SPEC | {"steps": 10**10}), "steps of .*DDPM is 1 ... 1000000, got 10000000000"),
+    (task(process=DDPM_SPEC | {"steps": 0}), "steps of .*DDPM is 1 ... 1000000, got 0"),
+    (task(process=dit()), "process of .* is one of the processes, {'name': ...}"),
+    (task(process="flow"), "process of .* is one of the processes"),
+    (task(process={"kind": "flow"}), "process of .* is one of the processes"),
+    (task(cond=dict(name=FLOW)), "cond of .* is one of the conditioners"),
+    (task(model=dict(name=FLOW)), "model of .* is one of the networks"),
+    (task(scale=1.0), "scale of .* is one of the scales"),
+    (task(uncertainty=dit(detph=1)), "unknown option of .*DiT 'detph': did you mean 'depth'"),
+    (task(weight=dict(name="diffusion_jax.diffusion.losses:MinSNR", gamma=NAN)), "gamma of .* is nan"),
+    (dict(name="diffusion_jax.tasks.dvae:DiscreteVAE", model=dit(), shape=[8, 8, 1], reconstruction="logit_laplace"),
+     "DiscreteVAE is not made of such options"),
+    (DECODE | {"size": 10**9}, "size of .* is 1 ... 16384"),
+    (DECODE | {"tokenizer": dict(name=FLOW)}, "tokenizer of .* is one of the tokenizers"),
+    (DECODE | {"tokenizer": "clip"}, "tokenizer of .* is one of the tokenizers, .* or null, got 'clip'"),
+    (dict(name="diffusion_jax.data.arrays:Arrays", path=3), "path of .* is a text, got 3"),
+    (dict(name="diffusion_jax.data.arrays:Arrays", path="x", meta=[1]), "meta of .* is a list of a text"),
+    ([1, {"a": (dict(name=FLOW, shift=NAN),)}], "shift of .* is nan"),
+    ({"a": {3: 1}}, "the keys of a config are texts, got 3"),
+    (deep(41), "at most 40 levels"),
+    (deep(100_000), "at most 40 levels"),
+    ([0] * 100_001, "100,000 entries"),
+    (task(cond=deep(50)), "at most 40 levels"),
+], ids=lambda value: value[:50] if isinstance(value, str) else "")
+def test_values_are_checked_before_anything_is_made(spec, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        build(spec)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_nothing_is_made_where_anything_is_wrong(monkeypatch):
+    """The last option of the last part is: none of the others was called."""
+    monkeypatch.setattr(Flow, "__post_init__", lambda self: pytest.fail("made"), raising=False)
+    for bad in (dict(name="os:system"), dict(name=FLOW, shfit=1), dict(name=FLOW, shift="x"), dict(name=FLOW, shift=NAN)):
+        with pytest.raises(ConfigError):
+            build([dict(name=FLOW), {"a": [dict(name=FLOW), bad]}])
+
+
+@pytest.mark.parametrize("spec", [
+    dit(depth=0), dit(learn_sigma=0), dit(mlp_ratio=4), dit(grid=None), dit(grid=4), task(drop={}), task(shape=(8, 8, 1)),
+    task(weight=dict(name="diffusion_jax.diffusion.losses:MinSNR", gamma=INF)),
+    task(times=dict(name="diffusion_jax.diffusion.times:Stratified")), task(process=DDPM()),
+    task(times=dict(name="diffusion_jax.diffusion.times:SecondMoment")), deep(40), [], {}, None, 3, "x", NAN,
+], ids=str)
+def test_values_that_are_right(spec):
+    build(spec)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +133,8 @@ def test_refuses_symbols_that_are_not_defined_in_this_package(name):
     [
         (dict(name="diffusion_jax.diffusion.process:Flwo"), "did you mean 'Flow'"),
         (dict(name=FLOW, shfit=3.0), "did you mean 'shift'"),
-        (dict(name="diffusion_jax.diffusion.proces:Flow"), "no module"),
+        (dict(name="diffusion_jax.diffusion.proces:Flow"), "no module .* did you mean 'diffusion_jax.diffusion.process'"),
+        (dict(name="diffusion_jax.modes.train:run"), "no module 'diffusion_jax.modes.train' that configs may name"),
         (dict(name="diffusion_jax.tasks.diffusion:Diffusion"), "missing"),
         (dict(name="diffusion_jax.diffusion.process:DDPM", schedule="lienar"), "did you mean 'linear'"),
     ],

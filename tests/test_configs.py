@@ -1,5 +1,9 @@
 """Every page of configs/: the full one makes sense, the tiny one trains, saves, loads and samples with nothing from outside."""
 import importlib.util
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,6 +14,7 @@ from pages import ask
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.pictures import read_batch
+from diffusion_jax.modes import train
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.runs import first_stage, page
@@ -134,3 +139,74 @@ def test_the_tiny_page_trains_saves_loads_and_samples(path, tmp_path, monkeypatc
         return
     np.savez("small.npz", arr_0=np.full((config.sample.num, 4, 4, 1), 100, np.uint8))
     ask("sample", "run", **options, low_res="small.npz")
+
+
+# What training checks before it begins --------------------------------------------------------------------------------------
+
+def first_stage_of(path, config):
+    """The page of a page's first stage; None where it has none, or one of imported weights."""
+    where = config.get("first_stage")
+    if where is None:
+        return None
+    file = path.with_name(f"{Path(where if isinstance(where, str) else where['folder']).name}.py")
+    return plain(load_page(file).get_config("tiny")) if file.is_file() else None
+
+
+def untrained(config, length=24):
+    """(what stands in task.first_stage, its parameters, which are zero) of the page of a first stage."""
+    of_clip = config["task"]["name"].endswith(":Contrastive")
+    spec = first_stage.embedder_spec(config, 8) if of_clip else config["task"] | {"model": config["model"]}
+    task = task_of({"task": spec})
+    image = np.zeros((1, *task.shape), np.float32)
+    batch = {"image": image, "label": np.zeros(1, np.int32), "tokens": np.zeros((1, length), np.int32)}
+    params = shapes_of(task.init, jax.random.key(0), batch)
+    return spec, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
+
+
+@each
+def test_the_tiny_page_passes_all_that_training_checks_first(path, tmp_path, monkeypatch):
+    """What `--config <page>:tiny` refuses it refuses here: nothing is trained, nothing written."""
+    config = plain(load_page(path).get_config("tiny"))
+    page.check(config)
+    first = first_stage_of(path, config)
+    if "first_stage" in config:
+        spec, params = untrained(first)
+        joined = first_stage.Joined({**config, "task": {**config["task"], "first_stage": spec}}, params, lambda: None)
+        monkeypatch.setattr(first_stage, "read", lambda config, workdir: joined)
+    start = train.checked(config, str(tmp_path / "run"))
+    assert (start.recipe is None) == ("sample" not in config)
+    assert not (tmp_path / "run").exists()
+
+
+DATA = [pytest.param(path, path.parents[1] / place[0], id=path.stem)
+        for path in PAGES if (place := re.findall(r"\.\./shared/data/\w+", path.read_text()))]
+
+
+@pytest.mark.parametrize(("path", "folder"), DATA)
+def test_a_page_s_data_has_what_its_model_needs(path, folder):
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    config = bytewise(load_page(path).get_config(str(folder)))
+    page.check(config)
+    record = build(config["data"]["decode"])(build(config["data"]["test"])[0], np.random.default_rng(0))
+    assert record["image"].dtype == np.uint8
+    assert "first_stage" in config or set(task_of(config).needs) <= set(record)
+
+
+@pytest.mark.slow
+@each
+def test_the_tiny_page_runs_from_the_command_line(path, tmp_path):
+    """The very command, after that of its first stage."""
+    def command(name, workdir, *flags):
+        arguments = ["-m", "diffusion_jax.main", "--config", f"{name}:tiny", "--workdir", workdir, *flags]
+        return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=900,
+                              env=os.environ | {"PYTHONPATH": str(path.parents[1]), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"})
+
+    where = load_page(path).get_config("tiny").get("first_stage")
+    if where is not None:
+        folder = where if isinstance(where, str) else where["folder"]
+        first = command(Path(folder).name, folder)
+        assert first.returncode == 0, first.stderr[-2000:]
+    done = command(path.stem, "run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert available(tmp_path / "run") and "Traceback" not in done.stderr

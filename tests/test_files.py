@@ -49,6 +49,22 @@ def test_lines_end_with_line_feeds_alone(tmp_path):
     assert [count for count, _ in lines] == [1, 3, 5]
 
 
+def test_lines_of_objects(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\n\n{"a": "\xe2\x80\xa8"}\r\n')
+    assert list(files.json_objects(tmp_path / "x.jsonl")) == [(1, {"a": 1}), (3, {"a": "\u2028"})]
+
+
+@pytest.mark.parametrize("line, says", [
+    *((line, "not a JSON object") for line in (b'{"a": ', b"[1]", b'"a"', b"5", b"null", b"[" * 100_000, b"{}{}")),
+    (b'{"a": "\xff"}', "is not UTF-8"),
+])
+def test_a_line_that_is_no_object_has_its_number(tmp_path, line, says):
+    (tmp_path / "x.jsonl").write_bytes(b"{}\n\n" + line)
+    with pytest.raises(ConfigError, match=f"x.jsonl:3: {says}") as error:
+        list(files.json_objects(tmp_path / "x.jsonl"))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
 def test_a_torn_line_is_left_out(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'{"step": 1}\n[2]\n\n\xff\n{"step": 3}\n{"st')
     assert files.rows_that_read(tmp_path / "x.jsonl") == [{"step": 1}, {"step": 3}]

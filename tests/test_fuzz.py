@@ -2,6 +2,7 @@
 import io
 import json
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from diffusion_jax.build import ConfigError, build, symbol
 from diffusion_jax.data import image
 from diffusion_jax.data.clip_bpe import ClipBPE
+from diffusion_jax.data.folder import Folder
 from diffusion_jax.data.glide_bpe import GlideBPE
+from diffusion_jax.data.pictures import read_batch
 from diffusion_jax.data.words import Bytes, Words
 from diffusion_jax.diffusion.times import space
 from diffusion_jax.runs import page
@@ -115,6 +118,48 @@ def test_a_damaged_image_is_an_image_or_refused(file, changes, end):
         assert one_line(error)
         return
     assert found.dtype == np.uint8 and found.ndim == 3 and found.shape[-1] in (1, 3)
+
+
+ROWS = st.fixed_dictionaries({"file_name": st.sampled_from(["0.png", "1.png", "x/0.png"]) | JSON}, optional={
+    "text": JSON, "caption": JSON, "label": JSON | st.integers(-1, 3)})
+LINES = st.lists(ROWS.map(json.dumps).map(str.encode) | JSON.map(json.dumps).map(str.encode) | st.binary(max_size=20), max_size=4)
+
+
+@quickly
+@given(LINES, st.sampled_from([b"\n", b"\r\n", b"\n\n", b"\xe2\x80\xa8"]), st.booleans())
+def test_any_listing_of_a_folder_is_records_or_refused(tmp_path_factory, lines, end, mark):
+    folder = tmp_path_factory.getbasetemp() / "listing"
+    (folder / "x").mkdir(parents=True, exist_ok=True)
+    for name in ("0.png", "1.png", "x/0.png"):
+        (folder / name).write_bytes(FILES[0])
+    (folder / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" * mark + end.join(lines))
+    source = Folder(str(folder))
+    try:
+        records = [source[i] for i in range(len(source))]
+    except ConfigError as error:
+        assert one_line(error)
+        return
+    assert records and len({tuple(sorted(record)) for record in records}) == 1
+    assert all(isinstance(record.get("label", 0), int) and 0 <= record.get("label", 0) < 2**31 for record in records)
+    assert all(isinstance(record.get("caption", ""), str) for record in records)
+
+
+@quickly
+@given(st.binary(max_size=60), st.integers(0, 150), st.integers(0, 255))
+def test_a_damaged_array_is_an_array_or_refused(tmp_path_factory, body, place, byte):
+    path = tmp_path_factory.getbasetemp() / "x.npz"
+    whole = io.BytesIO()
+    np.save(whole, np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3))
+    data = bytearray(whole.getvalue())
+    data[place % len(data)] = byte
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", bytes(data) + body * (place % 2))
+    try:
+        images, labels = read_batch(path)
+    except ConfigError as error:
+        assert one_line(error)
+        return
+    assert images.dtype == np.uint8 and images.ndim == 4 and labels is None
 
 
 @quickly

@@ -7,7 +7,7 @@ import pytest
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent / "diffusion_jax"
 LAYERS = {
-    "types": 0, "build": 0,
+    "parts": -1, "hints": -1, "types": 0, "build": 0,
     "files": 1, "nn": 1, "diffusion": 1, "cost": 1,
     "models": 2, "data": 2,
     "tasks": 3, "train": 3, "metrics": 3,

@@ -6,6 +6,7 @@ import sys
 import pytest
 from pages import ROOT, Result, files, refused
 
+from diffusion_jax import build
 from diffusion_jax.main import first, parsed
 from diffusion_jax.modes import module_of
 
@@ -29,7 +30,7 @@ def test_starting_up_imports_nothing_that_is_slow(tmp_path):
 def test_help_lists_the_flags_and_ends_well(tmp_path):
     done = command("-m", "diffusion_jax.main", "--help", cwd=tmp_path)
     assert done.code == 0 and not done.err
-    assert all(f"--{flag}:" in done.out for flag in ("config", "workdir", "profile_steps", "distributed", "compiled"))
+    assert all(f"--{flag}:" in done.out for flag in ("config", "workdir", "profile_steps", "distributed", "compiled", "allow"))
     assert "edit, encode, evaluate" in done.out and "--label" not in done.out
 
 
@@ -52,6 +53,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, says):
     done = command("-m", "diffusion_jax.main", "--workdir", "run", *arguments, cwd=tmp_path)
     assert refused(done, *says) and done.err.count("\n") == 1, done.err
     assert not files(tmp_path)
+
+
+def test_packages_are_allowed_before_options_are_built(monkeypatch):
+    packages = set()
+    monkeypatch.setattr(build, "_allowed", lambda: packages)
+    arguments = ["main", "--workdir", "run", "--allow", "mypkg", "--num=3", "--allow=other.nets"]
+    start, _ = parsed(module_of("sample").Options, arguments)
+    assert packages == {"mypkg", "other.nets"} and list(start.allow) == ["mypkg", "other.nets"]
+    with pytest.raises(build.ConfigError, match="--allow subprocess: only a package of your own"):
+        parsed(module_of("sample").Options, ["main", "--workdir", "run", "--allow", "subprocess"])
 
 
 def test_the_mode_is_read_first_wherever_it_stands():

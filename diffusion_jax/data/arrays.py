@@ -22,16 +22,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.data.image import opaque, read
-from diffusion_jax.data.source import Record, class_indices, existing, inside, npz, read_json, readable
+from diffusion_jax.build import ConfigError, number, unknown
+from diffusion_jax.data.image import LARGEST_SIDE, opaque, read, to_channels
+from diffusion_jax.data.source import Record, bounded, class_indices, existing, inside, npz, read_json, readable, texts
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SYSTEMS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+"""Folders that archivers, disk stations and file systems make."""
 
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is a system's own: .DS_Store, .cache, macOS's ._x.png and the __MACOSX of its archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in SYSTEMS
 
 
 def is_image(path: PurePath) -> bool:
@@ -45,22 +47,28 @@ class _Members:
     def __init__(self, path: Path):
         with readable(path):
             self.archive = zipfile.ZipFile(path)
-        names = [inside(name, path) for name in self.archive.namelist()]
+        names = [inside(name, path) for name in self.archive.namelist() if not name.endswith("/")]
         self.names = sorted(name for name in names if is_image(PurePosixPath(name)))
+        twice = next((one for one, other in zip(self.names, self.names[1:], strict=False) if one == other), None)
+        if twice is not None:
+            raise ConfigError(f"{path}: holds two files {twice!r}, of which one hides the other; pack it again")
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def place(self, i: int) -> str:
+        return f"{self.archive.filename}/{self.names[i]}"
+
     def __getitem__(self, i: int) -> np.ndarray:
-        name = f"{self.archive.filename}/{self.names[i]}"
-        with readable(name, again=True):
+        with readable(self.place(i), again=True):
+            bounded(self.archive, self.names[i])
             data = self.archive.read(self.names[i])
-        return read(data, name)
+        return read(data, self.place(i))
 
     def columns(self) -> dict[str, list]:
         paths = [PurePosixPath(name) for name in self.names]
         prefixes = [path.stem.split("_")[0] for path in paths]
-        numbered = all(prefix.isdecimal() for prefix in prefixes)
+        numbered = all(prefix.isascii() and prefix.isdecimal() and len(prefix) < 10 for prefix in prefixes)
         return {"folder": [path.parent.name for path in paths], "prefix": [int(p) for p in prefixes] if numbered else prefixes}
 
 
@@ -117,6 +125,24 @@ class Arrays:
         """The class names: 'names' of a meta file, or the sorted set of string labels."""
         return self._table.names
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Of all records, int [N]."""
+        table = self._table
+        return None if table.labels is None else table.labels[table.rows]
+
+    @property
+    def captions(self) -> list[str] | None:
+        """Of all records."""
+        table = self._table
+        return None if table.captions is None else [table.captions[row] for row in table.rows]
+
+    def place(self, i: int) -> str:
+        """The file of record i and its row, or its member."""
+        table = self._table
+        row = int(table.rows[i])
+        return table.images.place(row) if isinstance(table.images, _Members) else f"{self.path}, row {row}"
+
     def __len__(self) -> int:
         return len(self._table.rows)
 
@@ -134,28 +160,39 @@ class Arrays:
     @functools.cached_property
     def _table(self) -> _Table:
         path = existing(self.path)
+        if path.suffix not in (".npz", ".zip") or not path.is_file():
+            raise ConfigError(f"{path}: must end in .npz or .zip, and be a file; a folder of images is a "
+                              "diffusion_jax.data.folder:Folder")
         meta, names = _read_meta(path.parent / name for name in self.meta)
         if path.suffix == ".zip":
             members = _Members(path)
+            if not len(members):
+                raise ConfigError(f"{path}: holds no images ({', '.join(SUFFIXES)})")
             return self._select(members, ChainMap(meta, members.columns()), names)
-        if path.suffix != ".npz":
-            raise ConfigError(f"{path}: must end in .npz or .zip; a folder of images is a diffusion_jax.data.folder:Folder")
         with npz(path) as arrays:
             columns = ChainMap(meta, arrays)  # .npz arrays are read when asked for
-            images = self._column(columns, self.image, ("image", "images", "rgba", "arr_0", f"x_{self.split}"))
+            # Not from meta, whose 'image' is often the name of a file.
+            images = self._column(arrays, self.image, ("image", "images", "rgba", "arr_0", f"x_{self.split}"))
             if images is None:
-                raise ConfigError(f"{path}: which array holds the images? set 'image' or 'split' to fit one of {sorted(columns)}")
-            if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and not 1 <= images.shape[3] <= 4):
+                raise ConfigError(f"{path}: which array holds the images? set 'image' or 'split' to fit one of {sorted(arrays)}")
+            colour = images.ndim == 4 and 1 <= images.shape[3] <= 4
+            if images.dtype != np.uint8 or not (images.ndim == 3 or colour) or not images.size:
                 raise ConfigError(f"{path}: images are {images.dtype} {images.shape}; want uint8 [N, H, W] or [N, H, W, C]")
             return self._select(images, columns, names)
 
     def _select(self, images: _Images, columns: Mapping[str, Any], names: tuple[str, ...] | None) -> _Table:
         labels = self._column(columns, self.label, ("label", "labels", "arr_1", f"y_{self.split}"), len(images))
         captions = self._column(columns, self.caption, ("caption", "captions"), len(images))
+
+        def at(row: int) -> str:
+            return images.place(row) if isinstance(images, _Members) else f"{self.path}, row {row}"
+
         if labels is not None:
-            labels, names = class_indices(labels, names, self.path)
-        if captions is not None and not all(isinstance(caption, str) for caption in captions):
-            raise ConfigError(f"{self.path}: captions must be one string each; choose another caption column")
+            if self.label == "folder" and names is None:
+                names = tuple(sorted(set(labels)))              # names of classes like those of folders, '10' before '9'
+            labels, names = class_indices(labels, names, self.path, at)
+        if captions is not None:
+            captions = texts(captions, at)
         rows = np.arange(len(images))
         if self.split is not None and f"x_{self.split}" not in columns:
             of_row = np.asarray(self._column(columns, self.split_key, (), len(images)))
@@ -172,8 +209,9 @@ class Arrays:
         if name not in columns:
             raise unknown(f"column of {self.path}", name, columns)
         column = columns[name]
-        if length is not None and len(column) != length:
-            raise ConfigError(f"{self.path}: {length} images but {len(column)} values of {name!r}; give its own meta file")
+        count = 1 if isinstance(column, np.ndarray) and not column.ndim else len(column)
+        if length is not None and count != length:
+            raise ConfigError(f"{self.path}: {length} images but {count} values of {name!r}; give its own meta file")
         return column
 
 
@@ -185,9 +223,7 @@ def _read_meta(paths: Iterator[Path]) -> tuple[dict[str, list], tuple[str, ...] 
         content = read_json(path)
         if isinstance(content, dict):
             columns |= {key: value for key, value in content.items() if isinstance(value, list)}
-            if not isinstance(content.get("names", []), list):
-                raise ConfigError(f"{path}: 'names' is a list of the class names, not {str(content['names'])[:40]!r}")
-            names = tuple(content["names"]) if "names" in content else names
+            names = _class_names(content["names"], path) if "names" in content else names
         elif not isinstance(content, list):
             raise ConfigError(f"{path}: holds {str(content)[:40]!r}, and neither columns nor a list")
         elif content and all(isinstance(row, dict) for row in content):
@@ -195,6 +231,15 @@ def _read_meta(paths: Iterator[Path]) -> tuple[dict[str, list], tuple[str, ...] 
         else:
             columns[path.stem] = content
     return columns, names
+
+
+def _class_names(names: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path}: 'names' is a list of the class names, not {str(names)[:40]!r}")
+    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+    if twice is not None:
+        raise ConfigError(f"{path}: 'names' has {twice!r} twice; each class has a name of its own")
+    return tuple(names)
 
 
 @dataclass(frozen=True)
@@ -218,10 +263,18 @@ class Tiles:
     split: str = "train"
     tile: int = 32
 
+    def __post_init__(self):
+        number("tile of Tiles", self.tile, 1, LARGEST_SIDE, integer=True)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The classes of the file names, sorted."""
         return tuple(sorted(self._sheets))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all records, int [N]."""
+        return self._data[1]
 
     def __len__(self) -> int:
         return len(self._data[1])
@@ -232,8 +285,14 @@ class Tiles:
 
     @functools.cached_property
     def _sheets(self) -> dict[str, Path]:
-        files = [file for file in existing(self.path).iterdir() if file.suffix.lower() in SUFFIXES]
-        sheets = {file.stem.removeprefix(f"{self.split}_"): file for file in files if file.stem.startswith(f"{self.split}_")}
+        folder = existing(self.path, "folder")
+        files = [file for file in sorted(folder.iterdir()) if is_image(file.relative_to(folder)) and file.is_file()]
+        sheets: dict[str, Path] = {}
+        for file in files:
+            if file.stem.startswith(f"{self.split}_"):
+                other = sheets.setdefault(file.stem.removeprefix(f"{self.split}_"), file)
+                if other != file:
+                    raise ConfigError(f"{file}: is a second sheet of a class, beside {other.name}; remove one")
         if not sheets:
             raise unknown(f"split of {self.path}", self.split, {file.stem.split("_")[0] for file in files})
         return sheets
@@ -242,7 +301,8 @@ class Tiles:
     def _data(self) -> tuple[np.ndarray, np.ndarray]:
         per_class = [self._cut(self._sheets[name]) for name in self.names]
         labels = np.repeat(np.arange(len(per_class)), [len(tiles) for tiles in per_class])
-        return np.concatenate(per_class), labels
+        channels = max(tiles.shape[-1] for tiles in per_class)
+        return np.concatenate([_like(tiles, channels) for tiles in per_class]), labels
 
     def _cut(self, sheet: Path) -> np.ndarray:
         image = read(sheet)
@@ -251,3 +311,9 @@ class Tiles:
             raise ConfigError(f"{sheet}: {width}x{height} pixels do not divide into tiles of {self.tile}; set 'tile'")
         rows = image.reshape(height // self.tile, self.tile, width // self.tile, self.tile, channels)
         return rows.swapaxes(1, 2).reshape(-1, self.tile, self.tile, channels)
+
+
+def _like(tiles: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 [n, t, t, 1 or 3] -> [n, t, t, channels]."""
+    count, side = tiles.shape[:2]
+    return to_channels(tiles.reshape(count * side, *tiles.shape[2:]), channels).reshape(count, side, side, channels)

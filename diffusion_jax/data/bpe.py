@@ -10,13 +10,18 @@ from __future__ import annotations
 import functools
 import gzip
 import itertools
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, number
 
 Pair = tuple[str, str]
+MOST_BYTES = 2**26
+"""Of a file of merges, unpacked; the largest published ones have two million."""
+LONGEST = 2**24
+"""More tokens or merges than any tokenizer has."""
 
 
 @functools.cache
@@ -35,9 +40,14 @@ def read_merges(path: str | Path, most: int | None = None) -> list[Pair]:
     """
     path = Path(path).expanduser()
     try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8").split("\n")[1:]
-    except (OSError, EOFError, ValueError) as error:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES} bytes")
+        lines = data.decode("utf-8").split("\n")[1:]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ConfigError(f"{path} does not read as a file of merges: {str(error).splitlines()[0]}") from None
     pairs = [tuple(line.split()) for line in lines[:most] if line.strip()]
     bad = next((i for i, pair in enumerate(pairs) if len(pair) != 2), None)
@@ -96,6 +106,19 @@ def fits(count: int, context: int, text: str) -> None:
     if count > context:
         raise ConfigError(f"a text of {count} tokens is longer than the context of {context}: shorten it, or have the last "
                           f"{count - context} dropped with --truncate: {text[:40]!r} ...")
+
+
+def room(name: str, length: int, least: int = 1, merges: int = 0) -> None:
+    """Checks the numbers that a tokenizer is made of; `ConfigError`.
+
+    Args:
+      name: of its option.
+      length: how many tokens a text has.
+      least: how many it must have room for.
+      merges: how many to use.
+    """
+    number(f"{name} of the tokenizer", length, least, LONGEST, integer=True)
+    number("most of the tokenizer, the number of its merges", merges, 0, LONGEST, integer=True)
 
 
 def remembered(function: Callable[[str], tuple[int, ...]]) -> Callable[[str], tuple[int, ...]]:

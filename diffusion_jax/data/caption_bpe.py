@@ -30,6 +30,7 @@ class CaptionBPE:
       merges: file of merges; None finds CLIP's, '' is no merges: every byte is a token.
       most: how many of the merges to use, first things first.
       dropout: p, where a generator is given.
+      truncate: whether captions that are too long are cut where a call does not say; without it they are refused.
 
     Raises:
       ConfigError: a dropout that is no probability; at first use: no file of merges, or a package is missing (ftfy, regex).
@@ -43,8 +44,10 @@ class CaptionBPE:
     merges: str | None = None
     most: int = MERGES
     dropout: float = 0.0
+    truncate: bool = False
 
     def __post_init__(self):
+        bpe.room("length", self.length, merges=self.most)
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout of merges is a probability below 1, got {self.dropout}")
 
@@ -53,22 +56,32 @@ class CaptionBPE:
         """The number of tokens, 0 among them."""
         return len(self._numbers) + 1
 
-    def __call__(self, text: str, truncate: bool = False, rng: np.random.Generator | None = None) -> np.ndarray:
+    def __call__(self, text: str, truncate: bool | None = None, rng: np.random.Generator | None = None) -> np.ndarray:
         """The tokens of a caption, int32 [length].
 
         Args:
           text: anything.
-          truncate: cut a caption that is too long.
-          rng: draws which merges are passed over; None passes over none.
+          truncate: cut a caption that is too long; None is as the tokenizer has it.
+          rng: draws which merges are passed over; None passes over none. A spelling that is too long where the usual one is not
+            gives way to that one: no draw of chance loses a word.
 
         Raises:
           ConfigError: it is too long, and not to be cut.
         """
-        symbols = [symbol for word in self._words.findall(clean(text)) for symbol in self._merged(word, rng)]
-        if not truncate:
+        symbols = self._symbols(text, rng)
+        if rng is not None and len(symbols) > self.length:
+            symbols = self._symbols(text, None)
+        if not (self.truncate if truncate is None else truncate):
             bpe.fits(len(symbols), self.length, text)
         numbers = [self._numbers[symbol] for symbol in symbols[: self.length]]
         return np.array(numbers + [0] * (self.length - len(numbers)), np.int32)
+
+    def count(self, text: str) -> int:
+        """How many tokens a caption has, before any is cut."""
+        return len(self._symbols(text, None))
+
+    def _symbols(self, text: str, rng: np.random.Generator | None) -> list[str]:
+        return [symbol for word in self._words.findall(clean(text)) for symbol in self._merged(word, rng)]
 
     def _merged(self, word: str, rng: np.random.Generator | None) -> tuple[str, ...]:
         spelt = bpe.spelt(word)

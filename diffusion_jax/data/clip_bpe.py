@@ -55,6 +55,7 @@ class ClipBPE:
       context: length of what comes out.
       pad_end: pad with the end token in place of zero, as Stable Diffusion does.
       most: how many of the merges to use, first things first; fewer than all make a smaller vocabulary, for a model of one's own.
+      truncate: whether training may cut captions that are too long (data/survey.py); without it such data are refused.
 
     Raises:
       ConfigError: at first use: no file of merges, or a package is missing (ftfy, regex).
@@ -68,6 +69,10 @@ class ClipBPE:
     context: int = 77
     pad_end: bool = False
     most: int = MERGES
+    truncate: bool = False
+
+    def __post_init__(self):
+        bpe.room("context", self.context, 2, self.most)
 
     @property
     def vocab(self) -> int:
@@ -106,6 +111,10 @@ class ClipBPE:
     def batch(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [N, context]."""
         return np.stack([self(text) for text in texts])
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has, start and end among them, before any is cut."""
+        return len(self.encode(text)) + 2
 
     def encode(self, text: str) -> list[int]:
         """The numbers of a text, without start and end."""

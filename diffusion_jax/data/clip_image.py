@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_jax.data.image import to_channels, to_unit
+from diffusion_jax.data.image import check_scaled, to_channels, to_unit
 from diffusion_jax.data.resize import bicubic_pil
 
 
@@ -16,10 +16,15 @@ def prepare_clip(image: np.ndarray, size: int) -> np.ndarray:
 
     Returns:
       float32 [size, size, 3] in [-1, 1]; the model normalises it.
+
+    Raises:
+      ConfigError: it is too long and narrow to be scaled.
     """
     image = to_channels(image, 3)
     height, width = image.shape[:2]
     short = min(height, width)
-    scaled = bicubic_pil(image, size * height // short, size * width // short)
+    tall, wide = size * height // short, size * width // short
+    check_scaled((width, height), (wide, tall))
+    scaled = bicubic_pil(image, tall, wide)
     top, left = (round((side - size) / 2) for side in scaled.shape[:2])
     return to_unit(scaled[top : top + size, left : left + size])

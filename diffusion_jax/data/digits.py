@@ -41,6 +41,16 @@ class Digits:
         """'0' .. '9'."""
         return tuple("0123456789")
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all records, int [N]."""
+        return self._data[1]
+
+    @property
+    def captions(self) -> list[str]:
+        """Of all records."""
+        return [f"a handwritten {WORDS[label]}" for label in self.labels]
+
     def __len__(self) -> int:
         return len(self._data[1])
 

@@ -33,6 +33,7 @@ class GlideBPE:
     Attributes:
       merges: the file vocab.bpe, gzipped or not; '' is no merges: 257 tokens, for small models that need no download.
       context: length of what comes out.
+      truncate: whether training may cut captions that are too long (data/survey.py); without it such data are refused.
 
     Raises:
       ConfigError: at first use: no file of merges, or the package regex is missing.
@@ -44,6 +45,10 @@ class GlideBPE:
 
     merges: str | None = None
     context: int = 128
+    truncate: bool = False
+
+    def __post_init__(self):
+        bpe.room("context", self.context)
 
     @property
     def vocab(self) -> int:
@@ -78,6 +83,10 @@ class GlideBPE:
     def mask(self, tokens: np.ndarray) -> np.ndarray:
         """Which tokens are real: bool, shaped like `tokens`."""
         return tokens != self.end
+
+    def count(self, text: str) -> int:
+        """How many tokens a text has, before any is cut."""
+        return len(self.encode(text))
 
     def encode(self, text: str) -> list[int]:
         """The numbers of a text."""

@@ -12,20 +12,33 @@ from __future__ import annotations
 
 import io
 import math
+import operator
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.data.source import Record
+from diffusion_jax.build import ConfigError, number, unknown
+from diffusion_jax.data.source import LARGEST_LABEL, Record
 
 Resampling = Image.Resampling
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""All that is read, whatever a file's name: Pillow knows more, and one of them (EPS) starts another program."""
+GREY = ("1", "L", "LA", "La")
+CLEAR = ("LA", "La", "PA", "RGBA", "RGBa")
+"""Modes with alpha."""
+PLAIN = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr")
+PHOTOMETRIC, BITS, WHITE_IS_ZERO = 262, 258, 0
+"""Tags of a TIFF, and what the first may say."""
+MOST_SCALED = 2**26
+"""Pixels that a picture may be scaled to before it is cropped: 16 squares of 2,048."""
+LARGEST_SIDE = 2**14
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 """Of a PNG's colour types."""
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -37,9 +50,14 @@ def to_unit(image: Any) -> Any:
     return (2.0 * image.astype(np.float32) - 255.0) * np.float32(1 / 255)
 
 
-def to_uint8(x: Any) -> Any:
-    """[-1, 1] -> uint8 by (2), values outside clipped; a NumPy or JAX array of any float type, which stays one."""
-    return ((x.astype(np.float32) + 1.0) * 127.5).clip(0, 255).round().astype(np.uint8)
+def to_uint8(x: Any, down: bool = False) -> Any:
+    """[-1, 1] -> uint8 by (2), values outside clipped; a NumPy or JAX array of any float type, which stays one.
+
+    ADM's sampler cuts the fraction off where (2) rounds, so that its files are half a grey level darker on average. `down` does
+    the same, for figures that are compared with those of its evaluator.
+    """
+    grey = ((x.astype(np.float32) + 1.0) * 127.5).clip(0, 255)
+    return (grey if down else grey.round()).astype(np.uint8)
 
 
 def opaque(image: np.ndarray) -> np.ndarray:
@@ -59,33 +77,86 @@ def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def read(data: bytes | str | Path, name: str | None = None) -> np.ndarray:
-    """Reads an image file of any kind that Pillow knows, upright (EXIF), on white where it is transparent.
+    """Reads an image file of `FORMATS`, upright (EXIF), on white where it is transparent; of several frames the first.
+
+    Colour profiles are not applied: numbers are those in the file, as in the published data pipelines.
 
     Args:
       data: the bytes of the file, or its path.
       name: what error messages call it; the path by default.
 
     Returns:
-      uint8 [h, w, 1] for grey images (16-bit ones rounded to 8), [h, w, 3] for all others.
+      uint8 [h, w, 1] for grey images (16-bit ones rounded to 8), [h, w, 3] for all others; of 16 bits with alpha or colour the
+      upper 8.
 
     Raises:
-      ConfigError: it cannot be read, is cut short, has 32-bit pixels, or is too large to be an honest image.
+      ConfigError: it cannot be read, is cut short, is too large to be an honest image, or its numbers do not say how bright
+        they are: 32-bit pixels, colours of LAB, a transparent colour of 16 bits.
     """
     name = str(name or (data if not isinstance(data, bytes) else "image"))
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
+        with opened(data) as picture:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and math.prod(picture.size) > limit:
                 raise ConfigError(f"{name}: {picture.width}x{picture.height} pixels are more than {limit}; shrink or remove it")
-            if picture.format == "PNG" and not _has_all_rows(data if isinstance(data, bytes) else Path(data).read_bytes()):
-                raise ConfigError(f"{name}: cannot read this image (it ends before its last row); mend or remove it")
-            ImageOps.exif_transpose(picture, in_place=True)
+            if picture.format == "PNG":
+                return _from_png(picture, data if isinstance(data, bytes) else Path(data).read_bytes(), name)
             return _eight_bit(picture, name)
     except ConfigError:
         raise
     except Exception as error:  # decoders raise anything at all on corrupt bytes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{name}: cannot read this image ({reason}); mend or remove it") from error
+
+
+@contextmanager
+def opened(data: bytes | str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
+    """A Pillow image whose pixels are not yet decoded: the one place that opens any.
+
+    Args:
+      data: the bytes of a file, or its path.
+      formats: which decoders may look at it.
+
+    Raises:
+      ValueError: it is of no such format.
+    """
+    try:
+        picture = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is no {' or '.join(formats)}, or damaged") from None
+    with picture:
+        yield picture
+
+
+def is_grey(path: str | Path) -> bool:
+    """Whether `read` makes one channel of a file; looks at its header alone, and says no where that does not read."""
+    try:
+        with opened(path) as picture:
+            return picture.mode in GREY or picture.mode.startswith("I")
+    except Exception:  # decoders raise anything at all; `read` says it, with the file's name
+        return False
+
+
+def _from_png(picture: Image.Image, data: bytes, name: str) -> np.ndarray:
+    """A PNG -> uint8 [h, w, 1 or 3], by its own header where Pillow says less."""
+    if not _has_all_rows(data):
+        raise ConfigError(f"{name}: cannot read this image (it ends before its last row); mend or remove it")
+    depth, colour = data[24], data[25]
+    clear = picture.info.get("transparency")
+    if clear is None or colour not in (0, 2):
+        image = _eight_bit(picture, name)
+        # Grey with alpha of 16 bits is RGBA in Pillow.
+        return image[..., :1] if colour == 4 else image
+    if depth == 8:
+        return _eight_bit(picture, name)
+    if colour == 2:
+        raise ConfigError(f"{name}: has a transparent colour of 16 bits; save it with an alpha channel, or without transparency")
+    # The transparent grey is one of the file's numbers, which are scaled to 8 bits.
+    picture.info.pop("transparency")
+    most = 2**depth - 1
+    image = _eight_bit(picture, name)
+    exact = np.asarray(picture)[..., None] if depth == 16 else (image.astype(np.int64) * most + 127) // 255
+    return np.where(exact == clear, np.uint8(255), image)
 
 
 def _has_all_rows(png: bytes) -> bool:
@@ -107,18 +178,29 @@ def _has_all_rows(png: bytes) -> bool:
 
 
 def _eight_bit(picture: Image.Image, name: str) -> np.ndarray:
-    """Any Pillow mode -> uint8 [h, w, 1 or 3]."""
-    if picture.mode.startswith("I"):
-        deep = np.asarray(picture).astype(np.int64)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ConfigError(f"{name}: has 32-bit pixels; convert it to 8 or 16 bits")
-        return ((deep * 255 + 32767) // 65535).astype(np.uint8)[..., None]
-    if picture.mode == "F":
-        raise ConfigError(f"{name}: has 32-bit pixels; convert it to 8 or 16 bits")
-    grey = picture.mode in ("1", "L", "LA", "La")
-    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
+    """Any Pillow mode -> uint8 [h, w, 1 or 3], upright."""
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode.startswith("I;16"):
+        return _from_sixteen(picture, name)
+    if picture.mode == "I" or picture.mode == "F":
+        raise ConfigError(f"{name}: has 32-bit pixels, which may mean any brightness; convert it to 8 or 16 bits")
+    if picture.mode not in CLEAR + PLAIN:
+        raise ConfigError(f"{name}: has pixels of the kind {picture.mode}; convert it to RGB")
+    grey = picture.mode in GREY
+    if picture.mode in CLEAR or "transparency" in picture.info:
         return opaque(from_pillow(picture.convert("LA" if grey else "RGBA")))
     return from_pillow(picture.convert("L" if grey else "RGB"))
+
+
+def _from_sixteen(picture: Image.Image, name: str) -> np.ndarray:
+    """Grey of 16 bits -> uint8 [h, w, 1]."""
+    tags = getattr(picture, "tag_v2", {})
+    if tags.get(BITS, (16,)) != (16,):
+        raise ConfigError(f"{name}: has pixels of {tags[BITS][0]} bits; convert it to 8 or 16 bits")
+    deep = np.asarray(picture).astype(np.uint32)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:                                    # which Pillow turns round for 8 bits alone
+        deep = 65535 - deep
+    return ((deep * 255 + 32767) // 65535).astype(np.uint8)[..., None]
 
 
 def to_pillow(image: np.ndarray) -> Image.Image:
@@ -154,7 +236,16 @@ def _shorter_side(image: np.ndarray, side: int) -> np.ndarray:
     while min(picture.size) >= 2 * side:
         picture = picture.resize((picture.width // 2, picture.height // 2), Resampling.BOX)
     scale = side / min(picture.size)
-    return from_pillow(picture.resize((round(picture.width * scale), round(picture.height * scale)), Resampling.BICUBIC))
+    size = round(picture.width * scale), round(picture.height * scale)
+    check_scaled(picture.size, size)
+    return from_pillow(picture.resize(size, Resampling.BICUBIC))
+
+
+def check_scaled(size: tuple[int, int], to: tuple[int, int]) -> None:
+    """Refuses to scale a picture of (width, height) to more than `MOST_SCALED` pixels: a line of one row, say; `ConfigError`."""
+    if math.prod(to) > MOST_SCALED:
+        small, large = (f"{width}x{height}" for width, height in (size, to))
+        raise ConfigError(f"a picture of {small} pixels would become one of {large} before it is cropped; crop or remove it")
 
 
 def center_crop_adm(image: np.ndarray, size: int) -> np.ndarray:
@@ -186,6 +277,26 @@ def _needed(rng: np.random.Generator | None) -> np.random.Generator:
     return rng
 
 
+def _checked(image: Any) -> np.ndarray:
+    """The image of a record, if it is uint8 [h, w, 1 to 4]."""
+    whole = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+    if not whole or not image.size or not 1 <= image.shape[-1] <= 4:
+        kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ConfigError(f"an image is uint8 [height, width, 1 to 4], this one is {kind}: mend the data set")
+    return image
+
+
+def _class_of(label: Any) -> np.int32:
+    """The label of a record; `ConfigError` where it is no integer, which would be cut to one, or out of range."""
+    try:
+        index = -1 if isinstance(label, (bool, np.bool_)) else operator.index(label)
+    except TypeError:
+        index = -1
+    if not 0 <= index <= LARGEST_LABEL:
+        raise ConfigError(f"label {str(label)[:40]!r} is no integer within 0 ... {LARGEST_LABEL}: mend the data set")
+    return np.int32(index)
+
+
 @dataclass(frozen=True)
 class Decode:
     """From a record to arrays of a fixed shape: a pure function of the record and the generator.
@@ -211,8 +322,9 @@ class Decode:
     def __post_init__(self):
         if self.crop not in ("center", "random", "none"):
             raise unknown("crop", self.crop, ("center", "random", "none"))
-        if self.channels not in (1, 3) or self.size < 1:
-            raise ConfigError(f"Decode(size={self.size}, channels={self.channels}): size must be positive, channels 1 or 3")
+        number("size of Decode", self.size, 1, LARGEST_SIDE, integer=True)
+        if self.channels not in (1, 3):
+            raise ConfigError(f"Decode(channels={self.channels}): channels is 1 or 3")
 
     @property
     def random(self) -> bool:
@@ -229,8 +341,12 @@ class Decode:
         Args:
           record: what a source holds.
           rng: needed only where the image is changed at random; a tokenizer with dropout drops nothing without it.
+
+        Raises:
+          ConfigError: the record's image is none of 8 bits, or too long and narrow to be cropped; its label is no integer; what
+            the tokenizer refuses.
         """
-        image = to_channels(record["image"], self.channels)
+        image = to_channels(_checked(record.get("image")), self.channels)
         if self.crop == "random":
             image = random_crop(image, self.size, _needed(rng))
         elif image.shape[:2] != (self.size, self.size):
@@ -239,8 +355,10 @@ class Decode:
             image = flip(image)
         example: Record = {"image": image}
         if "label" in record:
-            example["label"] = np.int32(record["label"])
+            example["label"] = _class_of(record["label"])
         if "caption" in record:
+            if not isinstance(record["caption"], str):
+                raise ConfigError(f"caption {str(record['caption'])[:40]!r} is no text: mend the data set")
             example["caption"] = record["caption"]
             if self.tokenizer is not None:
                 spelt = {"rng": rng} if self._spelt_at_random else {}

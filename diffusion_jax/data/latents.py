@@ -7,6 +7,7 @@ m = 0 and s = 0.5 in EDM2; 0 and 1 in the data sets that mode `encode` writes, w
 """
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,7 @@ from flax import serialization
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.source import Record, existing, read_json, readable
+from diffusion_jax.files import whole
 from diffusion_jax.types import Array
 
 ABOUT, SUFFIX = "latents.json", ".array_record"
@@ -171,7 +173,7 @@ class Draw:
 
 
 class Writer:
-    """Writes one split of a data set of latents. A context manager.
+    """Writes one split of a data set of latents. A context manager: the file is whole or not there.
 
     Not compressed: that would make it 8 % smaller and double the time to read it.
 
@@ -181,8 +183,10 @@ class Writer:
     """
 
     def __init__(self, folder: str | Path, split: str):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._file = _array_record().ArrayRecordWriter(str(Path(folder) / f"{split}{SUFFIX}"), "group_size:1,uncompressed")
+        self._stack = contextlib.ExitStack()
+        writer = _array_record().ArrayRecordWriter
+        unfinished = self._stack.enter_context(whole(Path(folder) / f"{split}{SUFFIX}"))
+        self._file = writer(str(unfinished), "group_size:1,uncompressed")
 
     def write(self, moments: np.ndarray, record: Mapping[str, Any]) -> None:
         """One image's moments [views, 2, h, w, c], and the label and caption of its record."""
@@ -192,8 +196,9 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._file.close()
+        self._stack.__exit__(*exception)
 
 
 def _array_record() -> Any:

@@ -29,9 +29,9 @@ import jax
 import numpy as np
 from absl import flags, logging
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, number
 from diffusion_jax.data.image import Decode, to_unit
-from diffusion_jax.data.source import Record, Source
+from diffusion_jax.data.source import LARGEST_LABEL, Record, Source, decoded, place
 
 ORDER, AUGMENT = 0, 1
 ENDLESS = 2**62
@@ -81,7 +81,8 @@ class Batches:
       shuffle: False takes the records in their order, again and again: for evaluation.
 
     Raises:
-      ConfigError: the batch does not divide among the processes, or the source is empty.
+      ConfigError: the batch does not divide among the processes, or the source is empty; of a batch: a record that does not
+        read or decode, or does not fit those beside it.
 
     Example:
       >>> Batches(Digits('test'), Decode(8, channels=1), batch=4, seed=0)[100]['image'].shape
@@ -97,6 +98,7 @@ class Batches:
     shuffle: bool = True
 
     def __post_init__(self):
+        number("batch", self.batch, integer=True)
         if self.batch < 1 or self.batch % self.process_count:
             raise ConfigError(f"batch {self.batch} does not divide among {self.process_count} processes; choose a multiple")
         if not 0 <= self.process_index < self.process_count:
@@ -114,11 +116,46 @@ class Batches:
         local = self.batch // self.process_count
         first = step * self.batch + self.process_index * local
         generator = _generators(self.seed) if self.decode.random else lambda position: None
-        pairs = ((self._record(self._index(p)), generator(p)) for p in range(first, first + local))
+        rows = [self._index(p) for p in range(first, first + local)]
         if hasattr(self.decode, "batch"):
-            return self.decode.batch(pairs, local)
-        examples = [self.decode(record, rng) for record, rng in pairs]
+            pairs = ((self._record(row), generator(p)) for p, row in enumerate(rows, first))
+            batch = self.decode.batch(pairs, local)
+        else:
+            records = _Asked(self)
+            batch = self._stacked(rows, [decoded(records, self.decode, row, generator(p)) for p, row in enumerate(rows, first)])
+        self._check(rows, batch)
+        return batch
+
+    def _stacked(self, rows: list[int], examples: list[Record]) -> dict[str, Any]:
+        """Examples as arrays [n, ...].
+
+        Raises:
+          ConfigError: they differ in what they have, or in size.
+        """
+        first = _forms(examples[0])
+        other = next((i for i, example in enumerate(examples) if _forms(example) != first), None)
+        if other is not None:
+            here, there = (place(self.source, rows[i]) for i in (other, 0))
+            raise ConfigError(f"{here}: is {_spelt(examples[other])}, where {there} is {_spelt(examples[0])}: records of a batch "
+                              "must be alike")
         return {key: _stack([example[key] for example in examples]) for key in examples[0]}
+
+    def _check(self, rows: list[int], batch: dict[str, Any]) -> None:
+        """Refuses what the train step would take for an image or a class: numbers that are not finite, labels out of range."""
+        image, label = batch["image"], batch.get("label")
+        # A sum is finite where all are, and costs a tenth of looking at each.
+        if np.issubdtype(image.dtype, np.floating) and not np.isfinite(image.sum(dtype=np.float64)):
+            bad = np.flatnonzero(~np.isfinite(image.reshape(len(image), -1)).all(1))
+            if len(bad):
+                raise ConfigError(f"{place(self.source, rows[bad[0]])}: has numbers that are not finite; mend or remove it")
+        if label is None or not np.issubdtype(label.dtype, np.integer):
+            return
+        names = self.source.names
+        wrong = (label < 0) | (label > (len(names) - 1 if names else LARGEST_LABEL))
+        outside = np.flatnonzero(wrong.reshape(len(label), -1).any(1))
+        if len(outside):
+            classes = f"the {len(names)} classes" if names else f"0 ... {LARGEST_LABEL}"
+            raise ConfigError(f"{place(self.source, rows[outside[0]])}: label {label[outside[0]]} is none of {classes}; mend it")
 
     def _record(self, index: int) -> Record:
         """A record; what a disk or a network refuses once is asked for again, `RETRIES` times.
@@ -143,6 +180,29 @@ class Batches:
         return int(_order(len(self.source), self.seed, epoch)[offset]) if self.shuffle else offset
 
 
+class _Asked:
+    """The records of a source, asked for again where a disk refuses them once."""
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+
+    def __getitem__(self, i: int) -> Record:
+        return self._batches._record(i)
+
+    def place(self, i: int) -> str:
+        return place(self._batches.source, i)
+
+
+def _forms(example: Record) -> dict[str, tuple[Any, Any]]:
+    """The types and shapes of what an example has."""
+    return {key: (getattr(value, "dtype", type(value)), getattr(value, "shape", ())) for key, value in example.items()}
+
+
+def _spelt(example: Record) -> str:
+    """'image uint8 [8, 8, 3], label int32 []'."""
+    return ", ".join(f"{key} {getattr(kind, '__name__', kind)} {list(shape)}" for key, (kind, shape) in _forms(example).items())
+
+
 def _stack(values: list[Any]) -> np.ndarray | list[str]:
     return values if isinstance(values[0], str) else np.stack(values)
 
@@ -163,12 +223,16 @@ def stream(
       buffer: how many batches they may be ahead.
       workers: processes that read, each every workers-th batch; 0 reads in this one. The batches are the same. A reading thread
         holds Python's lock while it decodes, so where a step is short and decoding long only processes use more cores.
+
+    Raises:
+      ConfigError: workers, and a source that other processes cannot be given.
     """
     import grain
 
     read_ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
     steps = grain.MapDataset.range(start, ENDLESS).map(lambda step: (int(step), batches[int(step)])).to_iter_dataset(read_ahead)
     if workers:
+        _check_sendable(batches)
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()                         # grain reads its own, which tests and notebooks do not parse
         steps = steps.mp_prefetch(grain.MultiprocessingOptions(workers, buffer), _begin_worker)
@@ -184,14 +248,27 @@ def stream(
         host.close()
 
 
+def _check_sendable(batches: Batches) -> None:
+    """Raises ConfigError where other processes cannot be given a data set: it holds a lock or an open file, say."""
+    import cloudpickle
+
+    # Which grain sends with, and brings along.
+    try:
+        cloudpickle.dumps(batches)
+    except Exception as error:                                                  # any object may refuse in its own way
+        kind = type(batches.source).__name__
+        raise ConfigError(f"{kind} cannot be given to other processes ({str(error)[:100]}): set config.workers=0, or have it "
+                          "open what it reads at first use") from None
+
+
 def _begin_worker(index: int, count: int) -> None:
     """What a reading process does first: it leaves the accelerators alone, and ends when its parent does and not before.
 
     Slurm and terminals signal all processes of a run. The parent then still needs batches until its step is saved.
     """
     jax.config.update("jax_platforms", "cpu")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

@@ -28,8 +28,8 @@ from PIL.PngImagePlugin import PngInfo
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.arrays import SUFFIXES
 from diffusion_jax.data.folder import images_in
-from diffusion_jax.data.image import read, to_channels, to_pillow
-from diffusion_jax.data.source import existing, npz, readable
+from diffusion_jax.data.image import opaque, opened, read, to_channels, to_pillow
+from diffusion_jax.data.source import class_indices, existing, header, npz, readable
 from diffusion_jax.files import whole
 
 CHUNK = "diffusion_jax"
@@ -217,13 +217,17 @@ def read_batch(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise ConfigError(f"there is no {path}: give an .npz, an image or a folder of images")
     if file.suffix == ".npz":
         return _read_npz(file)
-    files = [image for image in images_in(file) if image.is_file()] if file.is_dir() else [file]
+    files = images_in(file) if file.is_dir() else [file]
     if not files:
         raise ConfigError(f"{path} holds no images ({', '.join(SUFFIXES)})")
     images = [read(each) for each in files]
     sizes = {image.shape[:2] for image in images}
     if len(sizes) != 1:
-        raise ConfigError(f"{path} needs images of one size, it has {len(sizes)}")
+        other = next(i for i, image in enumerate(images) if image.shape[:2] != images[0].shape[:2])
+        raise ConfigError(
+            f"{path} needs images of one size, it has {len(sizes)}: {files[0].name} and "
+            f"{files[other].name} differ"
+        )
     channels = max(image.shape[-1] for image in images)
     return np.stack([to_channels(image, channels) for image in images]), None
 
@@ -321,10 +325,18 @@ def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     with npz(path) as archive:
         images = archive.get("arr_0")
         labels = archive.get("arr_1")
-    if images is None or images.ndim != 4 or images.dtype != np.uint8:
+    whole = images is not None and images.ndim == 4 and images.dtype == np.uint8 and images.size
+    if images is None or not whole or images.shape[-1] > 4:
         wanted = "an array 'arr_0', uint8 [N, H, W, C], as --out x.npz writes it"
         raise ConfigError(f"{path} needs {wanted}")
-    return images, labels
+    if labels is None:
+        return opaque(images), None
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise ConfigError(
+            f"{path} has {len(images)} images and labels 'arr_1' {labels.dtype} "
+            f"{list(labels.shape)}: give an integer for each image, or none"
+        )
+    return opaque(images), class_indices(labels, None, f"{path}, arr_1")[0]
 
 
 def _listed(value: Any) -> Any:
@@ -345,8 +357,7 @@ def _listed_first(listing: Path) -> str | None:
 def _png_text(path: Path) -> str | None:
     """Our text chunk of a PNG, if it has one; no pixel is decoded."""
     try:
-        # No other format, by name: Pillow would try all of its decoders on a file from elsewhere.
-        with Image.open(path, formats=["PNG"]) as picture:
+        with opened(path, formats=("PNG",)) as picture:
             text = picture.info.get(CHUNK)
     except (SyntaxError, Image.DecompressionBombError) as error:  # beside ValueError and OSError
         raise ValueError(error) from None
@@ -362,9 +373,7 @@ def _npz_text(path: Path) -> str | None:
         if member.file_size > 4 * META_LIMIT + 4096:  # UTF-32 and a header
             raise ValueError(f"its 'meta' has {member.file_size} bytes")
         content = io.BytesIO(archive.read(member))
-    if np.lib.format.read_magic(content) != (1, 0):
-        raise ValueError("its 'meta' is no string")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+    shape, dtype, _ = header(content)
     if shape != () or dtype.kind != "U":
         raise ValueError("its 'meta' is no string")
     return str(np.frombuffer(content.read(), dtype, count=1)[0])

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.data.image import opaque, read
-from diffusion_jax.data.source import Record
+from diffusion_jax.data.source import Record, class_indices, readable
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class TFDS:
       split: 'train', 'test', also a slice: 'train[:90%]'.
       data_dir: where it was prepared; None is ~/tensorflow_datasets.
       image: the feature that holds the image.
-      label: the feature that holds the class, 'label' by default if there is one; its names become `names`.
+      label: the feature that holds the class, 'label' by default if there is one, '' for none (some held-out sets have -1); its
+        names become `names`.
       caption: the feature that holds the text, by default 'caption', 'captions' or 'text' if there is one. Of several captions
         (a sequence, or a sequence of {'text': ...}) the first is taken.
 
@@ -55,14 +56,20 @@ class TFDS:
     def __getitem__(self, i: int) -> Record:
         found = self._records[i]
         image = found[self.image]
-        image = read(image, f"{self.dataset} {self.split} image {i}") if isinstance(image, bytes) else opaque(np.asarray(image))
+        image = read(image, self.place(i)) if isinstance(image, bytes) else opaque(np.asarray(image))
         record: Record = {"image": image}
         label, caption = self._key("label"), self._key("caption")
         if label:
-            record["label"] = int(found[label])
+            labels, _ = class_indices([np.asarray(found[label])[()]], self.names, self.dataset, lambda _: self.place(i))
+            record["label"] = int(labels[0])
         if caption:
-            record["caption"] = first_text(found[caption])
+            with readable(self.place(i), "is no text in UTF-8"):
+                record["caption"] = first_text(found[caption])
         return record
+
+    def place(self, i: int) -> str:
+        """What errors call record i."""
+        return f"{self.dataset} {self.split}, record {i}"
 
     @functools.cached_property
     def _builder(self) -> Any:
@@ -110,6 +117,8 @@ class TFDS:
     def _key(self, kind: str) -> str | None:
         """The feature that holds the label or the caption: the one given, or the usual one, or None."""
         given = getattr(self, kind)
+        if given == "":
+            return None
         if given is not None and given not in self._features:
             raise unknown(f"feature of {self.dataset}", given, self._features)
         usual = {"label": ("label",), "caption": ("caption", "captions", "text")}[kind]
@@ -119,7 +128,9 @@ class TFDS:
 def first_text(value: Any) -> str:
     """The caption in bytes, a string, a sequence of them, or {'text': sequence of them}: the first of several."""
     if isinstance(value, Mapping):
-        value = value["text"]
+        value = value.get("text", ())
     while not isinstance(value, (bytes, str)):
+        if not np.ndim(value) or not len(value):
+            raise ConfigError(f"{str(value)[:40]!r} is no text: choose another caption feature")
         value = value[0]
     return value.decode("utf-8") if isinstance(value, bytes) else value

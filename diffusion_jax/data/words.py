@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffusion_jax.build import unknown
-from diffusion_jax.data.bpe import fits
+from diffusion_jax.data.bpe import fits, room
 
 
 def _filled(numbers: list[int], length: int, text: str, truncate: bool) -> np.ndarray:
@@ -27,27 +27,39 @@ class Words:
     Attributes:
       words: the vocabulary.
       length: tokens of a caption.
+      truncate: whether captions that are too long are cut where a call does not say; without it they are refused.
     """
 
     words: tuple[str, ...]
     length: int
+    truncate: bool = False
+
+    def __post_init__(self):
+        room("length", self.length)
 
     @property
     def size(self) -> int:
         """The number of tokens, 0 among them."""
         return len(self.words) + 1
 
-    def __call__(self, text: str, truncate: bool = False) -> np.ndarray:
+    def __call__(self, text: str, truncate: bool | None = None) -> np.ndarray:
         """The tokens of a caption, int32 [length].
 
         Raises:
           ConfigError: a word that is not in the vocabulary (names the nearest one), or too many words that are not to be cut.
         """
-        found = re.findall(r"\w+", text.lower())
-        for word in found:
+        return _filled(self._numbers(text), self.length, text, self.truncate if truncate is None else truncate)
+
+    def count(self, text: str) -> int:
+        """How many tokens a caption has, before any is cut; `ConfigError` for a word that is not in the vocabulary."""
+        return len(self._numbers(text))
+
+    def _numbers(self, text: str) -> list[int]:
+        words = re.findall(r"\w+", text.lower())
+        for word in words:
             if word not in self.words:
                 raise unknown("word", word, self.words)
-        return _filled([self.words.index(word) + 1 for word in found], self.length, text, truncate)
+        return [self.words.index(word) + 1 for word in words]
 
 
 @dataclass(frozen=True)
@@ -56,16 +68,26 @@ class Bytes:
 
     Attributes:
       length: tokens of a caption.
+      truncate: whether captions that are too long are cut where a call does not say; without it they are refused.
     """
 
     length: int
+    truncate: bool = False
 
     size = 257
 
-    def __call__(self, text: str, truncate: bool = False) -> np.ndarray:
+    def __post_init__(self):
+        room("length", self.length)
+
+    def __call__(self, text: str, truncate: bool | None = None) -> np.ndarray:
         """The tokens of a caption, int32 [length].
 
         Raises:
           ConfigError: too many bytes that are not to be cut.
         """
+        truncate = self.truncate if truncate is None else truncate
         return _filled([byte + 1 for byte in text.encode()], self.length, text, truncate)
+
+    def count(self, text: str) -> int:
+        """How many tokens a caption has, before any is cut."""
+        return len(text.encode())

@@ -16,6 +16,7 @@ which perturbs the condition before CFG splits it, then CFG.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
@@ -23,8 +24,8 @@ from typing import Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.diffusion.process import bcast
+from diffusion_jax.build import ConfigError, number, unknown
+from diffusion_jax.diffusion.process import bcast, levels
 from diffusion_jax.diffusion.samplers import resolve
 from diffusion_jax.diffusion.scales import Scale, to_output, to_x0
 from diffusion_jax.types import Array, Cond, Denoiser, Guidance, Key, Noise, Prediction, Process
@@ -53,8 +54,14 @@ def dynamic_cfg(w: Array, unit: Callable[[Array], Array], tau1: float = 0.6, tau
 
 
 def power_cosine(w: Array, unit: Callable[[Array], Array], power: float = 4.0) -> Schedule:
-    """1 + (w - 1) (1 - cos(pi (1 - t)^p)) / 2: no guidance at full noise, w at the end (DiffiT, 2312.02139)."""
-    return lambda t: 1 + (w - 1) * (1 - jnp.cos(jnp.pi * (1 - unit(t)) ** power)) / 2
+    """1 + (w - 1) (1 - cos(pi (1 - t)^p)) / 2: no guidance at full noise, w at the end (DiffiT, 2312.02139).
+
+    Raises:
+      ConfigError: a negative power, which is infinite at full noise.
+    """
+    number("power", power, 0)
+    # A root of what rounding made negative is no number.
+    return lambda t: 1 + (w - 1) * (1 - jnp.cos(jnp.pi * jnp.clip(1 - unit(t), 0, 1) ** power)) / 2
 
 
 def in_interval(w: Array, process: Process, low: float, high: float) -> Schedule:
@@ -97,6 +104,12 @@ def parallel_part(u: Array, c: Array) -> Array:
     return dot(u * c) / jnp.maximum(dot(c * c), 1e-24) * c
 
 
+def spread(x: Array, axes: tuple[int, ...] | None) -> Array:
+    """The unbiased standard deviation over axes, which stay; 0 of a single value."""
+    size = x.size if axes is None else math.prod(x.shape[axis] for axis in axes)
+    return jnp.std(x, axis=axes, keepdims=True, ddof=1 if size > 1 else 0)
+
+
 def mix_outputs(c: Array, n: Array, w: Array, mix: Mix) -> Array:
     """(1)-(3) on two outputs [B, ..., C]; w a scalar or [B]."""
     axes = tuple(range(1, c.ndim))
@@ -107,7 +120,8 @@ def mix_outputs(c: Array, n: Array, w: Array, mix: Mix) -> Array:
     else:
         g = n + bcast(w, c) * u
     if isinstance(mix.phi, Array) or mix.phi:
-        shrink = jnp.std(c, axis=axes, keepdims=True, ddof=1) / jnp.std(g, axis=axes, keepdims=True, ddof=1)
+        of_g = spread(g, axes)
+        shrink = jnp.where(of_g > 0, spread(c, axes) / jnp.where(of_g > 0, of_g, 1), 1)     # what is constant is not rescaled
         g = mix.phi * g * shrink + (1 - mix.phi) * g
     if mix.channels is not None:
         g = jnp.concatenate([g[..., : mix.channels], c[..., mix.channels :]], axis=-1)
@@ -128,7 +142,8 @@ def mix_predictions(c: Prediction, n: Prediction, w: Array, x: Array, t: Array, 
 
 def eps_of(process: Process, x0: Array, x: Array, t: Array) -> Array:
     """eps = (x_t - alpha x0) / sigma."""
-    return (x - bcast(process.alpha(t), x) * x0) / bcast(process.sigma(t), x)
+    alpha, sigma = levels(process, t, x)
+    return (x - alpha * x0) / sigma
 
 
 def _at(scale: Array | float | Schedule, t: Array) -> Array:
@@ -259,12 +274,12 @@ def corrupt(y: Array, n: Array, gamma: Array, s: Array, psi: Array, rescale: boo
     """(7): y and n [B, ...]; mean and unbiased std over each sample, or over the whole batch."""
     axes = tuple(range(1, y.ndim)) if statistics == "sample" else None
     mean = functools.partial(jnp.mean, axis=axes, keepdims=True)
-    std = functools.partial(jnp.std, axis=axes, keepdims=True, ddof=1)
+    gamma = bcast(gamma, y)
     noisy = jnp.sqrt(gamma) * y + s * jnp.sqrt(1 - gamma) * n
     if not rescale:
         return noisy
-    spread = std(noisy)
-    rescaled = (noisy - mean(noisy)) / jnp.where(spread > 0, spread, 1) * std(y) + mean(y)
+    width = spread(noisy, axes)
+    rescaled = (noisy - mean(noisy)) / jnp.where(width > 0, width, 1) * spread(y, axes) + mean(y)
     return psi * rescaled + (1 - psi) * noisy
 
 

@@ -5,7 +5,7 @@ With snr = alpha^2 / sigma^2 and F = (x0 - skip x) / out, a weight w of |x0 - x0
     simple     1 on F                                            (1)  each paper's own loss (2006.11239 eq. 14)
     min-SNR    min(snr, gamma) on x0                             (2)  2303.09556 eq. 8
     P2         snr / (k + snr)^gamma on x0                       (3)  2204.00227 eq. 9
-    EDM        (s^2 + sd^2) / (s sd)^2 on x0, s = sigma / alpha  (4)  2206.00364 table 1
+    EDM        (s^2 + sd^2) / (s sd)^2 on x0, s = sigma / alpha  (4)  2206.00364 table 1; it is snr + 1 / sd^2
 
     bound      KL(q(x_s | x_t, x0) || p(x_s | x_t)) for a noisy s, -log p(x0 | x_t) for a clean one    (5)  2006.11239 eq. 5
 
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.diffusion.process import bcast, posterior
-from diffusion_jax.diffusion.samplers import log_variance
+from diffusion_jax.diffusion.variance import log_variance
 from diffusion_jax.types import Array, Prediction, Process, Scales
 
 BITS = 1 / math.log(2)          # bits in a nat
@@ -72,8 +72,7 @@ class EDM:
 
     def __call__(self, process: Process, t: Array, c: Scales) -> Array:
         """The weight of |F - F*|^2, [B]."""
-        s, sd = process.sigma(t) / process.alpha(t), self.sigma_data
-        return (s**2 + sd**2) / (s * sd) ** 2 * c.out**2
+        return (1 / self.sigma_data**2 + snr(process, t)) * c.out**2
 
 
 def mean_flat(x: Array) -> Array:
@@ -113,7 +112,7 @@ def bound(process: Process, p: Prediction, x0: Array, xt: Array, t: Array, s: Ar
       process: the process.
       p: the prediction at xt.
       x0, xt: clean and noised images [B, ...].
-      t, s, above: the step's begin and end, and the time before it on the grid, [B]; see `samplers.log_variance`.
+      t, s, above: the step's begin and end, and the time before it on the grid, [B]; see `variance.log_variance`.
       variance: as in `samplers.ancestral`.
     """
     c = posterior(process, t, s)

@@ -8,6 +8,9 @@ The form of DPM-Solver (2206.00927) is (2) with eps for x0, alpha and sigma exch
 
 The published third-order formula, which is kept here, takes D2 as half of what it approximates, h^2 times the second derivative.
 So it converges with the second order, at half the error of the second-order formula; with the whole of it the order would be 3.
+
+A step of length zero is the identity and leaves no trace in the history; across a step that is far shorter than the next, the
+slope of what a network returns is its rounding error, so that the next is of lower order.
 """
 from __future__ import annotations
 
@@ -17,9 +20,12 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.diffusion.process import ratio
-from diffusion_jax.diffusion.samplers import refuse_pure_noise, resolve
+from diffusion_jax.diffusion.process import bcast, levels, ratio, refuse_pure_noise
+from diffusion_jax.diffusion.samplers import resolve, resting
 from diffusion_jax.types import Array, Noise, Process, Sampler, State
+
+STRETCH = 100.0
+"""How many times as long as the step before a step may be, in half log-SNR, and still take a slope from it."""
 
 
 def plms(process: Process) -> Sampler:
@@ -29,34 +35,40 @@ def plms(process: Process) -> Sampler:
 
     def init(x: Array, steps: int) -> State:
         if steps < 2:
-            raise ConfigError("plms needs at least 2 steps")
+            raise ConfigError("plms needs at least 2 steps: for one choose ddim, which it begins with")
         return jnp.zeros((3, *x.shape), x.dtype), jnp.zeros((), jnp.int32)
 
+    @resting
     def step(denoise, x, state, t, s, key):
         past, count = state
+        (alpha, sigma), (alpha_s, sigma_s) = levels(process, t, x), levels(process, s, x)
         _, eps = resolve(process, denoise(x, t, key), x, t)
         history = jnp.concatenate([eps[None], past])                            # [4, B, ...], newest first
 
         def move(eps):
-            return process.alpha(s) * (x - process.sigma(t) * eps) / process.alpha(t) + process.sigma(s) * eps
+            return alpha_s * (x - sigma * eps) / alpha + sigma_s * eps
 
         def improved_euler():
             ahead = move(eps)
             return (eps + resolve(process, denoise(ahead, s, key), ahead, s)[1]) / 2
 
-        combined = jax.lax.cond(count == 0, improved_euler, lambda: jnp.tensordot(table[jnp.minimum(count, 3)], history, 1))
+        weights = table[jnp.minimum(count, 3)].astype(x.dtype)
+        # A clean image says nothing of eps: a run of a single step, or what an edit leaves of one, is DDIM's.
+        twice = (count == 0) & (sigma_s > 0)
+        combined = jax.lax.cond(twice, improved_euler, lambda: jnp.tensordot(weights, history, 1))
         return move(combined), (history[:3], count + 1)
 
     return Sampler(init, step)
 
 
 class _Multistep(NamedTuple):
-    """The last two model values and half log-SNR steps, the number of steps done and of all."""
+    """The last two model values and half log-SNR steps, the number of steps behind them, of steps done and of all."""
 
     m1: Array
     m2: Array
     h1: Array
     h2: Array
+    known: Array
     done: Array
     steps: Array
 
@@ -86,33 +98,44 @@ def dpm_solver(
         refuse_pure_noise(process, "the eps form of dpm_solver", "form x0")
 
     def init(x: Array, steps: int) -> _Multistep:
-        zero, one = jnp.zeros_like(x), jnp.ones((), float)
-        return _Multistep(zero, zero, one, one, jnp.zeros((), jnp.int32), jnp.int32(steps))
+        zero, one, none = jnp.zeros_like(x), jnp.ones((), float), jnp.zeros((), jnp.int32)
+        return _Multistep(zero, zero, one, one, none, none, jnp.int32(steps))
 
     def step(denoise, x, past: _Multistep, t, s, key):
         k_denoise, k_noise = jax.random.split(key)
         x0, eps = resolve(process, denoise(x, t, k_denoise), x, t)
         m0 = x0 if form == "x0" else eps
         q = ratio(process, t, s)
-        h = -jnp.log(q)
-        allowed, left = jnp.minimum(order, past.done + 1), past.steps - past.done
+        still = q == 1                                                          # of length zero, as far as float32 tells
+        h = jnp.where(still, 1, -jnp.log(q))
+        allowed, left = jnp.minimum(order, past.known + 1), past.steps - past.done
+        allowed = jnp.where(past.h1 > STRETCH * past.h2, jnp.minimum(allowed, 2), allowed)
+        allowed = jnp.where(h > STRETCH * past.h1, 1, allowed)
         allowed = jnp.where(lower_order_final & (past.steps < 15), jnp.minimum(allowed, left), allowed)
         allowed = jnp.where((process.sigma(s) == 0) | (euler_at_final & (left == 1)), 1, allowed)
-        keep, c0, c1, c2 = _coefficients(process, form, sde, corrector, t, s, q, h, allowed)
-        d10 = jnp.where(allowed > 1, h / past.h1, 0) * (m0 - past.m1)
-        d11 = jnp.where(allowed > 2, h / past.h2, 0) * (past.m1 - past.m2)
-        third = allowed > 2
-        d1 = d10 + jnp.where(third, past.h1 / (past.h1 + past.h2), 0) * (d10 - d11)
-        d2 = jnp.where(third, h / (past.h1 + past.h2), 0) * (d10 - d11)
-        x = keep * x + c0 * m0 + c1 * d1 + c2 * d2
+        factors = _coefficients(process, form, sde, corrector, t, s, q, h, allowed)
+        keep, c0, c1, c2 = (bcast(factor, x) for factor in factors)
+        d1, d2 = _differences(past, m0, h, allowed)
+        moved = keep * x + c0 * m0 + c1 * d1 + c2 * d2
         if sde:
             level = process.sigma(s) if form == "x0" else process.alpha(s) / process.alpha(t) * process.sigma(t)
-            spread = level * jnp.sqrt(1 - q**2)
-            noisy = x + spread * noise(k_noise, x.shape, x.dtype)
-            x = jnp.where(process.sigma(s) == 0, process.alpha(s) * x0, noisy)      # the eps form's noise does not vanish
-        return x, _Multistep(m0, past.m1, h, past.h1, past.done + 1, past.steps)
+            spread = bcast(level * jnp.sqrt(1 - q**2), x)
+            noisy = moved + spread * noise(k_noise, x.shape, x.dtype)
+            moved = jnp.where(process.sigma(s) == 0, bcast(process.alpha(s), x) * x0, noisy)     # the eps form's does not vanish
+        after = _Multistep(m0, past.m1, h, past.h1, past.known + 1, past.done, past.steps)
+        x, past = jax.tree.map(lambda before, after: jnp.where(still, before, after), (x, past), (moved, after))
+        return x, past._replace(done=past.done + 1)
 
     return Sampler(init, step)
+
+
+def _differences(past: _Multistep, m0: Array, h: Array, allowed: Array) -> tuple[Array, Array]:
+    """D1 and D2 of (2), over a step of h; 0 where the order that is allowed does not read them."""
+    third, ratio = allowed > 2, past.h1 / (past.h1 + past.h2)
+    d10 = bcast(jnp.where(allowed > 1, h / past.h1, 0), m0) * (m0 - past.m1)
+    d11 = bcast(jnp.where(third, h / past.h2, 0), m0) * (past.m1 - past.m2)
+    d1 = d10 + bcast(jnp.where(third, ratio, 0), m0) * (d10 - d11)
+    return d1, bcast(jnp.where(third, h / (past.h1 + past.h2), 0), m0) * (d10 - d11)
 
 
 def _coefficients(process, form, sde, corrector, t, s, q, h, allowed):

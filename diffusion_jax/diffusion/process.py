@@ -10,7 +10,8 @@ With q = (sigma_s / alpha_s) / (sigma_t / alpha_t), the noise level at s over th
     q(x_s | x_t, x0) = N(alpha_s (1 - q^2) x0 + q (sigma_s / sigma_t) x_t,  sigma_s^2 (1 - q^2))      (5)
 
 for every process; with (1) and consecutive steps it is DDPM's eq. 6-7, and with any other pair the respaced one. Written in q
-nothing cancels in float32: 1 - q^2 is never small, unlike 1 - alpha_t^2 / alpha_s^2.
+nothing cancels in float32: 1 - q^2 is never small, unlike 1 - alpha_t^2 / alpha_s^2. A step of length zero has q = 1 and is the
+identity, at a clean time and at one without signal too, where q would be 0 / 0.
 """
 from __future__ import annotations
 
@@ -24,16 +25,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.build import ConfigError, number, unknown
 from diffusion_jax.types import Array, Process
 
 LARGEST_RATIO = 2.0**16      # stands for sigma / alpha = inf where a float time is interpolated towards it
+MOST_STEPS = 10**6           # of a table: a thousand times what anybody trains with, and still megabytes
+
+
+def narrow(a: Array, x: Array) -> Array:
+    """`a` no wider than x: under jax_enable_x64 the functions of a process are float64, and images stay float32."""
+    a = jnp.asarray(a)
+    wide = a.dtype == jnp.float64 and jnp.issubdtype(x.dtype, jnp.floating)
+    return a.astype(jnp.promote_types(x.dtype, jnp.float32)) if wide else a
 
 
 def bcast(a: Array, x: Array) -> Array:
-    """`a` (a scalar or [B]) shaped to multiply `x` [B, ...]."""
-    a = jnp.asarray(a)
+    """`a` (a scalar or [B]) shaped to multiply `x` [B, ...], and no wider."""
+    a = narrow(a, x)
     return a.reshape(a.shape + (1,) * (x.ndim - a.ndim)) if a.ndim else a
+
+
+def levels(process: Process, t: Array, x: Array) -> tuple[Array, Array]:
+    """(alpha, sigma) at t, a scalar or [B], shaped to multiply x [B, ...]."""
+    return bcast(process.alpha(t), x), bcast(process.sigma(t), x)
 
 
 def linear(steps: int, start: float | None = None, end: float | None = None) -> np.ndarray:
@@ -103,7 +117,7 @@ class DDPM:
         published so.
 
     Raises:
-      ConfigError: an unknown schedule, an end that it does not have, or so few steps that a beta reaches 1.
+      ConfigError: an unknown schedule, an end that it does not have, so few steps that a beta reaches 1, or more than a million.
     """
 
     schedule: str = "linear"
@@ -116,9 +130,11 @@ class DDPM:
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
-        if self.steps < 1:
-            raise ConfigError(f"a DDPM process has at least 1 step, got {self.steps}")
-        for end in self._ends:
+        # Before any table is laid out: a checkpoint's config is input from elsewhere.
+        steps = number("steps of a DDPM process", self.steps, 2 if self.zero_snr else 1, MOST_STEPS, integer=True)
+        object.__setattr__(self, "steps", steps)                # JSON writes 1000.0 too, of which NumPy makes no table
+        for end, value in self._ends.items():
+            number(end, value)
             if end not in inspect.signature(SCHEDULES[self.schedule]).parameters:
                 raise ConfigError(f"schedule {self.schedule!r} has no {end!r}: leave it out")
         betas = SCHEDULES[self.schedule](self.steps, **self._ends)
@@ -200,6 +216,9 @@ class Cosine:
     t_max: float = 1.0
     t_clean: float = 0.0
 
+    def __post_init__(self):
+        number("logsnr_min", self.logsnr_min, -80, 0)                   # of alpha = exp(-40) nothing is left in float32
+
     @property
     def _theta(self) -> float:
         return math.atan(math.exp(-self.logsnr_min / 2))
@@ -230,6 +249,11 @@ class EDM:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     t_clean: float = 0.0
+
+    def __post_init__(self):
+        low, high = (number(name, getattr(self, name)) for name in ("sigma_min", "sigma_max"))
+        if not 0 < low < high:
+            raise ConfigError(f"noise levels of EDM rise from sigma_min > 0 to sigma_max: got {low:g} and {high:g}")
 
     @property
     def t_max(self) -> float:
@@ -264,6 +288,10 @@ class Flow:
     t_max: float = 1.0
     t_clean: float = 0.0
 
+    def __post_init__(self):
+        if not number("shift", self.shift) > 0:
+            raise ConfigError(f"the shift of a flow is above 0, and 1 is none: got {self.shift}")
+
     def alpha(self, t: Array) -> Array:
         t = jnp.asarray(t, float)
         return (1 - t) / (1 + (self.shift - 1) * t)
@@ -292,9 +320,16 @@ def starts_from_pure_noise(process: Process) -> bool:
         return bool(process.alpha(jnp.asarray(process.t_max)) == 0)
 
 
+def refuse_pure_noise(process: Process, what: str, instead: str) -> None:
+    """Raises ConfigError where a method that divides by alpha meets a process with alpha(t_max) = 0."""
+    if starts_from_pure_noise(process):
+        raise ConfigError(f"{what} divides by alpha, which is 0 at t_max of {process}: use {instead}")
+
+
 def noised(process: Process, x0: Array, t: Array, eps: Array) -> Array:
     """x_t of (1): x0 and eps [B, ...], t a scalar or [B]."""
-    return bcast(process.alpha(t), x0) * x0 + bcast(process.sigma(t), x0) * eps
+    alpha, sigma = levels(process, t, x0)
+    return alpha * x0 + sigma * eps
 
 
 def carried(process: Process, to: Process, x: Array, t: Array) -> tuple[Array, Array]:
@@ -314,8 +349,10 @@ def carried(process: Process, to: Process, x: Array, t: Array) -> tuple[Array, A
 
 
 def ratio(process: Process, t: Array, s: Array) -> Array:
-    """q of (5): the noise level at s over that at t; 0 at a clean s or an alpha(t) of 0. Also exp(-h) of DPM-Solver."""
-    return process.sigma(s) * process.alpha(t) / (process.sigma(t) * process.alpha(s))
+    """q of (5): the noise level at s over that at t; 0 at a clean s or an alpha(t) of 0, 1 at s = t whatever t is. Also exp(-h)
+    of DPM-Solver."""
+    q = process.sigma(s) * process.alpha(t) / (process.sigma(t) * process.alpha(s))
+    return jnp.where(t == s, 1, q)
 
 
 class Posterior(NamedTuple):
@@ -328,14 +365,14 @@ class Posterior(NamedTuple):
 
 
 def posterior(process: Process, t: Array, s: Array) -> Posterior:
-    """(5) for the step t -> s, s < t. `large` = sigma_t^2 (1 - q^2) is DDPM's beta, the upper bound of the variance."""
+    """(5) for the step t -> s, s <= t. `large` = sigma_t^2 (1 - q^2) is DDPM's beta, the upper bound of the variance."""
     if isinstance(process, DDPM) and process.rounded and jnp.issubdtype(jnp.result_type(t, s), jnp.integer):
         return _rounded_posterior(process, t, s)
     q = ratio(process, t, s)
     keep = 1 - q**2
     return Posterior(
         x0=process.alpha(s) * keep,
-        xt=q * process.sigma(s) / process.sigma(t),
+        xt=jnp.where(t == s, 1, q * process.sigma(s) / process.sigma(t)),
         small=process.sigma(s) ** 2 * keep,
         large=process.sigma(t) ** 2 * keep,
     )
@@ -346,9 +383,10 @@ def _rounded_posterior(process: DDPM, t: Array, s: Array) -> Posterior:
     bars, betas = (jnp.asarray(table, jnp.float32) for table in (process.alpha_bar, process.betas))
     bar_t, bar_s = bars[t + 1], bars[s + 1]
     beta = jnp.where(s == t - 1, betas[t], 1 - bar_t / bar_s)
+    still, left = t == s, jnp.where(t < 0, 1, 1 - bar_t)                        # nothing is divided by the 0 of a clean time
     return Posterior(
-        x0=jnp.sqrt(bar_s) * beta / (1 - bar_t),
-        xt=jnp.sqrt(1 - beta) * (1 - bar_s) / (1 - bar_t),
-        small=(1 - bar_s) / (1 - bar_t) * beta,
-        large=beta,
+        x0=jnp.where(still, 0, jnp.sqrt(bar_s) * beta / left),
+        xt=jnp.where(still, 1, jnp.sqrt(1 - beta) * (1 - bar_s) / left),
+        small=jnp.where(still, 0, (1 - bar_s) / left * beta),
+        large=jnp.where(still, 0, beta),
     )

@@ -8,13 +8,15 @@ Every step t -> s starts from x0 and eps = (x - alpha_t x0) / sigma_t. With q = 
     EDM              y = x / alpha, r = sigma / alpha:  dy/dr = eps, with churn                     (4)  2206.00364 alg. 2
 
 An Euler step of the ODE in any of these coordinates is DDIM with eta = 0, and k-diffusion's Euler ancestral is DDIM with its
-eta: both are (2). (3) is regular at alpha = 0, where (4) is not. multistep.py holds the methods with a memory.
+eta: both are (2). (3) is regular at alpha = 0, where (4) is not. multistep.py holds the methods with a memory. A step of length
+zero is the identity for every sampler, and nothing of it is remembered; reach.py says how far a step may go.
 
 `sample` takes times of any direction: descending samples, ascending inverts. An image that is inverted stands at the first time
 of its grid, which must be a noisy one (the least noisy that was trained): a clean x says nothing of eps.
 """
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,13 +25,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.diffusion.process import bcast, noised, posterior, ratio, starts_from_pure_noise
+from diffusion_jax.build import ConfigError, number, unknown
+from diffusion_jax.diffusion.process import bcast, levels, noised, posterior, ratio, refuse_pure_noise
+from diffusion_jax.diffusion.variance import VARIANCES, log_variance
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Noise, Prediction, Process, Sampler, State
 
 RAW = ("image", "label", "tokens", "low_res", "clip_image", "clip_text")
 """Keys of conditions that are not embedded yet."""
 CHURN_LIMIT = 2**0.5 - 1        # 2206.00364 alg. 2: never add more noise than there is
+
+Conds = Cond | Callable[[Array], Cond]
+"""What a network sees, embedded: the same at all steps, or by the time at which a step begins."""
 
 
 class Progress(NamedTuple):
@@ -46,7 +52,7 @@ class Progress(NamedTuple):
     x0: Array
 
 
-def sample(denoise: Denoiser, sampler: Sampler, x: Array, times: Array | np.ndarray, cond: Cond, key: Key,
+def sample(denoise: Denoiser, sampler: Sampler, x: Array, times: Array | np.ndarray, cond: Conds, key: Key,
            keep: bool = False) -> Array:
     """Runs a sampler over a grid of times.
 
@@ -55,7 +61,8 @@ def sample(denoise: Denoiser, sampler: Sampler, x: Array, times: Array | np.ndar
       sampler: one of this file's.
       x: the start at times[0], [B, ...]: `start(process, times, key, shape)` when sampling, an image when inverting.
       times: [N + 1] consecutive times, or [N, 2] pairs (t, s) where a step's end need not be the next step's begin.
-      cond: what the network sees, embedded.
+      cond: what the network sees, embedded, or a function of the time t at which a step t -> s begins that returns it: all
+        calls of that step see the same, those at s too.
       key: randomness of the sampler and of guidance that draws.
       keep: return every state [N, B, ...] instead of the last.
 
@@ -69,7 +76,7 @@ def sample(denoise: Denoiser, sampler: Sampler, x: Array, times: Array | np.ndar
     return path if keep else progress.x
 
 
-def check_call(denoise: Denoiser, times: Array | np.ndarray, cond: Cond) -> None:
+def check_call(denoise: Denoiser, times: Array | np.ndarray, cond: Conds) -> None:
     """Refuses what `sample` is given by mistake.
 
     Raises:
@@ -80,7 +87,7 @@ def check_call(denoise: Denoiser, times: Array | np.ndarray, cond: Cond) -> None
         raise ConfigError(f"times are a grid such as trailing(process, 20), not a number of steps: got {times}")
     if not callable(denoise) or _takes_one(denoise):
         raise ConfigError("sample takes a denoiser: give the guidance one, as in CFG(3.0, null)(task.denoiser(params))")
-    for name in cond:
+    for name in () if callable(cond) else cond:
         if name in RAW:
             raise ConfigError(f"{name!r} is not what a network sees: embed it first, cond = task.embed(params, raw)")
 
@@ -102,7 +109,7 @@ def begin(sampler: Sampler, x: Array, steps: int) -> Progress:
     return Progress(x, sampler.init(x, steps), jnp.zeros_like(x))
 
 
-def advance(denoise: Denoiser, sampler: Sampler, progress: Progress, pairs: Array, keys: Array, cond: Cond,
+def advance(denoise: Denoiser, sampler: Sampler, progress: Progress, pairs: Array, keys: Array, cond: Conds,
             keep: bool = False) -> tuple[Progress, Array | None]:
     """Some steps of a run: the only scan of the package's diffusion, whole in `sample`, in parts where somebody watches.
 
@@ -117,15 +124,17 @@ def advance(denoise: Denoiser, sampler: Sampler, progress: Progress, pairs: Arra
     """
     def body(progress: Progress, step: tuple[Array, Key]) -> tuple[Progress, Array | None]:
         (t, s), key = step
+        here = cond(t) if callable(cond) else cond
         estimates = []
 
         def bound(x: Array, t: Array, key: Key) -> Prediction:
-            prediction = denoise(x, t, cond, key)
+            # Of the type of the images, whatever the network's is: bfloat16, or float64 under jax_enable_x64.
+            prediction = jax.tree.map(lambda a: a.astype(progress.x.dtype), denoise(x, t, here, key))
             estimates.append(prediction.x0)
             return prediction
 
         x, state = sampler.step(bound, progress.x, progress.state, t, s, key)
-        return Progress(x, state, estimates[0].astype(progress.x0.dtype)), x if keep else None
+        return Progress(x, state, estimates[0]), x if keep else None
 
     return jax.lax.scan(body, progress, (pairs, keys))
 
@@ -135,7 +144,8 @@ def start(process: Process, times: Array | np.ndarray, key: Key, shape: tuple[in
     """x at times[0] of data that is negligible beside the noise there: N(0, alpha^2 + sigma^2) for unit-variance x."""
     t = jnp.asarray(times).reshape(-1)[0]
     level = jnp.where(process.alpha(t) < 1, jnp.hypot(process.alpha(t), process.sigma(t)), process.sigma(t))
-    return level * noise(key, shape, jnp.float32)
+    x = noise(key, shape, jnp.float32)
+    return bcast(level, x) * x
 
 
 def resolve(process: Process, p: Prediction, x: Array, t: Array) -> tuple[Array, Array]:
@@ -143,7 +153,7 @@ def resolve(process: Process, p: Prediction, x: Array, t: Array) -> tuple[Array,
 
     At alpha = 0 x_t says nothing of x0, and so nothing of y: there x0 stays.
     """
-    a, s = bcast(process.alpha(t), x), bcast(process.sigma(t), x)
+    a, s = levels(process, t, x)
     eps = (x - a * p.x0) / s if p.eps is None else p.eps
     if p.grad is None:
         return p.x0, eps
@@ -155,44 +165,23 @@ def _stateless(x: Array, steps: int) -> State:
     return ()
 
 
+def resting(step: Callable[..., tuple[Array, State]]) -> Callable[..., tuple[Array, State]]:
+    """`step`, but where s = t it leaves x and the state as they are: formulas divide by the length of a step, or by the sigma of
+    a clean time that it would begin and end at."""
+
+    @functools.wraps(step)
+    def guarded(denoise: Callable[..., Prediction], x: Array, state: State, t: Array, s: Array, key: Key) -> tuple[Array, State]:
+        still = t == s
+        return jax.tree.map(lambda before, after: jnp.where(still, before, after), (x, state), step(denoise, x, state, t, s, key))
+
+    return guarded
+
+
 class _Before(NamedTuple):
     """The time before t, for the clipped log-variance of the last step."""
 
     t: Array
     first: Array
-
-
-def log_variance(process: Process, kind: str, t: Array, s: Array, above: Array, raw: Array | None) -> Array:
-    """The log-variance of p(x_s | x_t), a scalar or shaped like t, or like `raw` where it is learned.
-
-    At a clean s the posterior variance is 0; like the published code it is replaced there by that of the step before, above -> t.
-
-    Args:
-      process: the process.
-      kind: 'fixed_small' (posterior), 'fixed_large' (beta), 'learned_range' (interpolated by raw in [-1, 1], 2102.09672
-        eq. 15) or 'learned' (raw itself).
-      t, s: from and to.
-      above: the time before t on the grid.
-      raw: `Prediction.logvar`.
-    """
-    if kind not in VARIANCES:
-        raise unknown("variance", kind, VARIANCES)
-    if kind.startswith("learned") and raw is None:
-        raise ConfigError(f"variance {kind!r} needs a network that learned it (twice the channels out); use 'fixed_small'")
-    if kind == "learned":
-        return raw
-    here, before = posterior(process, t, s), posterior(process, above, t)
-    clean = process.sigma(s) == 0
-    small = jnp.log(jnp.maximum(jnp.where(clean, before.small, here.small), 1e-20))
-    if kind == "fixed_small":
-        return small
-    if kind == "fixed_large":
-        return jnp.where(clean, small, jnp.log(here.large))
-    low, high = bcast(small, raw), bcast(jnp.log(here.large), raw)
-    return low + (raw + 1) / 2 * (high - low)
-
-
-VARIANCES = ("fixed_small", "fixed_large", "learned_range", "learned")
 
 
 def ancestral(process: Process, variance: str = "fixed_small", noise: Noise = jax.random.normal) -> Sampler:
@@ -209,29 +198,32 @@ def ancestral(process: Process, variance: str = "fixed_small", noise: Noise = ja
     def init(x: Array, steps: int) -> _Before:
         return _Before(jnp.zeros((), float), jnp.ones((), bool))
 
+    @resting
     def step(denoise, x, state, t, s, key):
         k_denoise, k_noise = jax.random.split(key)
         p = denoise(x, t, k_denoise)
         c = posterior(process, t, s)
-        mean = c.x0 * p.x0 + c.xt * x
+        mean = bcast(c.x0, x) * p.x0 + bcast(c.xt, x) * x
         above = jnp.where(state.first, t, state.t.astype(t.dtype))
         logvar = log_variance(process, variance, t, s, above, p.logvar)
         if p.grad is not None:
-            mean = mean + (c.small if variance == "fixed_small" else jnp.exp(logvar)) * p.grad      # small: 0 at a clean s
+            shift = c.small if variance == "fixed_small" else jnp.exp(logvar)                       # small: 0 at a clean s
+            mean = mean + bcast(shift, x) * p.grad
         spread = jnp.where(process.sigma(s) > 0, jnp.exp(logvar / 2), 0)
-        x = mean + spread * noise(k_noise, x.shape, x.dtype)
+        x = mean + bcast(spread, x) * noise(k_noise, x.shape, x.dtype)
         return x, _Before(t.astype(float), jnp.zeros((), bool))
 
     return Sampler(init, step)
 
 
-def ddim(process: Process, eta: float = 0.0, noise: Noise = jax.random.normal) -> Sampler:
-    """DDIM, (2): deterministic at eta = 0, DDPM's posterior at eta = 1; over ascending times with eta = 0 it inverts.
+def ddim(process: Process, eta: float = 0.0, noise: Noise = jax.random.normal, clip: float = 0.0) -> Sampler:
+    """DDIM, (2): deterministic at eta = 0, DDPM's posterior at eta = 1; over ascending times, where eta is 0, it inverts.
 
     Args:
       process: the process.
       eta: 0 ... 1, the share of fresh noise.
       noise: the source of noise, asked only if eta is not 0.
+      clip: clip x0 to [-clip, clip] and keep eps, as diffusers' scheduler does; 0 is not. A recipe's clip moves eps too.
 
     Raises:
       ConfigError: eta outside of 0 ... 1.
@@ -239,14 +231,17 @@ def ddim(process: Process, eta: float = 0.0, noise: Noise = jax.random.normal) -
     if not 0 <= eta <= 1:
         raise ConfigError(f"eta is the share of fresh noise, 0 ... 1: got {eta}")
 
+    @resting
     def step(denoise, x, state, t, s, key):
         k_denoise, k_noise = jax.random.split(key)
         x0, eps = resolve(process, denoise(x, t, k_denoise), x, t)
+        x0 = jnp.clip(x0, -clip, clip) if clip else x0
+        alpha, sigma = levels(process, s, x)
         if not eta:                             # q is infinite on the way up from a clean t, or to pure noise
-            return process.alpha(s) * x0 + process.sigma(s) * eps, state
-        fresh = eta**2 * (1 - ratio(process, t, s) ** 2)
-        x = process.alpha(s) * x0 + process.sigma(s) * jnp.sqrt(1 - fresh) * eps
-        return x + process.sigma(s) * jnp.sqrt(fresh) * noise(k_noise, x.shape, x.dtype), state
+            return alpha * x0 + sigma * eps, state
+        fresh = bcast(eta**2 * (1 - ratio(process, t, s) ** 2), x)
+        x = alpha * x0 + sigma * jnp.sqrt(1 - fresh) * eps
+        return x + sigma * jnp.sqrt(fresh) * noise(k_noise, x.shape, x.dtype), state
 
     return Sampler(_stateless, step)
 
@@ -258,10 +253,11 @@ def ddim_inversion(process: Process) -> Sampler:
     over ascending times asks at t instead, as ADM does. For eps-predicting networks; use with ascending times.
     """
 
+    @resting
     def step(denoise, x, state, t, s, key):
         _, eps = resolve(process, denoise(x, s, key), x, s)
-        x0 = (x - process.sigma(t) * eps) / process.alpha(t)
-        return process.alpha(s) * x0 + process.sigma(s) * eps, state
+        (alpha, sigma), (alpha_s, sigma_s) = levels(process, t, x), levels(process, s, x)
+        return alpha_s * (x - sigma * eps) / alpha + sigma_s * eps, state
 
     return Sampler(_stateless, step)
 
@@ -278,13 +274,15 @@ def heun(process: Process) -> Sampler:
         x0, eps = resolve(process, denoise(x, t, key), x, t)
         return eps - x0
 
+    @resting
     def step(denoise, x, state, t, s, key):
         first, second = jax.random.split(key)
-        wide_t, wide_s = process.alpha(t) + process.sigma(t), process.alpha(s) + process.sigma(s)
-        du = process.sigma(s) / wide_s - process.sigma(t) / wide_t
+        (alpha, sigma), (alpha_s, sigma_s) = levels(process, t, x), levels(process, s, x)
+        wide_t, wide_s = alpha + sigma, alpha_s + sigma_s
+        du = sigma_s / wide_s - sigma / wide_t
         d = velocity(denoise, x, t, first)
         ahead = wide_s * (x / wide_t + du * d)
-        d = jax.lax.cond(process.sigma(s) > 0, lambda: (d + velocity(denoise, ahead, s, second)) / 2, lambda: d)
+        d = jax.lax.cond(sigma_s > 0, lambda: (d + velocity(denoise, ahead, s, second)) / 2, lambda: d)
         return wide_s * (x / wide_t + du * d), state
 
     return Sampler(_stateless, step)
@@ -299,6 +297,18 @@ class Churn(NamedTuple):
     high: float = float("inf")
     noise: float = 1.0
 
+    def checked(self) -> Churn:
+        """Itself.
+
+        Raises:
+          ConfigError: a strength below 0, or levels that are not low <= high.
+        """
+        number("s_churn", self.churn, 0)
+        number("s_noise", self.noise, 0)
+        if not 0 <= self.low <= self.high:
+            raise ConfigError(f"churn lies between s_min and s_max, 0 <= s_min <= s_max: got {self.low} and {self.high}")
+        return self
+
 
 def _karras(process: Process, churn: Churn, correct: bool, noise: Noise) -> Sampler:
     """(4) with (correct) or without Heun's second evaluation."""
@@ -306,25 +316,28 @@ def _karras(process: Process, churn: Churn, correct: bool, noise: Noise) -> Samp
     def init(x: Array, steps: int) -> State:
         return jnp.float32(min(churn.churn / steps, CHURN_LIMIT))
 
+    @resting
     def step(denoise, x, gamma, t, s, key):
         k_noise, first, second = jax.random.split(key, 3)
+        alpha_s = bcast(process.alpha(s), x)
         r, r_s = process.sigma(t) / process.alpha(t), process.sigma(s) / process.alpha(s)
-        y, t_hat, r_hat, x_hat = x / process.alpha(t), t, r, x
+        y, t_hat, r_hat, x_hat = x / bcast(process.alpha(t), x), t, r, x
         if churn.churn:
             g = jnp.where((churn.low <= r) & (r <= churn.high), gamma, 0)
             t_hat = jnp.where(g > 0, process.time((1 + g) * r), t)                     # a table of noise levels ends
             r_hat = jnp.where(g > 0, process.sigma(t_hat) / process.alpha(t_hat), r)
             spread = jnp.sqrt(jnp.maximum((r_hat - r) * (r_hat + r), 0))           # exactly 0 without churn
-            y = y + churn.noise * spread * noise(k_noise, x.shape, x.dtype)
-            x_hat = process.alpha(t_hat) * y
+            y = y + churn.noise * bcast(spread, x) * noise(k_noise, x.shape, x.dtype)
+            x_hat = bcast(process.alpha(t_hat), x) * y
         _, eps = resolve(process, denoise(x_hat, t_hat, first), x_hat, t_hat)
-        ahead = process.alpha(s) * (y + (r_s - r_hat) * eps)
+        dr = bcast(r_s - r_hat, x)
+        ahead = alpha_s * (y + dr * eps)
         if not correct:
             return ahead, gamma
 
         def corrected():
             eps_s = resolve(process, denoise(ahead, s, second), ahead, s)[1]
-            return process.alpha(s) * (y + (r_s - r_hat) * (eps + eps_s) / 2)
+            return alpha_s * (y + dr * (eps + eps_s) / 2)
 
         return jax.lax.cond(r_s > 0, corrected, lambda: ahead), gamma
 
@@ -345,7 +358,7 @@ def edm(
       noise: the source of noise, asked only if s_churn is not 0.
     """
     refuse_pure_noise(process, "edm", "heun")
-    return _karras(process, Churn(s_churn, s_min, s_max, s_noise), True, noise)
+    return _karras(process, Churn(s_churn, s_min, s_max, s_noise).checked(), True, noise)
 
 
 def euler(
@@ -358,16 +371,11 @@ def euler(
       process: the process.
       s_churn, s_min, s_max, s_noise, noise: as in `edm`.
     """
+    churn = Churn(s_churn, s_min, s_max, s_noise).checked()
     if not s_churn:
         return ddim(process)
     refuse_pure_noise(process, "euler with churn", "euler")
-    return _karras(process, Churn(s_churn, s_min, s_max, s_noise), False, noise)
-
-
-def refuse_pure_noise(process: Process, what: str, instead: str) -> None:
-    """Raises ConfigError where a method that divides by alpha meets a process with alpha(t_max) = 0."""
-    if starts_from_pure_noise(process):
-        raise ConfigError(f"{what} divides by alpha, which is 0 at t_max of {process}: use {instead}")
+    return _karras(process, churn, False, noise)
 
 
 def with_known(sampler: Sampler, process: Process, known: Array, mask: Array, noise: Noise = jax.random.normal) -> Sampler:
@@ -381,6 +389,7 @@ def with_known(sampler: Sampler, process: Process, known: Array, mask: Array, no
       noise: the source of noise.
     """
 
+    @resting
     def step(denoise, x, state, t, s, key):
         k_noise, k_step = jax.random.split(key)
         x = mask * noised(process, known, t, noise(k_noise, x.shape, x.dtype)) + (1 - mask) * x

@@ -21,7 +21,7 @@ from typing import Protocol
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.diffusion.process import DDPM, bcast, posterior, starts_from_pure_noise
+from diffusion_jax.diffusion.process import DDPM, bcast, narrow, posterior, starts_from_pure_noise
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Network, Prediction, Process, Scales
 
 
@@ -130,7 +130,7 @@ def denoiser(network: Network, process: Process, scale: Scale, learned_variance:
 
     def denoise(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
         c = scale(process, t)
-        label = jnp.broadcast_to(c.noise, x.shape[:1])                    # [B]
+        label = jnp.broadcast_to(narrow(c.noise, x), x.shape[:1])         # [B]
         out = network(bcast(c.in_, x) * x, label, cond)                   # [B, ..., C or 2C]
         out, logvar = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
         return Prediction(to_x0(c, x, out), logvar=logvar)

@@ -11,6 +11,9 @@ process counts its times, float32 elsewhere. Integers are computed as integers; 
     log_snr     equal steps of log(sigma / alpha)                                     (6)  2206.00927
     uniform     equal steps of t                                                      (7)
 
+A single step begins at the noisiest time: in (4) and (7), which have both ends, by our choice; (1) and (2), which would begin at
+time 0, where there is hardly any noise, refuse it.
+
 Importance sampling draws t with p_t and divides its loss by T p_t, which leaves the expectation as it was:
 
     p_t = (1 - u) r_t / sum r + u / T,   r_t = sqrt(mean of the last `history` losses^2 at t)           (8)  2102.09672 sec. 3.3
@@ -25,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, number
 from diffusion_jax.diffusion.process import DDPM, LARGEST_RATIO
 from diffusion_jax.types import Array, Key, Memory, Process
 
@@ -52,21 +55,24 @@ def space(spec: str | Sequence[int], steps: int) -> np.ndarray:
         return np.append(space("10,10,3,2,2", steps)[:-1], np.int32(steps - 3))     # the noisiest time makes artefacts
     if isinstance(spec, str) and spec.startswith("ddim"):
         return _stride(_count(spec[4:], spec), steps)
-    counts = [_count(part, spec) for part in spec.split(",") if part] if isinstance(spec, str) else list(spec)
+    counts = [_count(part, spec) for part in spec.split(",")] if isinstance(spec, str) and spec else list(spec)
     return _sections(counts or [steps], steps)
 
 
 def _count(text: str, spec: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
+    text = text.strip()
+    # Of at most nine digits: longer ones are numbers of no table, and Python refuses to read those of thousands.
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text)):
         raise ConfigError(f"{spec!r} is no respacing: write '250', '10,15,20', 'ddim50' or 'fast27'")
     return int(text)
 
 
 def _stride(count: int, steps: int) -> np.ndarray:
-    for stride in range(1, steps + 1):
-        if len(range(0, steps, stride)) == count:
-            return np.arange(0, steps, stride, dtype=np.int32)
-    raise ConfigError(f"no integer stride takes exactly {count} of {steps} times: try {max(steps // (steps // count or 1), 1)}")
+    counts = [len(range(0, steps, stride)) for stride in range(1, steps + 1)]
+    if count not in counts:
+        near = min(counts, key=lambda other: abs(other - count))
+        raise ConfigError(f"no integer stride takes exactly {count} of {steps} times: 'ddim{near}' is the nearest that there is")
+    return np.arange(0, steps, counts.index(count) + 1, dtype=np.int32)
 
 
 def _sections(counts: Sequence[int], steps: int) -> np.ndarray:
@@ -74,7 +80,7 @@ def _sections(counts: Sequence[int], steps: int) -> np.ndarray:
     kept, first = [], 0
     for size, count in zip(sizes, counts, strict=True):
         if not 1 <= count <= size:
-            raise ConfigError(f"cannot take {count} of a section of {size} times")
+            raise ConfigError(f"cannot take {count} of a section of {size} times: 1 ... {size}")
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         at = 0.0                                             # summed, not multiplied: the published rounding depends on it
         for _ in range(count):
@@ -89,23 +95,38 @@ def _closed(process: Process, descending: np.ndarray) -> np.ndarray:
     return np.append(descending, np.asarray(process.t_clean, descending.dtype))
 
 
+def _begun(times: np.ndarray, total: int, name: str) -> np.ndarray:
+    """Descending times, refused where they are a single one below T - 1: sampling begins with noise, which is not there."""
+    if len(times) == 1 and times[0] < total - 1:
+        raise ConfigError(f"one step of {name} times begins at {times[0]} of {total}, not in noise: choose times 'trailing'")
+    return times
+
+
 def respace(process: Process, steps: int | str) -> np.ndarray:
-    """(1): `steps` is a number or any respacing string of `space`."""
-    return _closed(process, space(str(steps), _table(process, "respaced"))[::-1])
+    """(1): `steps` is a number or any respacing string of `space`.
+
+    Raises:
+      ConfigError: no such respacing, or a single step.
+    """
+    total = _table(process, "respaced")
+    return _closed(process, _begun(space(str(steps), total)[::-1], total, "respaced"))
 
 
 def leading(process: Process, steps: int, offset: int = 0, last: int = -1) -> np.ndarray:
     """(2); `offset` is 1 for Stable Diffusion. Never reaches T - 1. The last step ends at time `last`: -1 is clean, 0 almost.
 
     Raises:
-      ConfigError: an offset that leaves 0 ... T - 1.
+      ConfigError: an offset that leaves 0 ... T - 1, a `last` that is neither, or a single step.
     """
     total = _table(process, "leading")
     _at_most(steps, total)
-    found = np.arange(steps, dtype=np.int32) * (total // steps) + offset
-    if found[0] < 0 or found[-1] >= total:
-        raise ConfigError(f"leading times {found[0]} ... {found[-1]} leave 0 ... {total - 1}: change the offset or the steps")
-    return np.append(found[::-1], np.int32(last))
+    if last not in (-1, 0):
+        raise ConfigError(f"the last of leading times is -1, clean, or 0, almost: got {last}")
+    offset = int(number("offset", offset, integer=True))
+    times = np.arange(steps) * (total // steps) + offset
+    if times[0] < 0 or times[-1] >= total:
+        raise ConfigError(f"leading times {times[0]} ... {times[-1]} leave 0 ... {total - 1}: change the offset or the steps")
+    return np.append(_begun(times[::-1].astype(np.int32), total, "leading"), np.int32(last))
 
 
 def trailing(process: Process, steps: int) -> np.ndarray:
@@ -116,14 +137,16 @@ def trailing(process: Process, steps: int) -> np.ndarray:
 
 
 def linspace(process: Process, steps: int) -> np.ndarray:
-    """(4): both ends of the table."""
+    """(4): both ends of the table; a single step begins at T - 1."""
     total = _table(process, "linspace")
     _at_most(steps, total)
-    return _closed(process, np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int32))
+    # One part of NumPy's would be 0 alone.
+    times = np.round(np.linspace(0, total - 1, steps)) if steps > 1 else np.array([total - 1])
+    return _closed(process, times[::-1].astype(np.int32))
 
 
 def _at_most(steps: int, total: int) -> None:
-    if not 1 <= steps <= total:
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= total:
         raise ConfigError(f"steps must lie in 1 ... {total}, got {steps}")
 
 
@@ -131,7 +154,7 @@ def _noise_ends(process: Process, sigma_min: float | None, sigma_max: float | No
     """sigma / alpha at both ends of the training range, unless given. A DDPM process ends at its first and last table entry.
 
     Raises:
-      ConfigError: ends that are not 0 < sigma_min < sigma_max.
+      ConfigError: ends that are not 0 < sigma_min < sigma_max, or not finite.
     """
     clean = 0 if isinstance(process, DDPM) else 1e-3 * process.t_max
     with jax.ensure_compile_time_eval():
@@ -139,7 +162,7 @@ def _noise_ends(process: Process, sigma_min: float | None, sigma_max: float | No
         low, high = (float(v) for v in process.sigma(t) / jnp.maximum(process.alpha(t), 1 / LARGEST_RATIO))
     low = getattr(process, "sigma_min", low) if sigma_min is None else sigma_min
     high = high if sigma_max is None else sigma_max
-    if not 0 < low < high:
+    if not 0 < low < high < float("inf"):
         raise ConfigError(f"noise levels fall from sigma_max to sigma_min > 0: got sigma_min={low:g}, sigma_max={high:g}")
     return low, high
 
@@ -153,29 +176,40 @@ def karras(
     process: Process, steps: int, sigma_min: float | None = None, sigma_max: float | None = None, rho: float = 7.0
 ) -> np.ndarray:
     """(5): dense at low noise. Float times; the ends default to the process's own noise levels sigma / alpha."""
+    number("rho", rho, LEAST_RHO, MOST_RHO)
+    number("steps", steps, 1, integer=True)
     low, high = (v ** (1 / rho) for v in _noise_ends(process, sigma_min, sigma_max))
     return _at_levels(process, (high + np.linspace(0, 1, steps) * (low - high)) ** rho)
 
 
 def log_snr(process: Process, steps: int, sigma_min: float | None = None, sigma_max: float | None = None) -> np.ndarray:
     """(6): equal steps of log(sigma / alpha), DPM-Solver's own spacing. Float times."""
+    number("steps", steps, 1, integer=True)
     low, high = _noise_ends(process, sigma_min, sigma_max)
     return _at_levels(process, np.exp(np.linspace(np.log(high), np.log(low), steps)))
 
 
 def uniform(process: Process, steps: int) -> np.ndarray:
-    """(7) for continuous processes; (1) for a table, whose equal steps are the official respacing."""
+    """(7) for continuous processes; (1) for a table, whose equal steps are the official respacing, but for a single one."""
+    number("steps", steps, 1, integer=True)
     if isinstance(process, DDPM):
-        return respace(process, steps)
+        return respace(process, steps) if steps > 1 else trailing(process, 1)
     return np.linspace(process.t_max, process.t_clean, steps + 1, dtype=np.float32)
 
 
+LEAST_RHO, MOST_RHO = 1.0, 1000.0
+"""Of (5): 1 is equal steps of sigma, and 1000 is (6) to three digits; further on powers lose all of theirs."""
 GRIDS = ("respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform")
 
 
 def _unit(key: Key, n: int) -> Array:
     """u [n] uniform in (0, 1), the middles of the cells of a float32 draw: at u = 0 there is no noise to predict, only 0 / 0."""
     return jax.random.uniform(key, (n,), jnp.float32) + 2.0**-24
+
+
+def _below_one(u: Array) -> Array:
+    """u in (0, 1) that rounding may have brought to an end of it, where a process has no time (1) or no noise (0)."""
+    return jnp.clip(u, 2.0**-24, 1 - 2.0**-24)
 
 
 class Memoryless(abc.ABC):
@@ -213,7 +247,7 @@ class Stratified(Memoryless):
 
     def __call__(self, process: Process, key: Key, n: int) -> Array:
         """t [n]."""
-        return process.at((jnp.arange(n) + _unit(key, n)) / n)
+        return process.at(_below_one((jnp.arange(n) + _unit(key, n)) / n))
 
 
 @dataclass(frozen=True)
@@ -237,7 +271,7 @@ class LogitNormal(Memoryless):
 
     def __call__(self, process: Process, key: Key, n: int) -> Array:
         """t [n]."""
-        return process.at(jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (n,))))
+        return process.at(_below_one(jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, (n,)))))
 
 
 @dataclass(frozen=True)

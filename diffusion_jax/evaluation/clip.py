@@ -21,6 +21,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.evaluation import contrast, samples
 from diffusion_jax.evaluation.options import Options
 from diffusion_jax.evaluation.report import Gallery, Measured
+from diffusion_jax.files import unused, whole
 from diffusion_jax.metrics.clip_score import clip_score
 from diffusion_jax.metrics.retrieval import recall
 from diffusion_jax.pipelines.conditions import conditions_of, held_out_conditions
@@ -49,12 +50,51 @@ class Judged(NamedTuple):
     figures: dict[str, Any]
 
 
+class Judging(NamedTuple):
+    """What is judged, and by whom.
+
+    Attributes:
+      pipe: makes the samples.
+      clip: the judge.
+      prompts: captions of held-out images.
+    """
+
+    pipe: Pipeline
+    clip: Run
+    prompts: list[str]
+
+
 def measure(run: Run, options: Options) -> Measured:
     """The figures of samples for held-out captions; of several candidates the best are shown.
 
     Raises:
-      ConfigError: what is missing, a folder of another kind of model, or a model that reads no text
-        and that no CLIP guides.
+      ConfigError: what `ready` refuses, or a model that reads no text and that no CLIP guides.
+    """
+    pipe, clip, prompts = ready(run, options)
+    num = len(prompts)
+    many = options.helpers.candidates or 1
+    # Before the samples are made: these take hours.
+    tokens = clip.tokens(prompts, truncate=True)
+    texts = contrast.text_features(clip.model, tokens, options.size)
+    images = generated(pipe, prompts, many, options)
+    views = contrast.image_features(clip.model, images, options.size).reshape(num, many, -1)
+    judged = judge(views, texts, prompts)
+    if many > 1 and jax.process_index() == 0:
+        draw(judged.figures["best of"], unused(Path(run.folder, "rerank.png")))
+    best = images.reshape(num, many, *images.shape[1:])[np.arange(num), judged.best]
+    return Measured(described(pipe, num) | judged.figures, Gallery(best))
+
+
+def check(run: Run, options: Options) -> None:
+    """Raises ConfigError for what `measure` would refuse, without making a sample."""
+    ready(run, options)
+
+
+def ready(run: Run, options: Options) -> Judging:
+    """Who makes samples of which captions, and who judges them.
+
+    Raises:
+      ConfigError: what is missing, or a folder of another kind of model.
     """
     folder = options.features.features
     if folder is None:
@@ -62,23 +102,14 @@ def measure(run: Run, options: Options) -> Measured:
     clip = open_run(folder)
     # As the run samples: config.evaluate.guidance is chosen for the page's own metric, FID mostly.
     pipe = samples.pipeline_of(run, options, page_guidance=False)
+    samples.recipe_of(pipe).check(run.task, pipe.weak is not None)
     if not isinstance(clip.task, kinds.TwoTowers) or clip.task.shape != pipe.picture_shape:
         raise ConfigError(
             f"--features {folder} is no CLIP of images of {pipe.picture_shape}: give the folder "
             "of one"
         )
     run.data("the captions of metric clip are those of a run's own held-out images")
-    num = options.batch.num or NUM
-    many = options.helpers.candidates or 1
-    prompts = run.captions(num)
-    images = generated(pipe, prompts, many, options)
-    texts = contrast.text_features(clip.model, clip.tokens(prompts, truncate=True), options.size)
-    views = contrast.image_features(clip.model, images, options.size).reshape(num, many, -1)
-    judged = judge(views, texts, prompts)
-    if many > 1 and jax.process_index() == 0:
-        draw(judged.figures["best of"], Path(run.folder, "rerank.png"))
-    best = images.reshape(num, many, *images.shape[1:])[np.arange(num), judged.best]
-    return Measured(described(pipe, num) | judged.figures, Gallery(best))
+    return Judging(pipe, clip, run.captions(options.batch.num or NUM))
 
 
 def described(pipe: Pipeline, num: int) -> dict[str, Any]:
@@ -92,7 +123,8 @@ def generated(pipe: Pipeline, prompts: Sequence[str], many: int, options: Option
     total = len(prompts) * many
     raw = _raw(pipe, prompts, total, options.batch.seed or 0)
     made = pipe.images(raw, total, options.seed, options.size)
-    return np.concatenate([to_pixels(batch) for batch in made])
+    rounding = options.measure.rounding or "nearest"
+    return np.concatenate([to_pixels(batch, rounding) for batch in made])
 
 
 def _raw(pipe: Pipeline, prompts: Sequence[str], total: int, seed: int) -> Raw:
@@ -168,6 +200,6 @@ def draw(best: Mapping[str, float], path: Path) -> None:
     figure, axis = pyplot.subplots(figsize=(4, 3), layout="constrained")
     axis.semilogx([int(n) for n in best], list(best.values()), marker="o", base=2)
     axis.set(xlabel="best of", ylabel="CLIP score")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=100)
     pyplot.close(figure)

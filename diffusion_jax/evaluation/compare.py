@@ -6,25 +6,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.evaluation import features, samples
+from diffusion_jax.data.source import existing
+from diffusion_jax.evaluation import features, identity, samples
 from diffusion_jax.evaluation.options import COMPARED, Options
-from diffusion_jax.evaluation.report import Gallery, Measured
+from diffusion_jax.evaluation.report import Gallery, Measured, name_of
+from diffusion_jax.files import writable
 from diffusion_jax.metrics import figures
 from diffusion_jax.metrics.extract import Found
 from diffusion_jax.metrics.images import Images, Pictures
 from diffusion_jax.runs.folder import Run
+from diffusion_jax.train.lock import one_writer
 
 
 def of_run(run: Run, options: Options) -> Measured:
     """The metrics of metrics/figures.py on samples, classes in turn."""
+    check(run, options)
     extractor = extractor_of(run.folder, options)
     sampled = samples.sampled(run, options)
     return compared(sampled, extractor, options.measure.reference, run.config.get("data"))
+
+
+def check(run: Run, options: Options) -> None:
+    """Raises ConfigError where samples of a run cannot be compared, before anything is read or
+    made."""
+    features.named(options.features.features, options.features.resize)
+    features.check_reference(options.measure.reference, run.config.get("data"))
+    _, num = samples.ready(run, options)
+    check_number(num, "samples")
 
 
 def of_images(folder: str, options: Options) -> Measured:
@@ -35,9 +51,28 @@ def of_images(folder: str, options: Options) -> Measured:
       options: what to measure.
 
     Raises:
-      ConfigError: an option that is for samples.
+      ConfigError: what `check_images` refuses.
     """
+    path = check_images(options)
     extractor = extractor_of(folder, options)
+    images = features.images_at(path)
+    check_number(len(images), "images")
+    report = {"images": path, "samples": len(images)}
+    shape = images.read(0)["image"].shape
+    sampled = samples.Sampled(images, report, identity.of_files(path), shape)
+    changed = {name: value for name, value in options.flags.items() if name != "batch"}
+    return compared(sampled, extractor, options.measure.reference)._replace(
+        name=name_of("features", changed)
+    )
+
+
+def check_images(options: Options) -> str:
+    """The path of the images that options name.
+
+    Raises:
+      ConfigError: there are none, an option that is for samples, no network, or nothing to compare
+        with.
+    """
     measure = options.measure
     if measure.metric not in (None, "features"):
         raise ConfigError("--images are measured by --metric features")
@@ -46,14 +81,21 @@ def of_images(folder: str, options: Options) -> Measured:
             raise ConfigError(f"--{name} is for samples: --images are measured as they are")
     if measure.images is None:
         raise ConfigError("there are no images to measure: give --images, a folder or an .npz")
-    images = features.images_at(measure.images)
-    report = {"images": measure.images, "samples": len(images)}
-    sampled = samples.Sampled(images, report, features.identity_at(measure.images))
-    return compared(sampled, extractor, measure.reference)
+    existing(measure.images)
+    features.named(options.features.features, options.features.resize)
+    features.check_reference(measure.reference, None)
+    return measure.images
+
+
+def check_number(count: int, what: str) -> None:
+    """Raises ConfigError where there are too few images for a covariance."""
+    if count < 2:
+        raise ConfigError(f"a covariance needs at least 2 {what}, there is {count}")
 
 
 def extractor_of(folder: str, options: Options) -> features.Extractor:
     """What takes the features that the options name, and keeps them in a folder."""
+    writable(f"{Path(folder, features.FOLDER)}/")
     network = features.network_of(options.features.features, options.features.resize)
     return features.Extractor(network, folder, options.size, options.measure.blur or 0.0)
 
@@ -72,11 +114,35 @@ def compared(
       sampled: the images.
       extractor: takes their features.
       reference, data: as for `features.reference_of`.
+
+    Raises:
+      ConfigError: the two sides do not go together, or another process measures the same images in
+        the same folder.
     """
-    real = features.reference_of(extractor, reference, data)
-    # Before the samples are made: by other classes every figure of a class would be wrong.
-    check_names(sampled.images, real)
-    fake = extractor(sampled.images, sampled.identity)
+    shapes = extractor.shapes(sampled.shape)
+    place = extractor.place(sampled.images, sampled.identity)
+    # Whoever ends first removes the features of these images: nobody else may be at work on them.
+    # Of several processes that share the work the first stands for all.
+    alone = one_writer(place, doing="measured") if jax.process_index() == 0 else nullcontext()
+    with alone:
+        real = features.reference_of(extractor, reference, data)
+        # Before the samples are made: these take hours, and by other classes or features every
+        # figure would be wrong.
+        check_names(sampled.images, real)
+        figures.check_sizes(extractor.network.label, shapes, real)
+        figures.check_classes(real, sampled.labels)
+        fake = extractor(sampled.images, sampled.identity)
+        measured = _measured(sampled, extractor, fake, real)
+        fake.forget()
+    with suppress(OSError):  # another process may not be done
+        place.rmdir()
+    return measured
+
+
+def _measured(
+    sampled: samples.Sampled, extractor: features.Extractor, fake: Found, real: figures.Reference
+) -> Measured:
+    """The figures of features against those of a reference."""
     network = extractor.network
     report = sampled.figures | {"reference": real.what}
     if extractor.blur:
@@ -88,7 +154,6 @@ def compared(
         report[f"accuracy[{network.label}]"] = float(np.mean(correct))
     report |= {"classes": figures.by_class(fake, real), "warnings": figures.warnings(fake, real)}
     gallery = beside(fake, real)
-    fake.forget()
     return Measured({name: value for name, value in report.items() if value != []}, gallery)
 
 

@@ -19,9 +19,10 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.image import to_unit
 from diffusion_jax.data.rows import filled
-from diffusion_jax.data.source import Record
+from diffusion_jax.data.source import Record, Source
 from diffusion_jax.evaluation.options import BATCH, Options
 from diffusion_jax.evaluation.report import Measured
+from diffusion_jax.files import unused, whole
 from diffusion_jax.metrics.retrieval import chance, recall
 from diffusion_jax.runs import held_out
 from diffusion_jax.runs.folder import Model, Run
@@ -31,6 +32,8 @@ TEMPLATE = "a photo of a {}"
 TOP = 5
 FEW = 20
 """Classes that a colour map and a legend can tell apart."""
+LEAST = 4
+"""Images of a plane: of fewer there are no neighbours to keep near."""
 
 
 # Figures ------------------------------------------------------------------------------------------
@@ -40,13 +43,10 @@ def retrieval(run: Run, options: Options) -> Measured:
     """R@k both ways; images with equal captions are each other's.
 
     Raises:
-      ConfigError: data without captions.
+      ConfigError: what `check_retrieval` refuses.
     """
+    check_retrieval(run, options)
     records = _records(run, options, "retrieval")
-    if "tokens" not in records[0]:
-        raise ConfigError(
-            "retrieval needs captions: give data that has them, and data.decode.tokenizer"
-        )
     size = options.size
     images = _features_of(run, records, size)
     captions = np.array([record["caption"] for record in records])
@@ -60,6 +60,15 @@ def retrieval(run: Run, options: Options) -> Measured:
     return Measured(report)
 
 
+def check_retrieval(run: Run, options: Options) -> None:
+    """Raises ConfigError for a run without data, or data without captions."""
+    data = run.data(_own("retrieval"))
+    if "tokens" not in next(held_out.records(data, "test", 1)):
+        raise ConfigError(
+            "retrieval needs captions: give data that has them, and data.decode.tokenizer"
+        )
+
+
 def _ranked(name: str, scores: np.ndarray, pairs: np.ndarray) -> dict[str, float]:
     """R@k of scores [N, M] whose own answers are `pairs`, beside chance."""
     report = {f"{name} {rank}": value for rank, value in recall(scores, pairs).items()}
@@ -70,14 +79,14 @@ def zero_shot(run: Run, options: Options) -> Measured:
     """The share of images nearest to the text of their class.
 
     Raises:
-      ConfigError: data without classes, or a CLIP without a tokenizer.
+      ConfigError: what `check_zero_shot` refuses, or texts of classes that are too long.
     """
+    check_zero_shot(run, options)
     records = _records(run, options, "zero_shot")
     texts = class_texts(run.config["data"], options.measure.template)
-    if run.tokenizer is None:
-        raise ConfigError("zero_shot needs a tokenizer: data.decode.tokenizer")
+    tokens = run.tokens(texts)
     size = options.size
-    scores = _features_of(run, records, size) @ text_features(run.model, run.tokens(texts), size).T
+    scores = _features_of(run, records, size) @ text_features(run.model, tokens, size).T
     pairs = _labels(records)[:, None] == np.arange(len(texts))[None]
     ranks = recall(scores, pairs, (1, TOP))
     report: dict[str, Any] = {
@@ -89,6 +98,24 @@ def zero_shot(run: Run, options: Options) -> Measured:
     return Measured(report | {names[rank]: value for rank, value in ranks.items()})
 
 
+def check_zero_shot(run: Run, options: Options) -> None:
+    """Raises ConfigError for a run without data, data without classes, a CLIP without a tokenizer,
+    or a template that is none."""
+    check_names(build(run.data(_own("zero_shot"))["train"]))
+    if run.tokenizer is None:
+        raise ConfigError("zero_shot needs a tokenizer: data.decode.tokenizer")
+    template = options.measure.template
+    parts = ("", "") if template is None else template.split("{}")
+    if len(parts) != 2 or any(brace in "".join(parts) for brace in "{}"):
+        raise ConfigError(f"--template {template!r}: write {{}} once, where the class's name goes")
+
+
+def check_names(source: Source) -> None:
+    """Raises ConfigError where a data set has no classes."""
+    if not source.names:
+        raise ConfigError("zero_shot needs classes, this data has none")
+
+
 def class_texts(data: Mapping[str, Any], template: str | None) -> list[str]:
     """A text for each class: its name in the template, or the one caption of its training images.
 
@@ -96,8 +123,7 @@ def class_texts(data: Mapping[str, Any], template: str | None) -> list[str]:
       ConfigError: data without classes.
     """
     source = build(data["train"])
-    if not source.names:
-        raise ConfigError("zero_shot needs classes, this data has none")
+    check_names(source)
     # Where all images of a class have one caption, that is the text the model was trained on: it
     # goes before the usual template, and one that was asked for goes before both.
     captions: dict[int, set[str]] = {}
@@ -106,16 +132,31 @@ def class_texts(data: Mapping[str, Any], template: str | None) -> list[str]:
         captions.setdefault(record["label"], set()).add(record.get("caption", ""))
     if captions and all(len(texts) == 1 and "" not in texts for texts in captions.values()):
         return [next(iter(captions[label])) for label in range(len(source.names))]
-    return [(template or TEMPLATE).format(name) for name in source.names]
+    return [(template or TEMPLATE).replace("{}", name) for name in source.names]
 
 
 def tsne(run: Run, options: Options) -> Measured:
-    """The features as a picture."""
+    """The features as a picture.
+
+    Raises:
+      ConfigError: what `check_tsne` refuses.
+    """
+    check_tsne(run, options)
     records = _records(run, options, "tsne")
     images = _features_of(run, records, options.size)
-    path = Path(run.folder, "tsne.png")
-    draw_plane(path, plane(images, options.batch.seed or 0), _labels(records), run.class_names)
+    path = unused(Path(run.folder, "tsne.png"))
+    points = plane(images, options.batch.seed or 0)
+    if jax.process_index() == 0:
+        draw_plane(path, points, _labels(records), run.class_names)
     return Measured({"images": len(images), "picture": str(path)})
+
+
+def check_tsne(run: Run, options: Options) -> None:
+    """Raises ConfigError for a run without data, or too few images."""
+    count = len(build(run.data(_own("tsne"))["test"]))
+    num = count if options.batch.num is None else min(count, options.batch.num)
+    if num < LEAST:
+        raise ConfigError(f"tsne needs at least {LEAST} images, there are {num}: raise num")
 
 
 # Features -----------------------------------------------------------------------------------------
@@ -159,8 +200,12 @@ def _features_of(run: Run, records: list[Record], size: int) -> np.ndarray:
 
 def _records(run: Run, options: Options, name: str) -> list[Record]:
     """Held-out images with their captions and labels, all of them or `num`."""
-    data = run.data(f"metric {name} is of a run's own held-out images")
+    data = run.data(_own(name))
     return list(held_out.records(data, "test", options.batch.num))
+
+
+def _own(name: str) -> str:
+    return f"metric {name} is of a run's own held-out images"
 
 
 def _labels(records: list[Record]) -> np.ndarray:
@@ -196,6 +241,6 @@ def draw_plane(
         handles, _ = dots.legend_elements(num=present)
         axis.legend(handles, [names[label] for label in present], fontsize="small")
     axis.set_axis_off()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, dpi=100)
     pyplot.close(figure)

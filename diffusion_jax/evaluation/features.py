@@ -25,9 +25,11 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.data.folder import Folder
-from diffusion_jax.data.image import to_unit
+from diffusion_jax.data.image import to_channels, to_unit
 from diffusion_jax.data.pictures import read_batch
-from diffusion_jax.data.source import existing, npz
+from diffusion_jax.data.resize import CONVENTIONS
+from diffusion_jax.data.source import decoded, existing, npz
+from diffusion_jax.evaluation import identity
 from diffusion_jax.metrics import moments, networks
 from diffusion_jax.metrics.extract import Found, Network, extract
 from diffusion_jax.metrics.figures import DISTANCES, Reference
@@ -73,27 +75,58 @@ def network_of(where: str | None, resize: str | None = None) -> Network:
     Raises:
       ConfigError: none is given, or it does not load.
     """
-    if where is None:
-        raise ConfigError(
-            "--metric features needs --features: a classifier's folder, inception=FILE or "
-            "dinov2=FILE"
-        )
-    kind, _, file = where.rpartition("=")
-    if resize and kind != "inception":
-        raise ConfigError("--resize is a convention of --features inception=FILE")
+    kind, file = named(where, resize)
     if kind == "inception":
         return networks.inception(inception.load(file), resize or "tensorflow")
     if kind == "dinov2":
         return networks.dinov2(dinov2.load(file))
-    if kind:
-        raise unknown("feature network", kind, ("inception", "dinov2"))
-    if Path(where).is_file():
+    judge = open_run(file, kinds.Classifier, flag="--features ")
+    return Network(Path(file).name, SeeClassifier(judge.task), judge.model.params)
+
+
+def named(where: str | None, resize: str | None = None) -> tuple[str, str]:
+    """What the options features and resize name, before anything is read.
+
+    Returns:
+      (inception or dinov2, its file), or ('', a classifier's folder).
+
+    Raises:
+      ConfigError: none is given, no such network, or no such folder.
+    """
+    if not where:
+        raise ConfigError(
+            "--metric features needs --features: a classifier's folder, inception=FILE or "
+            "dinov2=FILE"
+        )
+    # Up to the first '=': files and folders have others in their names.
+    kind, sign, file = where.partition("=")
+    published = bool(sign) and kind in PICKLED
+    if resize and not (published and kind == "inception"):
+        raise ConfigError("--resize is a convention of --features inception=FILE")
+    if published:
+        if resize is not None and resize not in CONVENTIONS:
+            raise unknown("resize convention", resize, CONVENTIONS)
+        if not file:
+            raise ConfigError(f"--features {where}: say where its weights are, {kind}=FILE")
+        # No shell expands a ~ behind a '='.
+        return kind, str(Path(file).expanduser())
+    folder = Path(where).expanduser()
+    if folder.is_dir():
+        return "", where
+    if folder.is_file():
         raise ConfigError(
             f"--features {where} is a file: say whose weights it holds, inception={where} or "
             f"dinov2={where}"
         )
-    judge = open_run(where, kinds.Classifier, flag="--features ")
-    return Network(Path(where).name, SeeClassifier(judge.task), judge.model.params)
+    if where in PICKLED:
+        raise ConfigError(f"--features {where}: say where its weights are, {where}=FILE")
+    # A word before the sign is meant as a network's name; with a slash in it, as a folder's.
+    if sign and kind.isidentifier():
+        raise unknown("feature network", kind, PICKLED)
+    raise ConfigError(
+        f"--features {where}: there is no such folder: give that of a classifier, inception=FILE "
+        "or dinov2=FILE"
+    )
 
 
 # Images -------------------------------------------------------------------------------------------
@@ -106,8 +139,7 @@ def images_at(path: str) -> Pictures:
       ConfigError: there is no such thing, or it holds no images.
     """
     if Path(path).suffix != ".npz":
-        source = Folder(str(existing(path)))
-        return Pictures(source.__getitem__, len(source), path, source.names)
+        return _in_folder(Folder(str(existing(path, "folder"))))
     images, labels = read_batch(path)
 
     def read(i: int) -> dict[str, Any]:
@@ -116,17 +148,14 @@ def images_at(path: str) -> Pictures:
     return Pictures(read, len(images), path)
 
 
-def identity_at(path: str) -> dict[str, str]:
-    """What differs when the files at a path do, the file itself or those of a folder.
+def _in_folder(source: Folder) -> Pictures:
+    """Its images, a grey one among coloured ones as a coloured one."""
 
-    Raises:
-      ConfigError: there is no such thing.
-    """
-    where = existing(path)
-    files = sorted(where.rglob("*")) if where.is_dir() else [where]
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    changed = hashlib.sha256(json.dumps(states).encode()).hexdigest()
-    return {"path": str(where.resolve()), "changed": changed}
+    def read(i: int) -> dict[str, Any]:
+        record = source[i]
+        return {**record, "image": to_channels(record["image"], source.channels)}
+
+    return Pictures(read, len(source), source.path, source.names)
 
 
 def data_of(data: Mapping[str, Any], split: str) -> Pictures:
@@ -135,7 +164,7 @@ def data_of(data: Mapping[str, Any], split: str) -> Pictures:
     decode = build(data["decode"])
 
     def read(i: int) -> Mapping[str, Any]:
-        return decode(source[i], np.random.default_rng(i))
+        return decoded(source, decode, i, np.random.default_rng(i))
 
     return Pictures(read, len(source), f"{split} data", source.names)
 
@@ -168,32 +197,57 @@ class Extractor:
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()
 
-    def __call__(self, images: Images, identity: Mapping[str, Any]) -> Found:
+    def __call__(self, images: Images, what: Mapping[str, Any]) -> Found:
         """What the network finds in images.
 
         Args:
           images: what it sees.
-          identity: tells the images from all others; equal for equal images only.
+          what: tells the images from all others; equal for equal images only.
 
         Raises:
           ConfigError: what `extract` refuses.
         """
-        network = {"network": self.network.label, "weights": self.weights}
-        # The batch too: in another order of sums the last digits differ.
-        identity = {
-            **network,
+        smooth = Blurred(images, self.blur) if self.blur else images
+        return extract(self.network, smooth, self.place(images, what), self.batch)
+
+    def place(self, images: Images, what: Mapping[str, Any]) -> Path:
+        """The folder in which the features of images are kept; its name stands for all that they
+        depend on."""
+        depends = {
+            "network": self.network.label,
+            "weights": self.weights,
+            # The batch too: in another order of sums the last digits differ.
             "batch": self.batch,
             "blur": self.blur,
             "num": len(images),
-            **identity,
+            **what,
         }
-        text = json.dumps(identity, sort_keys=True, default=str)
+        text = json.dumps(depends, sort_keys=True, default=str)
         name = hashlib.sha256(text.encode()).hexdigest()[:16]
-        smooth = Blurred(images, self.blur) if self.blur else images
-        return extract(self.network, smooth, Path(self.folder, FOLDER, name), self.batch)
+        return Path(self.folder, FOLDER, name)
+
+    def shapes(self, shape: tuple[int, ...]) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """What the network finds in an image of a shape (H, W, C), by name, [1, ...] each.
+
+        Raises:
+          ConfigError: the network does not see such images.
+        """
+        image = jax.ShapeDtypeStruct((1, *shape), np.uint8)
+        return jax.eval_shape(self.network.see, self.network.params, image)
 
 
 # References ---------------------------------------------------------------------------------------
+
+
+def check_reference(path: str | None, data: Mapping[str, Any] | None) -> None:
+    """Raises ConfigError where there is nothing to measure against; the arguments are those of
+    `reference_of`."""
+    if path is not None:
+        existing(path)
+    elif data is None or "train" not in data:
+        raise ConfigError(
+            "these images need a --reference: a folder, an .npz of images, or a file of statistics"
+        )
 
 
 def reference_of(
@@ -209,21 +263,19 @@ def reference_of(
     Raises:
       ConfigError: nothing is given, it does not read, or its statistics are of another network.
     """
+    check_reference(path, data)
     if path is None:
-        if data is None or "train" not in data:
-            raise ConfigError(
-                "these images need a --reference: a folder, an .npz of images, or a file of "
-                "statistics"
-            )
-        return _reference_in(extractor, data_of(data, "train"), {"data": data})
+        assert data is not None
+        what = identity.of_data(data, "train")
+        return _reference_in(extractor, data_of(data, "train"), what)
     where = existing(path)
-    identity = identity_at(path)
+    what = identity.of_files(path)
     if where.suffix not in (".npz", ".pkl"):
-        return _reference_in(extractor, images_at(path), identity)
+        return _reference_in(extractor, images_at(path), what)
     # Statistics are of sharp images; those of blurred ones are taken anew, of the images.
     statistics = {} if extractor.blur else statistics_in(where, extractor.network)
     if where.suffix == ".npz" and "arr_0" in _names(where):
-        reference = _reference_in(extractor, images_at(path), identity)
+        reference = _reference_in(extractor, images_at(path), what)
         # In ADM's files the moments are of the whole set, arr_0 is a part of it: they go first.
         published = {**reference.moments, **statistics}
         return reference._replace(moments=published)
@@ -234,9 +286,9 @@ def reference_of(
 
 
 def _reference_in(
-    extractor: Extractor, pictures: Pictures, identity: Mapping[str, Any]
+    extractor: Extractor, pictures: Pictures, what: Mapping[str, Any]
 ) -> Reference:
-    extracted = extractor(pictures, identity)
+    extracted = extractor(pictures, what)
     statistics = {name: extracted.moments(name) for name in DISTANCES if extracted.has(name)}
     return Reference(pictures.what, statistics, extracted, pictures)
 

@@ -27,7 +27,7 @@ from diffusion_jax.data.source import existing
 from diffusion_jax.diffusion.guidance import Clip
 from diffusion_jax.diffusion.process import DDPM, noised
 from diffusion_jax.diffusion.times import respace
-from diffusion_jax.evaluation import clip, compare, contrast, features, samples
+from diffusion_jax.evaluation import clip, compare, contrast, features, report, samples
 from diffusion_jax.evaluation import options as flags
 from diffusion_jax.evaluation.options import Options
 from diffusion_jax.evaluation.report import Gallery, Measured
@@ -38,6 +38,7 @@ from diffusion_jax.runs.folder import Model, Run
 from diffusion_jax.tasks import kinds
 from diffusion_jax.types import Array, Key, Raw, Task
 
+OWN = "this metric is of a run's own held-out images"
 LEVELS = (0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
 """Of noise, at which a classifier is measured, as shares of the noisiest."""
 
@@ -47,12 +48,14 @@ class Metric(NamedTuple):
 
     Attributes:
       kind: of the models that have it, one of tasks/kinds.py.
-      measure: (run, options) -> what was measured.
+      measure: (run, options) -> what was measured; calls `check` first.
+      check: (run, options), raises ConfigError for what would be refused, before anything is made.
       takes: the options that it looks at, by the names of their flags, beside `options.RUN`.
     """
 
     kind: Any
     measure: Callable[[Run, Options], Measured]
+    check: Callable[[Run, Options], None]
     takes: tuple[str, ...] = ()
 
 
@@ -61,11 +64,8 @@ class Metric(NamedTuple):
 
 def in_pixels(run: Run, options: Options) -> Measured:
     """The metrics of metrics/pixels.py on samples, classes in turn."""
-    data = run.data("give --features and a --reference to measure against, and --num")
-    # Refused before the data are read, which may be many.
-    if not run.task.num_classes and options.helpers.classifier is None:
-        samples.check_classes(run.task, 1, 0)
-    check_pictures(data)
+    check_pixels(run, options)
+    data = run.config["data"]
     sampled = samples.sampled(run, options)
     size = options.size
     batches = list(sampled.images.batches(range(0, len(sampled.images), size), size))
@@ -76,8 +76,18 @@ def in_pixels(run: Run, options: Options) -> Measured:
     return Measured(sampled.figures | of_pixels(images, labels, train, test), Gallery(images))
 
 
-def check_pictures(data: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a page's data has no pictures with labels to compare with."""
+def check_pixels(run: Run, options: Options) -> None:
+    """Raises ConfigError where samples of a run cannot be compared with its data."""
+    data = run.data("give --features and a --reference to measure against, and --num")
+    # Refused before the data are read, which may be many.
+    if not run.task.num_classes and options.helpers.classifier is None:
+        samples.check_classes(run.task, 1, 0)
+    check_pictures(data, samples.ready(run, options)[0].picture_shape)
+
+
+def check_pictures(data: Mapping[str, Any], shape: tuple[int, ...] | None = None) -> None:
+    """Raises ConfigError where a page's data has no pictures with labels, of a shape (H, W, C), to
+    compare with."""
     record = build(data["decode"])(build(data["train"])[0], np.random.default_rng(0))
     if record["image"].dtype != np.uint8:
         raise ConfigError(
@@ -86,6 +96,11 @@ def check_pictures(data: Mapping[str, Any]) -> None:
         )
     if "label" not in record:
         raise ConfigError("metric pixels compares classes, the data has none: give --features")
+    if shape is not None and record["image"].shape != shape:
+        raise ConfigError(
+            f"metric pixels compares pictures of one size, the data are of "
+            f"{record['image'].shape}, the samples of {shape}: give --features"
+        )
 
 
 def of_pixels(images: np.ndarray, labels: np.ndarray, train: tuple, test: tuple) -> dict[str, Any]:
@@ -103,6 +118,19 @@ def of_pixels(images: np.ndarray, labels: np.ndarray, train: tuple, test: tuple)
 
 def bits(run: Run, options: Options) -> Measured:
     """Bits/dim of held-out images over all steps, or over `steps` respaced ones, x0 clipped."""
+    check_bits(run, options)
+    times = jnp.asarray(_times(run.task.process, options))
+
+    def of_batch(model: Model, raw: Raw, key: Key) -> tuple[Array, ...]:
+        return _bits(model, times, raw, key)
+
+    total, prior = _over_held_out(run, options, of_batch)
+    figures = {"images": len(total), "steps": len(times) - 1, "bits/dim": float(np.mean(total))}
+    return Measured(figures | {"of them prior": float(np.mean(prior))})
+
+
+def check_bits(run: Run, options: Options) -> None:
+    """Raises ConfigError for a model that has no bits/dim, steps that are none, or no data."""
     task = run.task
     if not isinstance(task.process, DDPM):
         raise ConfigError(
@@ -115,14 +143,18 @@ def bits(run: Run, options: Options) -> Measured:
         raise ConfigError(
             f"bits/dim are of pixels, alone or under a label: this model makes {what}"
         )
-    times = respace(task.process, options.changes.get("steps", task.process.steps))
+    _times(task.process, options)
+    check_data(run, options)
 
-    def of_batch(model: Model, raw: Raw, key: Key) -> tuple[Array, ...]:
-        return _bits(model, times, raw, key)
 
-    total, prior = _over_held_out(run, options, of_batch)
-    report = {"images": len(total), "steps": len(times) - 1, "bits/dim": float(np.mean(total))}
-    return Measured(report | {"of them prior": float(np.mean(prior))})
+def _times(process: DDPM, options: Options) -> np.ndarray:
+    """The chain of times of bits/dim, [N + 1]."""
+    return respace(process, options.changes.get("steps", process.steps))
+
+
+def check_data(run: Run, options: Options) -> None:
+    """Raises ConfigError for a run without data."""
+    run.data(OWN)
 
 
 @jax.jit
@@ -138,11 +170,18 @@ def _bits(model: Model, times: Array, raw: Raw, key: Key) -> tuple[Array, Array]
 
 def accuracy(run: Run, options: Options) -> Measured:
     """The share of held-out images whose class a noisy classifier tells, at some noise levels."""
+    check_accuracy(run, options)
     columns = _over_held_out(run, options, _correct)
-    report: dict[str, Any] = {"images": len(columns[0])}
+    figures: dict[str, Any] = {"images": len(columns[0])}
     for level, column in zip(LEVELS, columns, strict=True):
-        report[f"accuracy at t = {level} of the noisiest"] = float(np.mean(column))
-    return Measured(report)
+        figures[f"accuracy at t = {level} of the noisiest"] = float(np.mean(column))
+    return Measured(figures)
+
+
+def check_accuracy(run: Run, options: Options) -> None:
+    """Raises ConfigError for a run without data, or data without classes."""
+    if "label" not in next(held_out.records(run.data(OWN), "test", 1)):
+        raise ConfigError("metric accuracy is of classes, the held-out data have none: give others")
 
 
 @jax.jit
@@ -162,7 +201,7 @@ def _over_held_out(
     run: Run, options: Options, function: Callable[[Model, Raw, Key], tuple[Array, ...]]
 ) -> list[np.ndarray]:
     """function(model, raw, key) over batches of held-out images: [num, ...] of each result."""
-    data = run.data("this metric is of a run's own held-out images")
+    data = run.data(OWN)
     key = jax.random.key(options.seed)
     # Neither metric looks at a first stage: its weights need not travel to the devices.
     model = replace(run.model, first=None)
@@ -189,14 +228,18 @@ def _held_out_batches(data: held_out.Data, options: Options) -> Iterator[tuple[i
 # The table ----------------------------------------------------------------------------------------
 
 METRICS = {
-    "pixels": Metric(kinds.Pictures, in_pixels, flags.SAMPLES),
-    "features": Metric(kinds.Pictures, compare.of_run, (*flags.SAMPLES, *flags.COMPARED)),
-    "bpd": Metric(kinds.Pictures, bits, ("seed", "steps")),
-    "clip": Metric(kinds.Pictures, clip.measure, flags.CAPTIONS),
-    "accuracy": Metric(kinds.Classifier, accuracy, ("seed",)),
-    "retrieval": Metric(kinds.TwoTowers, contrast.retrieval),
-    "zero_shot": Metric(kinds.TwoTowers, contrast.zero_shot, ("template",)),
-    "tsne": Metric(kinds.TwoTowers, contrast.tsne, ("seed",)),
+    "pixels": Metric(kinds.Pictures, in_pixels, check_pixels, flags.SAMPLES),
+    "features": Metric(
+        kinds.Pictures, compare.of_run, compare.check, (*flags.SAMPLES, *flags.COMPARED)
+    ),
+    "bpd": Metric(kinds.Pictures, bits, check_bits, ("seed", "steps")),
+    "clip": Metric(kinds.Pictures, clip.measure, clip.check, flags.CAPTIONS),
+    "accuracy": Metric(kinds.Classifier, accuracy, check_accuracy, ("seed",)),
+    "retrieval": Metric(kinds.TwoTowers, contrast.retrieval, contrast.check_retrieval),
+    "zero_shot": Metric(
+        kinds.TwoTowers, contrast.zero_shot, contrast.check_zero_shot, ("template",)
+    ),
+    "tsne": Metric(kinds.TwoTowers, contrast.tsne, contrast.check_tsne, ("seed",)),
 }
 """One line adds a metric; of the metrics of a kind the first is measured where none is named."""
 
@@ -208,7 +251,14 @@ def measured(run: Run, options: Options) -> Measured:
       ConfigError: a metric that the model does not have, an option that it does not look at, or
         what the metric refuses.
     """
-    return METRICS[check_metric(run.task, options)].measure(run, options)
+    name = check_metric(run.task, options)
+    named = report.name_of(name, _changed(options), step=run.step, weights=run.which)
+    return METRICS[name].measure(run, options)._replace(name=named)
+
+
+def _changed(options: Options) -> dict[str, Any]:
+    """The options by which one report of a metric differs from another."""
+    return {name: value for name, value in options.flags.items() if name not in ("metric", "batch")}
 
 
 def metrics_of(task: Task) -> tuple[str, ...]:
@@ -263,16 +313,10 @@ def check(run: Run, options: Options) -> None:
     """Goes through what is to be measured of a run, without measuring.
 
     Raises:
-      ConfigError: what `measured` would refuse of the metric, its options and the way of sampling.
+      ConfigError: what `measured` would refuse of the metric, its options, its data and the way of
+        sampling.
     """
-    name = check_metric(run.task, options)
-    # What takes no recipe makes no samples: nothing else can go wrong before it is measured.
-    if not set(flags.RECIPE) <= set(METRICS[name].takes):
-        return
-    pipe = samples.pipeline_of(run, options)
-    samples.recipe_of(pipe).check(run.task, pipe.weak is not None)
-    if "rerank" in METRICS[name].takes:
-        samples.check_candidates(options)
+    METRICS[check_metric(run.task, options)].check(run, options)
 
 
 def ready(task: Task, config: Mapping[str, Any], numbers: Sequence[int], classes: int) -> None:

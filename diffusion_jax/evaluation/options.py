@@ -18,6 +18,8 @@ BATCH = 250
 """Images at a time."""
 SEED = 1
 """Of samples, and of the draws of bits/dim."""
+MOST_BLUR = 100
+"""Pixels: a wider filter leaves nothing of an image."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,19 @@ class Measure:
         "run's training data by default",
     )
     blur: float | None = option(
-        None, "Deviation in pixels of a Gaussian filter over both before they are measured", least=0
+        None,
+        "Deviation in pixels of a Gaussian filter over both before they are measured",
+        least=0,
+        most=MOST_BLUR,
     )
     template: str | None = option(
         None, "Text of a class for zero_shot; 'a photo of a {}', or the data's own, by default"
+    )
+    rounding: str | None = option(
+        None,
+        "How samples become bytes: nearest, the default, or down, as ADM's sampler does it, for "
+        "figures to compare with its own",
+        choices=("nearest", "down"),
     )
 
     def __post_init__(self):
@@ -99,16 +110,16 @@ class Options:
         return SEED if self.batch.seed is None else self.batch.seed
 
     @property
-    def flags(self) -> tuple[str, ...]:
-        """Those that are set, by the names of their flags."""
+    def flags(self) -> dict[str, Any]:
+        """Those that are set, by the names of their flags, with their values."""
         groups = (self.measure, self.features, self.batch, self.helpers)
-        names = [
-            leaf.name
-            for group in groups
-            for leaf in fields(group)
-            if getattr(group, leaf.name) not in (None, ())
-        ]
-        return (*names, *self.changes)  # a change is a flag by the field of the recipe
+        values = {
+            leaf.name: getattr(group, leaf.name) for group in groups for leaf in fields(group)
+        }
+        # A change is a flag by the field of the recipe.
+        return {name: value for name, value in values.items() if value not in (None, ())} | dict(
+            self.changes
+        )
 
 
 RUN = ("metric", "num", "batch")
@@ -117,10 +128,10 @@ RECIPE = tuple(leaf.name for leaf in fields(Recipe))
 GUIDED = ("seed", "classifier", "weak", "weak_step", *RECIPE)
 CHOSEN = ("rerank", "candidates")
 CASCADE = ("upsampler", "prior", "prior_guidance", "prior_steps", "prior_best")
-SAMPLES = (*GUIDED, *CHOSEN)
-CAPTIONS = (*GUIDED, *CASCADE, "features", "candidates")
+SAMPLES = (*GUIDED, *CHOSEN, "rounding")
+CAPTIONS = (*GUIDED, *CASCADE, "features", "candidates", "rounding")
 COMPARED = ("features", "resize", "reference", "blur")
-OF_SAMPLES = (*GUIDED, *CHOSEN, *CASCADE)
+OF_SAMPLES = (*GUIDED, *CHOSEN, *CASCADE, "rounding")
 """Options that mean nothing where no samples are made."""
 
 

@@ -1,14 +1,19 @@
 """What was measured, and where it goes: a table on stdout, report.json, report.html with pictures.
 
-    write("runs/digits", Measured({"FID[judge]": 3.1}, Gallery(samples)))
+    write("runs/digits", Measured({"FID[judge]": 3.1}, Gallery(samples), "features-step400"))
+
+report.json and report.html are the newest; the folder `reports` keeps all of them, under names that
+say what was measured, reports/features-step400.json for example.
 """
 from __future__ import annotations
 
 import base64
-import contextlib
+import hashlib
 import html
 import io
 import json
+import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.data.pictures import grid
+from diffusion_jax.files import rows_that_read, unused, whole, writable
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto }
 body { padding: 0 1em; color: #222 } table { border-collapse: collapse }
@@ -30,6 +36,12 @@ SIDE = 64
 """Smaller images are enlarged by a whole factor to about this side."""
 COLUMNS = 3
 """Panels beside each other."""
+PANELS = 60
+"""Panels at most: a damaged file of metrics may name anything."""
+KEPT = "reports"
+"""The folder, in that of the report, of all reports."""
+LONGEST = 100
+"""Characters of a report's name."""
 APART = ("warnings", "classes")
 """Entries of the figures that are no rows of the table."""
 CAPTION = (
@@ -59,10 +71,12 @@ class Measured(NamedTuple):
     Attributes:
       figures: by name; 'warnings' are sentences, 'classes' a row for each class.
       gallery: the pictures behind them.
+      name: what was measured of what, for the file in which the report is kept.
     """
 
     figures: dict[str, Any]
     gallery: Gallery = Gallery()
+    name: str = "report"
 
     @property
     def numbers(self) -> dict[str, int | float]:
@@ -72,22 +86,78 @@ class Measured(NamedTuple):
         }
 
 
-def write(folder: str | Path, measured: Measured) -> None:
-    """Writes report.json and report.html, the table to stdout and the warnings to stderr.
+def name_of(metric: str, options: Mapping[str, Any], **which: Any) -> str:
+    """A name that says what was measured, fit for a file.
 
-    Of several processes the first alone does.
+    Args:
+      metric: its name.
+      options: those that were set, by the names of their flags; of paths the last part is taken.
+      **which: of what, step=400 for example; before the options, without a sign between.
+
+    Example:
+      >>> name_of("features", {"guidance": 2.0, "features": "runs/judge"}, step=400)
+      'features-step400-guidance=2.0-features=judge'
+    """
+    parts = [metric, *(f"{name}{value}" for name, value in which.items())]
+    for name, value in options.items():
+        several = value if isinstance(value, tuple) else (value,)
+        parts.append(f"{name}={','.join(Path(str(one)).name for one in several)}")
+    text = "-".join(re.sub(r"[^A-Za-z0-9_.=+,-]+", "_", part) for part in parts)
+    if len(text) <= LONGEST:
+        return text
+    mark = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return f"{text[: LONGEST - 9]}-{mark}"
+
+
+def check(folder: str | Path) -> None:
+    """Raises ConfigError where no report can be written into a folder; for before the work."""
+    for name in ("report.json", "report.html", f"{KEPT}/"):
+        writable(f"{Path(folder, name)}{'/' if name.endswith('/') else ''}")
+
+
+def write(folder: str | Path, measured: Measured) -> None:
+    """Writes report.json and report.html, keeps a copy of both, and prints the table.
+
+    The table goes to stdout, the warnings to stderr. Of several processes the first alone does.
     """
     if jax.process_index() > 0:
         return
-    path = Path(folder, "report.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    newest = Path(folder, "report.json")
+    text = json.dumps(measured.figures, indent=2, default=_plain) + "\n"
+    kept = place_of(Path(folder, KEPT), measured.name, text)
     # First: the figures may have taken hours, and a picture of them can still fail.
-    path.write_text(json.dumps(measured.figures, indent=2) + "\n")
-    path.with_suffix(".html").write_text(page(path.parent, measured))
-    print(table(measured.figures))
+    for path in (kept, newest):
+        save(path, text)
+    shown = page(newest.parent, measured)
+    for path in (kept, newest):
+        save(path.with_suffix(".html"), shown)
+    # Names of files may have bytes that are no characters, which a terminal refuses.
+    print(table(measured.figures).encode("utf-8", "backslashreplace").decode())
     for warning in measured.figures.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"report: {path}, {path.with_suffix('.html')}")
+    print(f"report: {newest}, {newest.with_suffix('.html')}; kept as {kept}")
+
+
+def place_of(folder: Path, name: str, text: str) -> Path:
+    """<folder>/<name>.json, or with a number behind the name: the first that is free, or that holds
+    this text already."""
+    path = folder / f"{name}.json"
+    # The end of a run is measured again whenever its command is: that is no other report.
+    if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
+        return path
+    return unused(path)
+
+
+def save(path: Path, text: str) -> None:
+    """A text file, whole or not there."""
+    with whole(path) as unfinished:
+        # Names of files may have bytes that are no characters.
+        unfinished.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: NumPy's and JAX's numbers and arrays; of anything else its text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def table(figures: Mapping[str, Any]) -> str:
@@ -110,7 +180,7 @@ def table(figures: Mapping[str, Any]) -> str:
 
 def page(folder: Path, measured: Measured) -> str:
     """report.html: the figures, the pictures and the curves of the training run in a folder."""
-    figures, gallery = measured
+    figures, gallery, _ = measured
     # Everything is escaped: class names and folders come from elsewhere, and a browser runs this.
     name = html.escape(folder.resolve().name)
     parts = [f"<h1>{name}</h1>"]
@@ -191,22 +261,31 @@ def _inline(png: bytes) -> str:
 
 def _curves(path: Path) -> str:
     """A panel for each metric of a run; nothing where there are none."""
-    if not path.exists():
-        return ""
-    lines = _lines(path)
+    lines = _lines(path) if path.is_file() else []
     names = sorted({name for line in lines for name in line} - {"step"})
-    return _panels(names, lines) if names else ""
+    return _panels(names[:PANELS], lines) if names else ""
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that read; the last one may be torn, where a run was killed."""
-    lines = []
-    for text in path.read_text().splitlines():
-        with contextlib.suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict) and "step" in line:
-                lines.append(line)
-    return lines
+def _lines(path: Path) -> list[dict[str, float]]:
+    """The numbers in the lines of metrics.jsonl that have a step; what a kill or a broken disk left
+    of others is no reason to lose a report."""
+    rows = [
+        {name: number for name, value in row.items() if (number := _finite(value)) is not None}
+        for row in rows_that_read(path)
+    ]
+    return [row for row in rows if "step" in row]
+
+
+def _finite(value: Any) -> float | None:
+    """A number as one; None for all else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    # Matplotlib squares what it draws.
+    return number if math.isfinite(number) and abs(number) < 1e100 else None
 
 
 def _panels(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
@@ -227,7 +306,8 @@ def _panels(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
         points = [(line["step"], line[name]) for line in lines if name in line]
         # Few points make no curve: one alone would not show at all.
         axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None)
-        axis.set(title=name, xlabel="step")
+        axis.set_xlabel("step")
+        axis.set_title(name[:SIDE], parse_math=False)  # a '$' in a name is no formula
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=90)
         pyplot.close(figure)

@@ -16,6 +16,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.image import to_unit
+from diffusion_jax.evaluation import identity
 from diffusion_jax.evaluation.options import Options
 from diffusion_jax.metrics.images import Batch, Images
 from diffusion_jax.pipelines import rerank
@@ -26,7 +27,6 @@ from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import to_pixels
 from diffusion_jax.runs.folder import Model, Run, open_run
 from diffusion_jax.tasks import kinds
-from diffusion_jax.train.digest import digest
 from diffusion_jax.types import Raw
 
 
@@ -39,12 +39,14 @@ class Samples:
       raw: conditions, [num, ...] each.
       num: how many.
       seed: of the draws.
+      rounding: how they become bytes, nearest or down.
     """
 
     pipe: Pipeline
     raw: Raw
     num: int
     seed: int
+    rounding: str = "nearest"
 
     def __len__(self) -> int:
         return self.num
@@ -57,7 +59,7 @@ class Samples:
         """
         made = self.pipe.images(self.raw, self.num, self.seed, size, starts)
         for first, batch in zip(starts, made, strict=True):
-            rows = {"image": to_pixels(batch)}
+            rows = {"image": to_pixels(batch, self.rounding)}
             if "label" in self.raw:
                 rows["label"] = self.raw["label"][first : first + len(batch)]
             yield rows
@@ -98,38 +100,44 @@ class Sampled(NamedTuple):
       images: themselves.
       figures: how they are made, for the report.
       identity: tells them from all others, for what is kept on disk.
+      shape: (H, W, C) of each.
+      labels: int [N], where they are known before the images are there.
     """
 
     images: Images
     figures: dict[str, Any]
     identity: Mapping[str, Any]
+    shape: tuple[int, ...]
+    labels: np.ndarray | None = None
 
 
 def sampled(run: Run, options: Options) -> Sampled:
     """A run's samples under its own conditions.
 
     Raises:
-      ConfigError: no number of samples, too few for the classes, or what `pipeline_of` and
-        `conditions` refuse.
+      ConfigError: what `ready` and `conditions` refuse.
     """
-    section = run.config.get("evaluate", {})
-    num = options.batch.num or section.get("num")
-    if not num:
-        raise ConfigError("this model's page does not say how many samples to measure: give --num")
-    pipe = pipeline_of(run, options)
+    pipe, num = ready(run, options)
     guide = None if pipe.guide is None else pipe.guide.task
-    if run.task.num_classes or guide is not None:
-        check_classes(run.task if guide is None else guide, num, len(run.class_names or ()))
     raw = conditions(run.task, num, raw=held_out_conditions(run, num), guide=guide)
     seed = options.seed
+    rounding = options.measure.rounding or "nearest"
     figures = {"samples": num} | described(pipe)
-    samples = Samples(pipe, raw, num, seed)
+    samples = Samples(pipe, raw, num, seed, rounding)
     # All that the pixels depend on: features of samples are kept under this.
-    identity = {"run": identity_of(run), "recipe": asdict(pipe.recipe), "num": num, "seed": seed}
+    depends = {
+        "run": identity.of_run(run),
+        "recipe": asdict(pipe.recipe),
+        "conditions": identity.of_arrays(raw),
+        "num": num,
+        "seed": seed,
+        "rounding": rounding,
+    }
     for name, helper in (("classifier", pipe.guide), ("weak", pipe.weak)):
         if helper is not None:
-            identity[name] = identity_of(helper)
-    check_candidates(options)
+            depends[name] = identity.of_run(helper)
+    if rounding != "nearest":
+        figures["rounding"] = rounding
     images: Images = samples
     folder = options.helpers.rerank
     candidates = options.helpers.candidates
@@ -137,16 +145,27 @@ def sampled(run: Run, options: Options) -> Sampled:
         judge = open_run(folder, kinds.Classifier, flag="--rerank ")
         images = best_of(samples, judge, candidates)
         figures["candidates"] = candidates
-        identity |= {"rerank": judge.identity, "candidates": candidates}
-    return Sampled(images, figures, identity)
+        depends |= {"rerank": identity.of_run(judge), "candidates": candidates}
+    return Sampled(images, figures, depends, pipe.picture_shape, raw.get("label"))
 
 
-def identity_of(run: Run) -> dict[str, Any]:
-    """What tells a run's weights from all others, also those of a run that is still in training."""
-    # A digest comes with a checkpoint; weights in memory have none yet.
-    if run.digest:
-        return run.identity
-    return run.identity | {"digest": digest(run.model.params)}
+def ready(run: Run, options: Options) -> tuple[Pipeline, int]:
+    """What makes the samples of a run, and how many, before the first is made.
+
+    Raises:
+      ConfigError: no number of samples, too few for the classes, one of --rerank and --candidates
+        alone, or what `pipeline_of` refuses.
+    """
+    num = options.batch.num or run.config.get("evaluate", {}).get("num")
+    if not num:
+        raise ConfigError("this model's page does not say how many samples to measure: give --num")
+    pipe = pipeline_of(run, options)
+    recipe_of(pipe).check(run.task, pipe.weak is not None)
+    if run.task.num_classes or pipe.guide is not None:
+        task = run.task if pipe.guide is None else pipe.guide.task
+        check_classes(task, num, len(run.class_names or ()))
+    check_candidates(options)
+    return pipe, num
 
 
 def described(pipe: Pipeline) -> dict[str, Any]:

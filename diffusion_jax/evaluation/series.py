@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.files import whole
+
 COLUMNS = 4
 """Panels beside each other."""
 
@@ -27,16 +29,15 @@ def write(out: Path, over: str, rows: Rows) -> None:
 
 def write_table(out: Path, rows: Rows) -> None:
     """<out>.csv, whole or as it was: also while there are more rows to come."""
-    path = Path(f"{out}.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    # Rows may have other figures, so the head is known when all are; readers never see a half.
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("w", newline="") as file:
+    # Rows may have other figures, so the head is known when all are.
+    with (
+        whole(f"{out}.csv") as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    unfinished.replace(path)
 
 
 def draw(out: Path, over: str, rows: Rows) -> None:
@@ -61,11 +62,13 @@ def draw(out: Path, over: str, rows: Rows) -> None:
             [row[y] for row in points],
             marker="o",
         )
-        axis.set(xlabel=x, title=y)
+        axis.set_xlabel(x, parse_math=False)  # a '$' in a name is no formula
+        axis.set_title(y, parse_math=False)
         if x != over:  # fidelity against diversity
             for row in points:
-                axis.annotate(str(row[over]), (row[x], row[y]))
-    figure.savefig(f"{out}.png", dpi=100)
+                axis.annotate(str(row[over]), (row[x], row[y]), parse_math=False)
+    with whole(f"{out}.png") as unfinished:
+        figure.savefig(unfinished, dpi=100)
     pyplot.close(figure)
 
 

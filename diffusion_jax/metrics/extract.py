@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.rows import filled
+from diffusion_jax.files import whole
 from diffusion_jax.metrics.images import Batch, Images
 from diffusion_jax.metrics.moments import Moments, moments, over_processes, total
 from diffusion_jax.types import Array, Params
@@ -101,7 +101,7 @@ class Found:
     def forget(self) -> None:
         """Removes this process's files and, once they are all gone, their folder."""
         for file in self.files:
-            file.unlink()
+            file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.files[0].parent.rmdir()
 
@@ -169,7 +169,6 @@ def _write(file: Path, found: dict[str, Array], examples: Batch, shown: int) -> 
         arrays["label"] = examples["label"]
     if shown:
         arrays["pixels"] = examples["image"][:shown]
-    unfinished = file.with_name(f".{file.stem}.{os.getpid()}.npz")
-    np.savez(unfinished, **arrays)
-    unfinished.replace(file)
+    with whole(file) as unfinished:
+        np.savez(unfinished, **arrays)
 

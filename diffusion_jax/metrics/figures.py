@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError
@@ -55,9 +56,7 @@ def figures(label: str, fake: Found, real: Reference) -> dict[str, float]:
     for name, figure in DISTANCES.items():
         if name in real.moments and fake.has(name):
             own, other = fake.moments(name), real.moments[name]
-            if own.mean.shape != other.mean.shape:
-                sizes = f"{len(other.mean)} numbers, those of {label} have {len(own.mean)}"
-                raise ConfigError(f"features of {real.what} have {sizes}: it was made with another network")
+            _check_size(label, len(own.mean), real, name)
             found[f"{figure}[{label}]"] = frechet_distance(own, other)
     if fake.has("logits"):
         logits = fake.rows("logits")
@@ -67,6 +66,36 @@ def figures(label: str, fake: Found, real: Reference) -> dict[str, float]:
     if real.found:
         found |= among(label, real.found.rows("features"), fake.rows("features"))
     return found
+
+
+def check_sizes(label: str, shapes: Mapping[str, jax.ShapeDtypeStruct], real: Reference) -> None:
+    """Raises ConfigError where a reference has features of another size than a network.
+
+    Args:
+      label: the network's.
+      shapes: what it finds in images, by name, [B, D] each.
+      real: the reference.
+    """
+    for name in DISTANCES:
+        if name in real.moments and name in shapes:
+            _check_size(label, shapes[name].shape[1], real, name)
+
+
+def _check_size(label: str, size: int, real: Reference, name: str) -> None:
+    other = len(real.moments[name].mean)
+    if size != other:
+        sizes = f"{other} numbers, those of {label} have {size}"
+        raise ConfigError(f"features of {real.what} have {sizes}: it was made with another network")
+
+
+def check_classes(real: Reference, labels: np.ndarray | None) -> None:
+    """Raises ConfigError where a class of the reference is not among the labels [N] of images; None for unknown ones."""
+    if real.found is None or real.found.labels is None or labels is None:
+        return
+    missing = np.setdiff1d(real.found.labels, labels)
+    if len(missing):
+        name = real.pictures.names[missing[0]] if real.pictures and real.pictures.names else str(missing[0])
+        raise ConfigError(f"there is no sample of class {name!r} ({missing[0]}): make more, or choose a reference without it")
 
 
 def among(label: str, real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
@@ -103,13 +132,12 @@ def by_class(fake: Found, real: Reference) -> list[dict[str, float | str]]:
     """
     if real.found is None or real.found.labels is None or fake.labels is None:
         return []
+    check_classes(real, fake.labels)
     rows, names = [], real.pictures.names if real.pictures else None
     reals, fakes, logits = real.found.rows("features"), fake.rows("features"), fake.rows("logits") if fake.has("logits") else None
     for label in np.unique(real.found.labels):
         name = names[label] if names else str(label)
         own, other = fakes[fake.labels == label], reals[real.found.labels == label]
-        if not len(own):
-            raise ConfigError(f"there is no sample of class {name!r} ({label}): make more, or choose a reference without it")
         row: dict[str, float | str] = {"class": name, "samples": len(own), "reference": len(other)}
         if logits is not None and logits.shape[1] == len(np.unique(real.found.labels)):
             row["accuracy"] = float(np.mean(np.argmax(logits[fake.labels == label], axis=1) == label))

@@ -19,6 +19,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.source import npz
+from diffusion_jax.files import whole
 
 
 class Moments(NamedTuple):
@@ -101,9 +102,9 @@ def moments(of: Sums | np.ndarray) -> Moments:
 
 def save(path: str | Path, found: Moments, spatial: Moments | None = None, **said: str | int) -> None:
     """Writes statistics as pytorch-fid and ADM name them: mu, sigma, mu_s, sigma_s; and what else is said of them."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     more = {} if spatial is None else {"mu_s": spatial.mean, "sigma_s": spatial.cov}
-    np.savez(path, mu=found.mean, sigma=found.cov, **more, **said)
+    with whole(path) as unfinished, unfinished.open("wb") as file:
+        np.savez(file, mu=found.mean, sigma=found.cov, **more, **said)
 
 
 def load(path: str | Path, spatial: bool = False) -> Moments:

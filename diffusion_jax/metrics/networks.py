@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from diffusion_jax.build import unknown
 from diffusion_jax.data.resize import CONVENTIONS, prepare, prepare_dinov2
 from diffusion_jax.metrics.extract import Network
-from diffusion_jax.models.dinov2 import DINOv2
+from diffusion_jax.models.dinov2 import DINOv2, sized
 from diffusion_jax.models.inception import Inception
 from diffusion_jax.types import Array, Params
 
@@ -45,7 +45,7 @@ class SeeDINOv2:
     model: DINOv2 = DINOv2()
 
     def __call__(self, params: Params, images: Array) -> dict[str, Array]:
-        """uint8 [B, H, W, C] -> 'features' [B, 1024]."""
+        """uint8 [B, H, W, C] -> 'features' [B, D], 1024 of ViT-L."""
         return {"features": self.model.apply({"params": params}, prepare_dinov2(colour(images)))}
 
 
@@ -61,5 +61,7 @@ def inception(params: Params, convention: str = "tensorflow") -> Network:
 
 
 def dinov2(params: Params) -> Network:
-    """The network of FD-DINOv2."""
-    return Network("dinov2", SeeDINOv2(), params)
+    """The network of FD-DINOv2, or one of another size, which has a name of its own."""
+    model = sized(params) if params else DINOv2()
+    size = "" if model == DINOv2() else f", {model.width} wide" + ", registers" * bool(model.registers)
+    return Network(f"dinov2{size}", SeeDINOv2(model), params)

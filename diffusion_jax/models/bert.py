@@ -3,6 +3,7 @@
     x = token + position,    x <- x + attention(LN(x)),    x <- x + W gelu(W' LN(x)),    seq = LN(x)                 (1)
 
 It sees tokens of BERT's vocabulary, and every token sees all others. Its attention has 8 heads of 64 channels whatever its width.
+Layers start as PyTorch's do (nn/init.py), tables as N(0, 0.02^2).
 """
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.models.spatial import LAYER_EPS, CrossAttention
-from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.linear import torch_linear
 from diffusion_jax.nn.norm import LayerNorm
 from diffusion_jax.types import Array
 
@@ -48,6 +49,6 @@ class TextEncoder(nn.Module):
             h = LayerNorm(LAYER_EPS, name=f"norm1_{i}")(x)
             x = x + CrossAttention(self.heads, self.dtype, self.heads * self.head_channels, name=f"attn_{i}")(h, h)
             h = LayerNorm(LAYER_EPS, name=f"norm2_{i}")(x)
-            h = nn.gelu(Linear(4 * self.width, dtype=self.dtype, name=f"fc1_{i}")(h), approximate=False)
-            x = x + Linear(self.width, dtype=self.dtype, name=f"fc2_{i}")(h)
+            h = nn.gelu(torch_linear(4 * self.width, dtype=self.dtype, name=f"fc1_{i}")(h), approximate=False)
+            x = x + torch_linear(self.width, dtype=self.dtype, name=f"fc2_{i}")(h)
         return LayerNorm(LAYER_EPS, name="norm")(x.astype(jnp.float32))

@@ -11,15 +11,17 @@ log p(y | x_t) is the log-softmax of what comes out; its gradient by x_t guides 
 """
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.models.unet import Backbone, TimeEmbedding
+from diffusion_jax.models.unet import Backbone
 from diffusion_jax.nn.attention import attention
 from diffusion_jax.nn.group_norm import GroupNorm
+from diffusion_jax.nn.init import TORCH, Init
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.types import Array
 
@@ -33,12 +35,14 @@ class AttentionPool(nn.Module):
     Attributes:
       head_channels: channels of a head.
       features: width of the output.
+      start: how the layers start.
 
     Parameters: position [H * W + 1, C] for the size of the image that initialises it, qkv, proj.
     """
 
     head_channels: int
     features: int
+    start: Init = TORCH
 
     @nn.compact
     def __call__(self, x: Array, penultimate: bool = False) -> Array:
@@ -51,15 +55,16 @@ class AttentionPool(nn.Module):
         tokens = x.reshape(b, height * width, c)
         tokens = jnp.concatenate([jnp.mean(tokens, axis=1, keepdims=True), tokens], axis=1)  # [B, T, C]
         if self.has_variable("params", "position"):
-            pixels = self.get_variable("params", "position").shape[0] - 1
+            pixels = nn.unbox(self.get_variable("params", "position")).shape[0] - 1
             if pixels != height * width:
                 raise ConfigError(f"this classifier pools {pixels} pixels, not {height}x{width}: give it images of its own size")
         position = self.param("position", nn.initializers.normal(c**-0.5), tokens.shape[1:], jnp.float32)
-        qkv = Linear(3 * c, name="qkv")(tokens + position[None])
+        linear = partial(Linear, kernel_init=self.start.kernel, bias_init=self.start.bias)
+        qkv = linear(3 * c, name="qkv")(tokens + position[None])
         qkv = qkv.reshape(b, -1, 3, c // self.head_channels, self.head_channels)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, heads, T, d]
         h = attention(q[:, :, :1], k, v).reshape(b, c)
-        return h if penultimate else Linear(self.features, name="proj")(h)
+        return h if penultimate else linear(self.features, name="proj")(h)
 
 
 class Classifier(Backbone):
@@ -97,7 +102,7 @@ class Classifier(Backbone):
         self._check(x, {})
         if self.pool not in POOLS:
             raise unknown("pool", self.pool, POOLS)
-        h, kept = self._down(x, TimeEmbedding(self.width, self.ddpm, name="time")(noise), {})
+        h, kept = self._down(x, self._time(noise), {})
         if self.pool in ("spatial", "spatial_v2"):
             return self._read([*kept, h], penultimate)
         y = nn.silu(GroupNorm(self.groups, self._eps, name="final_norm")(h.astype(jnp.float32)))
@@ -110,9 +115,10 @@ class Classifier(Backbone):
     def _read(self, features: list[Array], penultimate: bool) -> Array:
         """(3) and (4)."""
         means = jnp.concatenate([jnp.mean(h.astype(jnp.float32), axis=(1, 2)) for h in features], axis=-1)
-        h = Linear(HIDDEN, name="hidden")(means)
+        linear = partial(Linear, kernel_init=self._init.kernel, bias_init=self._init.bias)
+        h = linear(HIDDEN, name="hidden")(means)
         h = nn.relu(h) if self.pool == "spatial" else nn.silu(GroupNorm(self.groups, self._eps, name="final_norm")(h))
-        return h if penultimate else Linear(self.num_classes, name="final_linear")(h)
+        return h if penultimate else linear(self.num_classes, name="final_linear")(h)
 
 
 _256, _512 = (1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)

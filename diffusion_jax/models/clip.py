@@ -10,6 +10,9 @@ image towers. A vision transformer (Dosovitskiy et al. 2010.11929) cuts the imag
     f(x) = W norm(transformer(norm([class, patches W'] + position))_0)                (2)
 
 The other is a modified ResNet, models/clip_resnet.py.
+
+Weights start as the published code has it: normal in the text tower, narrower in the layers that end a branch the more of them
+there are; in the image tower as PyTorch's layers, of which attention's own are Xavier's, without bias.
 """
 from __future__ import annotations
 
@@ -20,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.models.transformer import Transformer
+from diffusion_jax.models.transformer import BlockInit, Transformer
 from diffusion_jax.nn.embed import patchify
-from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.init import TORCH, XAVIER, Init, normal, torch_bias, zero_bias
+from diffusion_jax.nn.linear import torch_linear
 from diffusion_jax.nn.norm import LayerNorm
 from diffusion_jax.types import Array
 
@@ -59,6 +63,16 @@ class ImageState(NamedTuple):
     tokens: Array
     pooled: Array
     features: Array
+
+
+def text_init(width: int, layers: int) -> BlockInit:
+    """How the blocks of a text tower start."""
+    narrow, wide = (2 * layers * width) ** -0.5, (2 * width) ** -0.5
+    return BlockInit(normal(width**-0.5), normal(narrow), normal(wide, torch_bias), normal(narrow, torch_bias))
+
+
+IMAGE_INIT = BlockInit(qkv=XAVIER, proj=Init(TORCH.kernel, zero_bias))
+"""How the blocks of a vision transformer start."""
 
 
 class TextTower(nn.Module):
@@ -109,7 +123,7 @@ class TextTower(nn.Module):
         token = self.param("token", nn.initializers.normal(0.02), (self.vocab, self.width), jnp.float32)
         position = self.param("position", nn.initializers.normal(0.01), (self.context, self.width), jnp.float32)
         x = jnp.take(token, tokens, axis=0, mode="fill", fill_value=jnp.nan) + position[None, :places]
-        options = self.heads, self.hidden, self.act, self.eps, self.is_causal, self.dtype
+        options = self.heads, self.hidden, self.act, self.eps, self.is_causal, self.dtype, text_init(self.width, self.layers)
         states = Transformer(self.layers, *options, name="transformer")(x, None if mask is None else mask.astype(bool))
         norm = LayerNorm(self.eps, name="norm")
         seen = norm(states[-1])
@@ -161,7 +175,7 @@ class ViT(nn.Module):
         if bool(self.steps) == (label is None):
             raise ConfigError(f"this image tower was made for {self.steps} noise levels: set 'steps' of the tower to the task's")
         check_size(x, self.size)
-        h = Linear(self.width, use_bias=False, dtype=self.dtype, name="patches")(patchify(x, self.patch))  # [B, T, D]
+        h = torch_linear(self.width, use_bias=False, dtype=self.dtype, name="patches")(patchify(x, self.patch))  # [B, T, D]
         init = nn.initializers.normal(self.width**-0.5)
         table = self.param("cls", init, (self.steps, self.width) if self.steps else (self.width,), jnp.float32)
         first = table[None] if label is None else table[jnp.clip(jnp.round(label), 0, self.steps - 1).astype(int)]
@@ -169,7 +183,7 @@ class ViT(nn.Module):
         first = jnp.broadcast_to(first[:, None], (len(h), 1, self.width))
         h = jnp.concatenate([first, h.astype(jnp.float32)], axis=1)
         h = LayerNorm(self.eps, name="norm_pre")(h + position[None])
-        options = self.heads, self.hidden, self.act, self.eps, False, self.dtype
+        options = self.heads, self.hidden, self.act, self.eps, False, self.dtype, IMAGE_INIT
         tokens = Transformer(self.layers, *options, name="transformer")(h)[-1]
         pooled = LayerNorm(self.eps, name="norm_post")(tokens[:, :1])[:, 0]
         return ImageState(tokens, pooled, _project(self, pooled, self.features))
@@ -179,7 +193,7 @@ class CLIP(nn.Module):
     """Both towers and the scale of (1).
 
     Attributes:
-      image: a `ViT` or a models/clip_resnet.py:ResNet.
+      image: a `ViT` or a models/clip_resnet.py:ResNet; None for a CLIP that came with its text tower alone.
       text: a `TextTower` of the same features.
       mean, std: by which images are normalised, per channel of pixels in [0, 1]; one number is that of every channel.
       temperature: exp(-s) at the start of training.
@@ -191,7 +205,7 @@ class CLIP(nn.Module):
       >>> images, texts, scale = model.apply({'params': params}, x, tokens)     # x [B, 224, 224, 3] in [-1, 1]
     """
 
-    image: nn.Module
+    image: nn.Module | None
     text: nn.Module
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD

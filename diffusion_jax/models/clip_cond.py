@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.models.unclip import check_embeddings
-from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.linear import torch_linear
 from diffusion_jax.types import Array, Cond, Key, Noise, Raw
 
 
@@ -42,8 +42,8 @@ class Features(nn.Module):
     @nn.compact
     def __call__(self, raw: Raw) -> Cond:
         """raw['clip_image'] [B, F] -> vec [B, width]."""
-        h = nn.silu(Linear(self.width, name="fc1")(raw["clip_image"]))
-        return {"vec": Linear(self.width, name="fc2")(h)}
+        h = nn.silu(torch_linear(self.width, name="fc1")(raw["clip_image"]))
+        return {"vec": torch_linear(self.width, name="fc2")(h)}
 
     def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
         """`raw` with (1) where no level is given, as in training; at any given level, or without embeddings, `raw` itself."""

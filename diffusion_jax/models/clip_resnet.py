@@ -9,7 +9,8 @@ with h through norm(conv(means(h))) where its shape changes; at the end, what th
 
     y = (x - mean) g + bias,   g = scale / sqrt(var + 1e-5)                           (2)
 
-A network that is trained from the start has group norms, which need no statistics.
+A network that is trained from the start has group norms, which need no statistics. Its last norms start at zero, so that a
+bottleneck starts as the identity, the pool as a normal distribution, the other layers as PyTorch's (nn/init.py).
 """
 from __future__ import annotations
 
@@ -19,12 +20,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import Initializer
 
 from diffusion_jax.build import unknown
 from diffusion_jax.models.classifier import AttentionPool
 from diffusion_jax.models.clip import ImageState, check_size
-from diffusion_jax.nn.conv import Conv
+from diffusion_jax.nn.conv import torch_conv
 from diffusion_jax.nn.group_norm import GroupNorm
+from diffusion_jax.nn.init import normal, torch_bias
 from diffusion_jax.nn.resample import shrink
 from diffusion_jax.types import Array
 
@@ -65,12 +68,13 @@ class ResNet(nn.Module):
             for j in range(count):
                 stride = 2 if i and not j else 1
                 x = Bottleneck(self.width * 2**i, stride, self.norm, self.dtype, name=f"stage_{i}_{j}")(x)
-        pooled = AttentionPool(HEAD, self.features, name="pool_attn")(x.astype(jnp.float32))
+        init = normal(x.shape[-1] ** -0.5, torch_bias)
+        pooled = AttentionPool(HEAD, self.features, init, name="pool_attn")(x.astype(jnp.float32))
         return ImageState(x.reshape(len(x), -1, x.shape[-1]), pooled, pooled)
 
 
 class ConvNorm(nn.Module):
-    """A convolution without bias and its norm; `norm` as of `ResNet`.
+    """A convolution without bias and its norm; `norm` as of `ResNet`, `scale_init` of its gain.
 
     Parameters: conv, norm.
     """
@@ -80,17 +84,18 @@ class ConvNorm(nn.Module):
     stride: int = 1
     norm: str = "batch"
     dtype: str = "float32"
+    scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> [B, H', W', features]."""
         padding = (self.size // 2,) * 2
-        h = Conv(self.features, self.size, self.stride, padding, dtype=self.dtype, use_bias=False, name="conv")(x)
+        h = torch_conv(self.features, self.size, self.stride, padding, dtype=self.dtype, use_bias=False, name="conv")(x)
         if self.norm == "batch":
-            return FixedBatchNorm(name="norm")(h)
+            return FixedBatchNorm(self.scale_init, name="norm")(h)
         if self.norm != "group":
             raise unknown("norm of a ResNet", self.norm, ("batch", "group"))
-        return GroupNorm(int(np.gcd(32, self.features)), 1e-5, name="norm")(h)
+        return GroupNorm(int(np.gcd(32, self.features)), 1e-5, self.scale_init, name="norm")(h)
 
 
 class FixedBatchNorm(nn.Module):
@@ -99,13 +104,15 @@ class FixedBatchNorm(nn.Module):
     Parameters: scale, bias, mean, var [C]; a decaying optimiser should leave mean and var alone.
     """
 
+    scale_init: Initializer = nn.initializers.ones
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> the same shape and type."""
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
         scale, bias, mean, var = (
             self.param(name, init, x.shape[-1:], jnp.float32)
-            for name, init in (("scale", ones), ("bias", zeros), ("mean", zeros), ("var", ones))
+            for name, init in (("scale", self.scale_init), ("bias", zeros), ("mean", zeros), ("var", ones))
         )
         mean, var = jax.lax.stop_gradient((mean, var))
         gain = scale * jax.lax.rsqrt(var + 1e-5)
@@ -127,7 +134,7 @@ class Bottleneck(nn.Module):
         unit = partial(ConvNorm, norm=self.norm, dtype=self.dtype)
         h = nn.relu(unit(self.width, name="conv1")(x))
         h = nn.relu(unit(self.width, 3, name="conv2")(h))
-        h = unit(4 * self.width, name="conv3")(shrink(h, self.stride))
+        h = unit(4 * self.width, scale_init=nn.initializers.zeros, name="conv3")(shrink(h, self.stride))
         if self.stride > 1 or x.shape[-1] != 4 * self.width:
             x = unit(4 * self.width, name="skip")(shrink(x, self.stride))
         return nn.relu(h + x)

@@ -13,19 +13,20 @@ from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.diffusion.process import Cosine, noised
 from diffusion_jax.nn.degrade import DEGRADE
 from diffusion_jax.nn.embed import timestep_embedding
-from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.linear import Linear, torch_linear
 from diffusion_jax.nn.mp import MPLayer
 from diffusion_jax.nn.resample import bilinear, shrink
 from diffusion_jax.types import Array, Cond, Key, Noise, Raw
 
 
 class Label(nn.Module):
-    """A class label, embedded by a table (DiT's LabelEmbedder, arXiv 2212.09748).
+    """A class label, embedded by a table: DiT's (arXiv 2212.09748), or with `std` 1 ADM's, which starts as PyTorch's do.
 
     Attributes:
       num_classes: labels are 0 ... num_classes - 1.
       width: channels of the embedding; that of the network.
       null_row: one more row, label num_classes, stands for "no label"; guidance and label dropout need it.
+      std: of the normal distribution that the table is drawn from.
 
     Parameters: table [num_classes + null_row, width].
     """
@@ -33,6 +34,7 @@ class Label(nn.Module):
     num_classes: int
     width: int
     null_row: bool = True
+    std: float = 0.02
 
     keys = ("label",)
     derived = ()
@@ -46,7 +48,7 @@ class Label(nn.Module):
     def __call__(self, raw: Raw) -> Cond:
         """raw['label'] [B] int -> {'vec': [B, width]}; NaN for a label beyond the table."""
         rows = self.num_classes + int(self.null_row)
-        table = self.param("table", nn.initializers.normal(0.02), (rows, self.width), jnp.float32)
+        table = self.param("table", nn.initializers.normal(self.std), (rows, self.width), jnp.float32)
         return {"vec": jnp.take(table, raw["label"], axis=0, mode="fill", fill_value=jnp.nan)}
 
     def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
@@ -103,7 +105,8 @@ class OneHot(nn.Module):
         """raw['label'] [B] int, or soft labels [B, N], -> {'vec': [B, width]}."""
         label = raw["label"]
         soft = label if label.ndim == 2 else jax.nn.one_hot(label, self.num_classes)
-        layer = MPLayer(self.width, name="emb") if self.normalised else Linear(self.width, use_bias=False, name="emb")
+        one = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # with the factor below, vec of unit variance
+        layer = MPLayer(self.width, name="emb") if self.normalised else Linear(self.width, one, use_bias=False, name="emb")
         return {"vec": layer(self.num_classes**0.5 * soft)}
 
     def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
@@ -190,8 +193,8 @@ class LowRes(nn.Module):
             small = jax.image.resize(small, (b, self.factor * height, self.factor * width, channels), "cubic")
         if not self.augment:
             return {"cat": small}
-        h = Linear(self.width, name="fc1")(timestep_embedding(1000 * raw["level"], self.width))
-        return {"cat": small, "vec": Linear(self.width, name="fc2")(nn.silu(h))}
+        h = torch_linear(self.width, name="fc1")(timestep_embedding(1000 * raw["level"], self.width))
+        return {"cat": small, "vec": torch_linear(self.width, name="fc2")(nn.silu(h))}
 
     def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
         """`raw` with 'low_res', made of 'image' where it is missing, and with `augment` noised to 'level'.

@@ -32,6 +32,7 @@ from diffusion_jax.models.unet import DTYPES, REMAT, TimeEmbedding
 from diffusion_jax.nn.conv import Conv
 from diffusion_jax.nn.embed import patchify, unpatchify
 from diffusion_jax.nn.group_norm import GroupNorm
+from diffusion_jax.nn.init import XAVIER
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.resample import bilinear, double
 from diffusion_jax.types import Array, Cond
@@ -120,7 +121,7 @@ class ImageDiffiT(nn.Module):
           ConfigError: a size that does not divide, an unknown option or a condition that this network cannot take.
         """
         self._check(x, cond)
-        emb = TimeEmbedding(self.width, name="time")(noise)  # [B, 4 * width]
+        emb = TimeEmbedding(self.width, start=XAVIER, name="time")(noise)  # [B, 4 * width]
         if "vec" in cond:
             emb = emb + cond["vec"]
         if "cat" in cond:

@@ -127,6 +127,7 @@ class DVAE(nn.Module):
       depth: blocks in a group.
       init_width: channels of the decoder's first convolution.
       channels: of the image.
+      decoder_width, decoder_depth: w and blocks in a group of the decoder, where they differ from the encoder's.
       dtype: of all convolutions but the last.
 
     Parameters: encoder, decoder.
@@ -139,6 +140,8 @@ class DVAE(nn.Module):
     init_width: int = 128
     channels: int = 3
     dtype: str = "float32"
+    decoder_width: int | None = None
+    decoder_depth: int | None = None
 
     mapped = True                                      # its losses are those of x' and (mu, ln b)
 
@@ -149,11 +152,13 @@ class DVAE(nn.Module):
 
     def setup(self):
         """The two halves."""
-        if self.width % 4:
-            raise ConfigError(f"a width of {self.width} is no multiple of 4")
-        widths = tuple(self.width * mult for mult in self.mults)
-        self.encoder = Coder((self.width, 7), widths, self.depth, (3, 3, 3, 1), "down", self.codes, self.dtype)
-        self.decoder = Coder((self.init_width, 1), widths[::-1], self.depth, (1, 3, 3, 3), "up", 2 * self.channels, self.dtype)
+        width, depth = self.decoder_width or self.width, self.decoder_depth or self.depth
+        for value in (self.width, width):
+            if value % 4:
+                raise ConfigError(f"a width of {value} is no multiple of 4")
+        down, up = (tuple(value * mult for mult in self.mults) for value in (self.width, width))
+        self.encoder = Coder((self.width, 7), down, self.depth, (3, 3, 3, 1), "down", self.codes, self.dtype)
+        self.decoder = Coder((self.init_width, 1), up[::-1], depth, (1, 3, 3, 3), "up", 2 * self.channels, self.dtype)
 
     def __call__(self, x: Array) -> Array:
         """Both halves in a row, for initialisation: x [B, H, W, C] -> [B, H, W, 2 C]."""

@@ -4,17 +4,21 @@
 
 Encoder: `layers` convolutions 4x4 with stride 2 and ReLU, then residual blocks conv3-relu-conv3-relu-conv1, then a 1x1 one to the
 codes. Decoder: the mirror image, with transposed convolutions; what it puts out is the image in [-1, 1] itself.
+Layers start as PyTorch's do (nn/init.py), the table as N(0, 1).
 """
 from __future__ import annotations
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.nn.conv import Conv
-from diffusion_jax.nn.linear import Linear
-from diffusion_jax.types import Array
+from diffusion_jax.nn.conv import torch_conv
+from diffusion_jax.nn.init import torch_bias
+from diffusion_jax.nn.linear import torch_linear
+from diffusion_jax.types import Array, Key
 
 
 class Deconv(nn.Module):
@@ -28,11 +32,16 @@ class Deconv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> [B, 2H, 2W, features]."""
-        kernel = self.param("kernel", nn.initializers.xavier_uniform(), (4, 4, x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        kernel = self.param("kernel", _transposed, (4, 4, x.shape[-1], self.features), jnp.float32)
+        bias = self.param("bias", torch_bias(16 * self.features), (self.features,), jnp.float32)
         padding = ((2, 2), (2, 2))
         out = jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, (2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return out + bias[None, None, None]
+
+
+def _transposed(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """A kernel [4, 4, C, features] as PyTorch starts that of a transposed convolution: by its outputs, not its inputs."""
+    return torch_bias(16 * shape[-1])(key, shape, dtype)
 
 
 class ResBlock(nn.Module):
@@ -42,9 +51,9 @@ class ResBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] -> the same shape."""
         width = x.shape[-1]
-        h = nn.relu(Conv(width, name="conv_1")(x))
-        h = nn.relu(Conv(width, name="conv_2")(h))
-        return x + Linear(width, name="conv_3")(h)
+        h = nn.relu(torch_conv(width, name="conv_1")(x))
+        h = nn.relu(torch_conv(width, name="conv_2")(h))
+        return x + torch_linear(width, name="conv_3")(h)
 
 
 class Encoder(nn.Module):
@@ -59,10 +68,10 @@ class Encoder(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> [B, h, w, codes]."""
         for i in range(self.layers):
-            x = nn.relu(Conv(self.width, 4, 2, name=f"down_{i}")(x))
+            x = nn.relu(torch_conv(self.width, 4, 2, name=f"down_{i}")(x))
         for i in range(self.blocks):
             x = ResBlock(name=f"block_{i}")(x)
-        return Linear(self.codes, name="output")(x)
+        return torch_linear(self.codes, name="output")(x)
 
 
 class Decoder(nn.Module):
@@ -77,12 +86,12 @@ class Decoder(nn.Module):
     def __call__(self, x: Array) -> Array:
         """x [B, h, w, D] -> [B, H, W, C]."""
         if self.blocks:
-            x = Linear(self.width, name="input")(x)
+            x = torch_linear(self.width, name="input")(x)
         for i in range(self.blocks):
             x = ResBlock(name=f"block_{i}")(x)
         for i in range(self.layers):
             x = nn.relu(Deconv(self.width, name=f"up_{i}")(x))
-        return Linear(self.channels, name="output")(x)
+        return torch_linear(self.channels, name="output")(x)
 
 
 class CodebookVAE(nn.Module):

@@ -14,7 +14,7 @@ The gains g and g' start at zero. Every layer but the gains preserves magnitude,
 no weight needs an initialisation of its own. The ladder, each step with all before it:
 
     A   ADM's UNet: biases, group norms with gain and bias, sines and cosines of c through two layers, shift and scale by e,
-        softmax attention after a norm, last layers of branches and network at zero
+        softmax attention after a norm, last layers of branches and network at zero, the others as PyTorch's
     B   hyperparameters only (the network attends to fewer levels: `attend`)
     C   no biases, the ones of (2), Fourier features, one embedding layer, scale without shift, group norms without mean and
         gain, cosine attention
@@ -41,6 +41,7 @@ from diffusion_jax.nn.attention import attention, join_heads, split_heads
 from diffusion_jax.nn.conv import Conv
 from diffusion_jax.nn.embed import timestep_embedding
 from diffusion_jax.nn.group_norm import GroupNorm
+from diffusion_jax.nn.init import TORCH, ZERO
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.mp import Fourier, MPLayer, mp_cat, mp_silu, mp_sum, normalize
 from diffusion_jax.nn.resample import bilinear, downsample, upsample
@@ -51,7 +52,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 CONDITIONS = ("vec", "cat")
 REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 RESIZE = {None: lambda x, filter: x, "down": downsample, "up": upsample}
-HE_UNIFORM = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Step(NamedTuple):
@@ -96,11 +96,10 @@ class Step(NamedTuple):
         """A linear layer or convolution; `zero`: the branch that it ends starts at zero, before weights are normalised."""
         if self.normalised:
             return MPLayer(features, size, dtype, name=name)
-        init = nn.initializers.zeros if zero else HE_UNIFORM if self.streamlined else nn.initializers.xavier_uniform()
-        bias = not self.streamlined
+        init, bias = ZERO if zero else TORCH, not self.streamlined
         if size == 1:
-            return Linear(features, init, dtype, bias, name=name)
-        return Conv(features, size, padding=(size // 2,) * 2, kernel_init=init, dtype=dtype, use_bias=bias, name=name)
+            return Linear(features, init.kernel, dtype, bias, init.bias, name=name)
+        return Conv(features, size, 1, (size // 2,) * 2, init.kernel, dtype, bias, init.bias, name=name)
 
     def norm(self, x: Array, name: str) -> Array:
         """The group norm of A to E, x [B, H, W, C]."""
@@ -348,19 +347,20 @@ class Uncertainty(nn.Module):
 
 
 PRESETS = {
-    # Options, with the peak of the published learning rate. FID-50K on ImageNet without, with guidance (2312.02696, tables 2, 3).
-    "edm2-img512-xxs": {"width": 64,  "dropout": 0.0,  "lr": 0.0170},
-    "edm2-img512-xs":  {"width": 128, "dropout": 0.0,  "lr": 0.0120},   # 3.53, 2.91
-    "edm2-img512-s":   {"width": 192, "dropout": 0.0,  "lr": 0.0100},   # 2.56, 2.23
-    "edm2-img512-m":   {"width": 256, "dropout": 0.10, "lr": 0.0090},   # 2.25, 2.01
-    "edm2-img512-l":   {"width": 320, "dropout": 0.10, "lr": 0.0080},   # 2.06, 1.88
-    "edm2-img512-xl":  {"width": 384, "dropout": 0.10, "lr": 0.0070},   # 1.96, 1.85
-    "edm2-img512-xxl": {"width": 448, "dropout": 0.10, "lr": 0.0065},   # 1.91, 1.81
-    "edm2-img64-xs":   {"width": 128, "dropout": 0.0,  "lr": 0.0120},
-    "edm2-img64-s":    {"width": 192, "dropout": 0.0,  "lr": 0.0100},   # 1.58
-    "edm2-img64-m":    {"width": 256, "dropout": 0.10, "lr": 0.0090},   # 1.43
-    "edm2-img64-l":    {"width": 320, "dropout": 0.10, "lr": 0.0080},   # 1.33
-    "edm2-img64-xl":   {"width": 384, "dropout": 0.10, "lr": 0.0070},   # 1.33
+    # Options, with the peak of the published learning rate and the images of the published training, in Mi = 2^20. FID-50K on
+    # ImageNet without, with guidance (2312.02696, tables 2, 3).
+    "edm2-img512-xxs": {"width": 64,  "dropout": 0.0,  "lr": 0.0170, "mi": 2048},
+    "edm2-img512-xs":  {"width": 128, "dropout": 0.0,  "lr": 0.0120, "mi": 2048},   # 3.53, 2.91
+    "edm2-img512-s":   {"width": 192, "dropout": 0.0,  "lr": 0.0100, "mi": 2048},   # 2.56, 2.23
+    "edm2-img512-m":   {"width": 256, "dropout": 0.10, "lr": 0.0090, "mi": 2048},   # 2.25, 2.01
+    "edm2-img512-l":   {"width": 320, "dropout": 0.10, "lr": 0.0080, "mi": 1792},   # 2.06, 1.88
+    "edm2-img512-xl":  {"width": 384, "dropout": 0.10, "lr": 0.0070, "mi": 1280},   # 1.96, 1.85
+    "edm2-img512-xxl": {"width": 448, "dropout": 0.10, "lr": 0.0065, "mi": 896},    # 1.91, 1.81
+    "edm2-img64-xs":   {"width": 128, "dropout": 0.0,  "lr": 0.0120, "mi": 1024},
+    "edm2-img64-s":    {"width": 192, "dropout": 0.0,  "lr": 0.0100, "mi": 1024},   # 1.58
+    "edm2-img64-m":    {"width": 256, "dropout": 0.10, "lr": 0.0090, "mi": 2048},   # 1.43
+    "edm2-img64-l":    {"width": 320, "dropout": 0.10, "lr": 0.0080, "mi": 1024},   # 1.33
+    "edm2-img64-xl":   {"width": 384, "dropout": 0.10, "lr": 0.0070, "mi": 640},    # 1.33
 }
 
 

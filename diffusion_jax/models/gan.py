@@ -11,10 +11,14 @@ with kernels of 4 x 4 and slope 0.2; all but the last two convolutions halve the
 
 norm is batch norm: y = gain (x - mean) / sqrt(var + 1e-5) + bias, over the batch and all pixels. With the statistics that were
 seen on the way, `stats`, it is what the published code evaluates; without them, what it trains with.
+
+Kernels start as N(0, 0.02^2), the gains of batch norms as N(1, 0.02^2), biases as PyTorch's (nn/init.py).
 """
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,10 +26,13 @@ import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.nn.conv import Conv
-from diffusion_jax.types import Array
+from diffusion_jax.nn.init import normal, torch_bias
+from diffusion_jax.types import Array, Key
 
 NORMS = ("batch", "act")
 SLOPE, BATCH_EPS, MOMENTUM = 0.2, 1e-5, 0.1
+STD = 0.02
+_conv = partial(Conv, kernel_init=normal(STD).kernel, bias_init=torch_bias)
 Stats = Mapping[str, Mapping[str, Array]]
 """Layer -> {'mean': [C], 'var': [C]}."""
 
@@ -39,7 +46,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, stats: Mapping[str, Array] | None = None) -> tuple[Array, dict[str, Array]]:
         """x [B, H, W, C] -> (the same shape, mean and unbiased variance of x, each [C]); `stats` is used in their place."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        scale = self.param("scale", _around_one, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         wide = x.astype(jnp.float32)
         mean, var = jnp.mean(wide, axis=(0, 1, 2)), jnp.var(wide, axis=(0, 1, 2))
@@ -97,16 +104,21 @@ class Discriminator(nn.Module):
         if self.norm not in NORMS:
             raise ConfigError(f"unknown norm {self.norm!r}: {' or '.join(NORMS)}")
         seen: dict[str, dict[str, Array]] = {}
-        h = nn.leaky_relu(Conv(self.width, 4, 2, dtype=self.dtype, name="conv_0")(x), SLOPE)
+        h = nn.leaky_relu(_conv(self.width, 4, 2, dtype=self.dtype, name="conv_0")(x), SLOPE)
         for i in range(1, self.depth + 1):
             features, stride, name = self.width * min(2**i, 8), 2 if i < self.depth else 1, f"norm_{i}"
-            h = Conv(features, 4, stride, dtype=self.dtype, use_bias=self.norm == "act", name=f"conv_{i}")(h)
+            h = _conv(features, 4, stride, dtype=self.dtype, use_bias=self.norm == "act", name=f"conv_{i}")(h)
             if self.norm == "act":
                 h = ActNorm(name=name)(h)
             else:
                 h, seen[name] = BatchNorm(name=name)(h, None if stats is None else stats[name])
             h = nn.leaky_relu(h, SLOPE)
-        return Conv(1, 4, name="final_conv")(h.astype(jnp.float32)), seen
+        return _conv(1, 4, name="final_conv")(h.astype(jnp.float32)), seen
+
+
+def _around_one(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """N(1, 0.02^2)."""
+    return 1 + STD * jax.random.normal(key, shape, dtype)
 
 
 def moved(stats: Stats, seen: Stats) -> Stats:

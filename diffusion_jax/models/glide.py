@@ -13,6 +13,8 @@ Inpainting adds channels to the UNet's input, which fine-tuning starts at zero:
     cat  = [known m, m],    m = 1 where the image is known                            (3)
 
 and erases random rectangles of the training images. The UNet is models/unet.py's.
+
+Layers start as PyTorch's do (nn/init.py); how the published tables were drawn is not known, ours are CLIP's.
 """
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.models import unet
 from diffusion_jax.models.transformer import Transformer
-from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.linear import torch_linear
 from diffusion_jax.nn.norm import LayerNorm
 from diffusion_jax.types import Array, Cond, Key, Noise, Raw
 
@@ -76,7 +78,7 @@ class Text(nn.Module):
         h = Transformer(self.layers, self.heads, dtype=self.dtype, name="transformer")(x)[-1]
         if self.norm:
             h = LayerNorm(1e-5, name="norm")(h)
-        return {"vec": Linear(self.out, name="proj")(h[:, -1]), "seq": h}
+        return {"vec": torch_linear(self.out, name="proj")(h[:, -1]), "seq": h}
 
     def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:
         """raw itself."""

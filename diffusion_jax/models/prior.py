@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.models.transformer import Transformer
 from diffusion_jax.nn.embed import timestep_embedding
-from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.linear import torch_linear
 from diffusion_jax.nn.norm import LayerNorm
 from diffusion_jax.types import Array, Cond
 
@@ -78,18 +78,19 @@ class Prior(nn.Module):
         init = nn.initializers.normal(0.01)
         query = self.param("query", init, (self.width,), jnp.float32)
         position = self.param("position", init, (self.context + OTHERS, self.width), jnp.float32)
-        time = nn.silu(Linear(self.width, name="time1")(timestep_embedding(noise, self.width)))
+        time = nn.silu(torch_linear(self.width, name="time1")(timestep_embedding(noise, self.width)))
         row = [
-            Linear(self.width, name="text_vec")(cond["vec"]), Linear(self.width, name="time2")(time),
-            Linear(self.width, name="x")(x), jnp.broadcast_to(query[None], (len(x), self.width)),
+            torch_linear(self.width, name="text_vec")(cond["vec"]), torch_linear(self.width, name="time2")(time),
+            torch_linear(self.width, name="x")(x), jnp.broadcast_to(query[None], (len(x), self.width)),
         ]
-        h = jnp.concatenate([Linear(self.width, name="text_seq")(cond["seq"]), jnp.stack(row, axis=1)], axis=1) + position[None]
+        text = torch_linear(self.width, name="text_seq")(cond["seq"])
+        h = jnp.concatenate([text, jnp.stack(row, axis=1)], axis=1) + position[None]
         mask = None
         if "seq_mask" in cond:
             mask = jnp.pad(cond["seq_mask"].astype(bool), ((0, 0), (0, OTHERS)), constant_values=True)
         h = Transformer(self.layers, self.heads, is_causal=True, dtype=self.dtype, name="transformer")(h, mask)[-1][:, -1:]
         h = LayerNorm(1e-5, name="norm")(h) if self.norm else h
-        return Linear(self.features, name="out")(h.astype(jnp.float32))[:, 0]
+        return torch_linear(self.features, name="out")(h.astype(jnp.float32))[:, 0]
 
 
 PRESETS = {

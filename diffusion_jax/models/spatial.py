@@ -6,7 +6,8 @@ The pixels of x become tokens, h = W norm(x), which `depth` blocks change by
     h <- h + attention(q(h'), k(seq), v(seq))                                         (2)      seq = h' where there is none
     h <- h + W (a gelu(g)),   a, g = W h'                                             (3)      GEGLU, 2002.05202
 
-each with a norm of its own; then out = x + W h, whose W starts at zero. The norm over groups has eps 1e-6, whatever the UNet's.
+each with a norm of its own; then out = x + W h, whose W starts at zero, the other layers as PyTorch's (nn/init.py).
+The norm over groups has eps 1e-6, whatever the UNet's.
 """
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.nn.attention import join_heads, split_heads
 from diffusion_jax.nn.group_norm import GroupNorm
-from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.linear import Linear, torch_linear
 from diffusion_jax.nn.masked_attention import masked_attention
 from diffusion_jax.nn.norm import LayerNorm
 from diffusion_jax.types import Array
@@ -40,11 +41,11 @@ class CrossAttention(nn.Module):
     def __call__(self, x: Array, seq: Array, mask: Array | None = None) -> Array:
         """x [B, T, D], seq [B, S, E], mask [B, S] with False for tokens to leave out -> [B, T, D]."""
         def project(name: str, tokens: Array) -> Array:
-            out = Linear(self.inner or x.shape[-1], dtype=self.dtype, use_bias=False, name=name)(tokens)
+            out = torch_linear(self.inner or x.shape[-1], dtype=self.dtype, use_bias=False, name=name)(tokens)
             return split_heads(out, 1, self.heads)[0]                                              # [B, heads, T or S, d]
 
         out = masked_attention(project("q", x), project("k", seq), project("v", seq), mask)
-        return Linear(x.shape[-1], dtype=self.dtype, name="out")(join_heads(out))
+        return torch_linear(x.shape[-1], dtype=self.dtype, name="out")(join_heads(out))
 
 
 class Block(nn.Module):
@@ -66,8 +67,8 @@ class Block(nn.Module):
         tokens = LayerNorm(LAYER_EPS, name="norm2")(h)
         h = h + CrossAttention(self.heads, self.dtype, name="attn2")(tokens, tokens if seq is None else seq, mask)
         tokens = LayerNorm(LAYER_EPS, name="norm3")(h)
-        a, gate = jnp.split(Linear(8 * h.shape[-1], dtype=self.dtype, name="ff_in")(tokens), 2, axis=-1)
-        return h + Linear(h.shape[-1], dtype=self.dtype, name="ff_out")(a * nn.gelu(gate, approximate=False))
+        a, gate = jnp.split(torch_linear(8 * h.shape[-1], dtype=self.dtype, name="ff_in")(tokens), 2, axis=-1)
+        return h + torch_linear(h.shape[-1], dtype=self.dtype, name="ff_out")(a * nn.gelu(gate, approximate=False))
 
 
 class SpatialTransformer(nn.Module):
@@ -90,7 +91,7 @@ class SpatialTransformer(nn.Module):
         """x [B, H, W, C], seq [B, L, D], seq_mask [B, L] -> [B, H, W, C]."""
         b, height, width, c = x.shape
         h = GroupNorm(self.groups, NORM_EPS, name="norm")(x).reshape(b, height * width, c)
-        h = Linear(c, dtype=self.dtype, name="proj_in")(h)
+        h = torch_linear(c, dtype=self.dtype, name="proj_in")(h)
         mask = None if seq is None or seq_mask is None else seq_mask.astype(bool)
         for i in range(self.depth):
             h = Block(self.heads, self.dtype, name=f"block_{i}")(h, seq, mask)

@@ -77,7 +77,7 @@ class LabelToken(nn.Module):
       num_classes: labels are 0 ... num_classes - 1; row num_classes stands for "no label".
       width: channels of the token.
 
-    Parameters: table [num_classes + 1, width].
+    Parameters: table, which starts as N(0, 1), [num_classes + 1, width].
     """
 
     num_classes: int
@@ -89,7 +89,7 @@ class LabelToken(nn.Module):
     @nn.compact
     def __call__(self, raw: Raw) -> Cond:
         """raw['label'] [B] int -> {'seq': [B, 1, width]}; NaN for a label beyond the table."""
-        table = self.param("table", nn.initializers.normal(0.02), (self.num_classes + 1, self.width), jnp.float32)
+        table = self.param("table", nn.initializers.normal(1.0), (self.num_classes + 1, self.width), jnp.float32)
         return {"seq": jnp.take(table, raw["label"], axis=0, mode="fill", fill_value=jnp.nan)[:, None]}
 
     def prepare(self, raw: Raw, key: Key, noise: Noise = jax.random.normal, level: float | None = None) -> Raw:

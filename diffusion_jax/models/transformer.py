@@ -4,10 +4,12 @@
     x'  = y + W2 act(W1 norm(y))                                                      (2)
 
 A causal transformer lets token i see tokens 0 ... i; a mask takes tokens away from all others.
+Layers start as PyTorch's do, as in GLIDE, unless `start` says otherwise (nn/init.py).
 """
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.nn.attention import join_heads, split_heads
+from diffusion_jax.nn.init import TORCH, Init
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.masked_attention import masked_attention
 from diffusion_jax.nn.norm import LayerNorm
@@ -38,6 +41,15 @@ def causal(length: int) -> np.ndarray:
     return np.where(np.tri(length, dtype=bool), 0, -np.inf).astype(np.float32)[None]
 
 
+class BlockInit(NamedTuple):
+    """How the layers of a block start."""
+
+    qkv: Init = TORCH
+    proj: Init = TORCH
+    fc1: Init = TORCH
+    fc2: Init = TORCH
+
+
 class Block(nn.Module):
     """The block (1), (2).
 
@@ -47,6 +59,7 @@ class Block(nn.Module):
       act: 'quick_gelu', 'gelu' (exact) or 'gelu_tanh'.
       eps: of the norms.
       dtype: of the products and the output.
+      start: how the layers start.
 
     Parameters: norm1, qkv, proj, norm2, fc1, fc2.
     """
@@ -56,6 +69,7 @@ class Block(nn.Module):
     act: str = "gelu"
     eps: float = 1e-5
     dtype: str = "float32"
+    start: BlockInit = BlockInit()
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None, bias: np.ndarray | None = None) -> Array:
@@ -69,11 +83,15 @@ class Block(nn.Module):
             raise ConfigError(f"a width of {width} does not divide into {self.heads} heads: change one")
         if self.act not in ACTIVATIONS:
             raise unknown("activation", self.act, ACTIVATIONS)
-        linear, norm = partial(Linear, dtype=self.dtype), partial(LayerNorm, self.eps)
-        q, k, v = split_heads(linear(3 * width, name="qkv")(norm(name="norm1")(x)), 3, self.heads)  # each [B, heads, T, d]
-        x = x + linear(width, name="proj")(join_heads(masked_attention(q, k, v, mask, bias)))
-        h = ACTIVATIONS[self.act](linear(self.hidden or 4 * width, name="fc1")(norm(name="norm2")(x)))
-        return x + linear(width, name="fc2")(h)
+        norm = partial(LayerNorm, self.eps)
+        q, k, v = split_heads(self._linear("qkv", 3 * width)(norm(name="norm1")(x)), 3, self.heads)  # each [B, heads, T, d]
+        x = x + self._linear("proj", width)(join_heads(masked_attention(q, k, v, mask, bias)))
+        h = ACTIVATIONS[self.act](self._linear("fc1", self.hidden or 4 * width)(norm(name="norm2")(x)))
+        return x + self._linear("fc2", width)(h)
+
+    def _linear(self, name: str, features: int) -> Linear:
+        init: Init = getattr(self.start, name)
+        return Linear(features, init.kernel, self.dtype, bias_init=init.bias, name=name)
 
 
 class Transformer(nn.Module):
@@ -95,6 +113,7 @@ class Transformer(nn.Module):
     eps: float = 1e-5
     is_causal: bool = False
     dtype: str = "float32"
+    start: BlockInit = BlockInit()
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> list[Array]:
@@ -102,6 +121,6 @@ class Transformer(nn.Module):
         bias = causal(x.shape[1]) if self.is_causal else None
         states = [x.astype(self.dtype)]
         for i in range(self.layers):
-            block = Block(self.heads, self.hidden, self.act, self.eps, self.dtype, name=f"blocks_{i}")
+            block = Block(self.heads, self.hidden, self.act, self.eps, self.dtype, self.start, name=f"blocks_{i}")
             states.append(block(states[-1], mask, bias))
         return states

@@ -20,7 +20,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.process import bcast
-from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.linear import torch_linear
 from diffusion_jax.nn.norm import LayerNorm
 from diffusion_jax.types import Array, Cond, Key, Noise, Raw
 
@@ -93,9 +93,9 @@ class ImageText(nn.Module):
         if "with_image" in raw:
             y = jnp.where(raw["with_image"][:, None] > 0, y, null[None])
         embedding, states, real = text_of(raw)
-        vec = Linear(self.out, name="image_vec")(y) + Linear(self.out, name="text_vec")(embedding)
-        own = Linear(self.width * self.tokens, name="image_seq")(y).reshape(len(y), self.width, self.tokens).swapaxes(1, 2)
-        text = LayerNorm(1e-5, name="text_norm")(Linear(self.width, name="text_seq")(states))
+        vec = torch_linear(self.out, name="image_vec")(y) + torch_linear(self.out, name="text_vec")(embedding)
+        own = torch_linear(self.width * self.tokens, name="image_seq")(y).reshape(len(y), self.width, self.tokens).swapaxes(1, 2)
+        text = LayerNorm(1e-5, name="text_norm")(torch_linear(self.width, name="text_seq")(states))
         mask = jnp.pad(real, ((0, 0), (self.tokens, 0)), constant_values=True)
         return {"vec": vec, "seq": jnp.concatenate([own, text], axis=1), "seq_mask": mask}
 

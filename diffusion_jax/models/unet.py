@@ -15,7 +15,8 @@ attn, res. Up: on each level, in reverse, depth + 1 times res of [h, what was ke
 
 Latent diffusion has spatial transformers (models/spatial.py) in place of (5). The blocks themselves are in unet_blocks.py.
 
-The last layers of (3), (5) and (6) start at zero, so that every block starts as the identity and the network as zero.
+The last layers of (3), (5) and (6) start at zero, so that every block starts as the identity and the network as zero. The others
+start as PyTorch's do, as in ADM and what came of it, or by Xavier's rule with `ddpm` (nn/init.py).
 """
 from __future__ import annotations
 
@@ -30,6 +31,7 @@ from diffusion_jax.models.spatial import SpatialTransformer
 from diffusion_jax.models.unet_blocks import ATTENTION, DTYPES, RESIZE, Attention, ResBlock, TimeEmbedding
 from diffusion_jax.nn.conv import Conv
 from diffusion_jax.nn.group_norm import GroupNorm
+from diffusion_jax.nn.init import TORCH, XAVIER, Init
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.resample import bilinear, double
 from diffusion_jax.types import Array, Cond
@@ -65,8 +67,8 @@ class Backbone(nn.Module):
         by means and copies.
       dropout: rate within the residual blocks; acts where a key is given: apply(..., rngs={'dropout': key}).
       groups: of every norm; divides all channels.
-      ddpm: three conventions in which Ho et al. differ from ADM: sines before cosines in (1), norms with eps 1e-6, and strided
-        convolutions padded at the far edges only.
+      ddpm: four conventions in which Ho et al. differ from ADM: sines before cosines in (1), norms with eps 1e-6, strided
+        convolutions padded at the far edges only, and layers that start by Xavier's rule.
       dtype: what the blocks are computed in: 'float32' or 'bfloat16'. Parameters, norms, softmax, embeddings and output are
         float32.
       remat: what the backward pass computes again: None nothing, 'full' every block, 'dots' all but the products with weights.
@@ -110,7 +112,7 @@ class Backbone(nn.Module):
 
     def _down(self, x: Array, emb: Array, cond: Cond) -> tuple[Array, list[Array]]:
         """The output of the middle, and all that was kept on the way down."""
-        h = Conv(self.channels_at(0), dtype=self.dtype, name="stem")(x)
+        h = self._conv("stem", self.channels_at(0))(x)
         kept, last = [h], len(self.mults) - 1
         for level in range(last + 1):
             for i in range(self.depth):
@@ -127,14 +129,16 @@ class Backbone(nn.Module):
 
     def _res(self, name: str, features: int, resize: str | None = None) -> nn.Module:
         block = self._maybe_remat(ResBlock)
-        return block(features, resize, self.scale_shift, self.dropout, self.groups, self._eps, self.dtype, name=name)
+        options = self.scale_shift, self.dropout, self.groups, self._eps, self.dtype, self._init
+        return block(features, resize, *options, name=name)
 
     def _attn(self, name: str, heads: int, h: Array, cond: Cond) -> Array:
         heads = self.heads_for(h.shape[-1], heads)
         if self.transformer:
             block = self._maybe_remat(SpatialTransformer)(heads, self.transformer, self.groups, self.dtype, name=name)
         else:
-            block = self._maybe_remat(Attention)(heads, self.attention, self.groups, self._eps, self.dtype, name=name)
+            options = self.attention, self.groups, self._eps, self.dtype, self._init
+            block = self._maybe_remat(Attention)(heads, *options, name=name)
         return block(h, cond.get("seq"), cond.get("seq_mask"))
 
     def _resize(self, name: str, resize: str, h: Array, emb: Array) -> Array:
@@ -144,11 +148,23 @@ class Backbone(nn.Module):
         if self.resample == "pool":
             return RESIZE[resize](h)
         if resize == "up":
-            return Conv(h.shape[-1], dtype=self.dtype, name=name)(double(h))
-        return Conv(h.shape[-1], 3, 2, (0, 1) if self.ddpm else (1, 1), dtype=self.dtype, name=name)(h)
+            return self._conv(name, h.shape[-1])(double(h))
+        return self._conv(name, h.shape[-1], 2, (0, 1) if self.ddpm else (1, 1))(h)
+
+    def _conv(self, name: str, features: int, stride: int = 1, padding: tuple[int, int] = (1, 1)) -> Conv:
+        kernel, bias = self._init
+        return Conv(features, 3, stride, padding, kernel, self.dtype, bias_init=bias, name=name)
+
+    def _time(self, noise: Array) -> Array:
+        """The embedding of the noise label, [B, 4 * width]."""
+        return TimeEmbedding(self.width, self.ddpm, self._init, name="time")(noise)
 
     def _maybe_remat(self, block: type[nn.Module]) -> type[nn.Module]:
         return block if self.remat is None else nn.remat(block, policy=REMAT[self.remat])
+
+    @property
+    def _init(self) -> Init:
+        return XAVIER if self.ddpm else TORCH
 
     @property
     def _eps(self) -> float:
@@ -181,6 +197,7 @@ class UNet(Backbone):
       learn_sigma: predict C more channels, the raw variances, after the first C.
       heads_up: attention heads on the way up, where they differ from `heads`.
       codes: predict logits of so many codes at every pixel, W norm(h), in place of (6); 0 for an image.
+      out_channels: channels of the output where they are neither C nor 2C; None where they are.
 
     and those of `Backbone`.
 
@@ -194,6 +211,7 @@ class UNet(Backbone):
     learn_sigma: bool = True
     heads_up: int | None = None
     codes: int = 0
+    out_channels: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, cond: Cond) -> Array:
@@ -206,13 +224,13 @@ class UNet(Backbone):
             stacked behind x; seq [B, L, D], tokens that every attention block sees, those where seq_mask [B, L] is True.
 
         Returns:
-          [B, H, W, C], [B, H, W, 2C] with learn_sigma, or [B, H, W, codes] with codes; float32.
+          [B, H, W, C], [B, H, W, 2C] with learn_sigma, [B, H, W, out_channels] or [B, H, W, codes] with these; float32.
 
         Raises:
           ConfigError: a size that does not divide, an unknown option or a condition that this network cannot take.
         """
         self._check(x, cond)
-        emb = TimeEmbedding(self.width, self.ddpm, name="time")(noise)  # [B, 4 * width]
+        emb = self._time(noise)
         if "vec" in cond:
             emb = emb + cond["vec"]
         if "cat" in cond:
@@ -228,9 +246,10 @@ class UNet(Backbone):
                 h = self._resize(f"up_{level}_resize", "up", h, emb)
         h = GroupNorm(self.groups, self._eps, name="final_norm")(h.astype(jnp.float32))
         if self.codes:
-            return Linear(self.codes, name="final_linear")(h)
+            return Linear(self.codes, self._init.kernel, bias_init=self._init.bias, name="final_linear")(h)
         h = nn.silu(h)
-        return Conv(self.channels * (1 + self.learn_sigma), kernel_init=nn.initializers.zeros, name="final_conv")(h)
+        out = self.out_channels or self.channels * (1 + self.learn_sigma)
+        return Conv(out, kernel_init=nn.initializers.zeros, name="final_conv")(h)
 
 
 _ADM = {"depth": 2, "pixels": (32, 16, 8), "head_channels": 64}

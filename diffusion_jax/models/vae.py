@@ -13,6 +13,8 @@ with attention in the middle and on the levels that attend. Between them lies, w
 
 sg stops the gradient. The published code of (6) has beta on the other term (`legacy`). The latent that a diffusion model sees is
 z of (3), and h of (5), so that quantising is the decoder's first act.
+
+Layers start as PyTorch's do, the last ones of blocks too (nn/init.py).
 """
 from __future__ import annotations
 
@@ -27,9 +29,10 @@ import jax.numpy as jnp
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.models.unet_blocks import DTYPES, RESIZE, ResBlock
 from diffusion_jax.nn.attention import attention
-from diffusion_jax.nn.conv import Conv
+from diffusion_jax.nn.conv import torch_conv
 from diffusion_jax.nn.group_norm import GroupNorm
-from diffusion_jax.nn.linear import Linear
+from diffusion_jax.nn.init import TORCH
+from diffusion_jax.nn.linear import torch_linear
 from diffusion_jax.nn.resample import double
 from diffusion_jax.types import Array, Key
 
@@ -85,7 +88,7 @@ class Quantized:
 
 
 class Attention(nn.Module):
-    """Attention of one head over all pixels: x + P attention(q, k, v), q, k, v each a map of norm(x); P starts at zero.
+    """Attention of one head over all pixels: x + P attention(q, k, v), q, k, v each a map of norm(x).
 
     Attributes:
       groups: of the norm.
@@ -100,8 +103,8 @@ class Attention(nn.Module):
         """x [B, H, W, C] -> [B, H, W, C]."""
         b, height, width, c = x.shape
         h = GroupNorm(self.groups, EPS, name="norm")(x).reshape(b, 1, height * width, c)
-        q, k, v = (Linear(c, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))          # [B, 1, T, C]
-        return x + Linear(c, nn.initializers.zeros, self.dtype, name="proj")(attention(q, k, v)).reshape(x.shape)
+        q, k, v = (torch_linear(c, dtype=self.dtype, name=name)(h) for name in ("q", "k", "v"))          # [B, 1, T, C]
+        return x + torch_linear(c, dtype=self.dtype, name="proj")(attention(q, k, v)).reshape(x.shape)
 
 
 class Stage(nn.Module):
@@ -132,8 +135,8 @@ class Stage(nn.Module):
     dtype: str
 
     def _res(self, name: str, level: int, x: Array) -> Array:
-        block = ResBlock(self.width * self.mults[level], None, False, self.dropout, self.groups, EPS, self.dtype, name=name)
-        return block(x)
+        options = None, False, self.dropout, self.groups, EPS, self.dtype, TORCH, TORCH
+        return ResBlock(self.width * self.mults[level], *options, name=name)(x)
 
     def _attn(self, name: str, x: Array) -> Array:
         return Attention(self.groups, self.dtype, name=name)(x)
@@ -154,15 +157,15 @@ class Encoder(Stage):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, C] -> [B, H/f, W/f, features] float32."""
-        h, last = Conv(self.width, dtype=self.dtype, name="stem")(x), len(self.mults) - 1
+        h, last = torch_conv(self.width, dtype=self.dtype, name="stem")(x), len(self.mults) - 1
         for level in range(last + 1):
             for i in range(self.depth):
                 h = self._res(f"down_{level}_res_{i}", level, h)
                 h = self._attn(f"down_{level}_attn_{i}", h) if 2**level in self.attend else h
             if level < last:
-                shrink = partial(Conv, h.shape[-1], 3, 2, (0, 1), dtype=self.dtype, name=f"down_{level}_resize")
+                shrink = partial(torch_conv, h.shape[-1], 3, 2, (0, 1), dtype=self.dtype, name=f"down_{level}_resize")
                 h = shrink()(h) if self.resample == "conv" else RESIZE["down"](h)
-        return Conv(self.features, name="final_conv")(self._last(self._middle(h)))
+        return torch_conv(self.features, name="final_conv")(self._last(self._middle(h)))
 
 
 class Decoder(Stage):
@@ -171,7 +174,7 @@ class Decoder(Stage):
     @nn.compact
     def __call__(self, z: Array) -> tuple[Array, Array]:
         """z [B, h, w, C] -> (image [B, H, W, features], what the last convolution saw of it [B, H, W, D]), float32."""
-        h = Conv(self.width * self.mults[-1], dtype=self.dtype, name="stem")(z)
+        h = torch_conv(self.width * self.mults[-1], dtype=self.dtype, name="stem")(z)
         h = self._middle(h)
         for level in reversed(range(len(self.mults))):
             for i in range(self.depth + 1):
@@ -179,9 +182,9 @@ class Decoder(Stage):
                 h = self._attn(f"up_{level}_attn_{i}", h) if 2**level in self.attend else h
             if level:
                 h = double(h)
-                h = Conv(h.shape[-1], dtype=self.dtype, name=f"up_{level}_resize")(h) if self.resample == "conv" else h
+                h = torch_conv(h.shape[-1], dtype=self.dtype, name=f"up_{level}_resize")(h) if self.resample == "conv" else h
         seen = self._last(h)
-        return Conv(self.features, name="final_conv")(seen), seen
+        return torch_conv(self.features, name="final_conv")(seen), seen
 
 
 class Autoencoder(nn.Module):
@@ -248,7 +251,7 @@ class KL(Autoencoder):
     def setup(self) -> None:
         inner = self.inner or self.latent
         self.encoder, self.decoder = self._stages(2 * inner)
-        self.quant, self.post_quant = Linear(2 * self.latent), Linear(inner)
+        self.quant, self.post_quant = torch_linear(2 * self.latent), torch_linear(inner)
 
     def __call__(self, x: Array) -> Array:
         """The reconstruction of x [B, H, W, C] through the mean latent."""
@@ -299,7 +302,7 @@ class VQ(Autoencoder):
     def setup(self) -> None:
         inner = self.inner or self.latent
         self.encoder, self.decoder = self._stages(inner)
-        self.quant, self.post_quant = Linear(self.latent), Linear(inner)
+        self.quant, self.post_quant = torch_linear(self.latent), torch_linear(inner)
         self.codebook = self.param("codebook", _spread, (self.codes, self.latent), jnp.float32)
 
     def __call__(self, x: Array) -> Array:

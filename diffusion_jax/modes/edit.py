@@ -33,23 +33,30 @@ and of unCLIP's decoder, through CLIP's embeddings (2204.06125, sec. 3):
 Conditions are --label or --prompt (and --negative), and --to_label or --to_prompt; without them the
 classes, or held-out captions, in turn. A model of latents changes the latents of the pictures.
 What is swept is written as a grid, a row for each value, and as an animation with a frame for each:
-out.png, out.gif, out.mp4.
+out.png, out.gif, out.mp4. Without --out they are called by their op and its values, and those of
+before stay: edit_mix_0,0.5,1.png is followed by edit_mix_0,0.5,1-2.png.
 """
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.build import ConfigError, check_options, option, unknown
+import numpy as np
+
+from diffusion_jax.build import ConfigError, check_options, number, option, unknown
+from diffusion_jax.files import unused, whole, writable
 from diffusion_jax.modes.options import Sampling, Weights, group
+from diffusion_jax.pipelines.edits import SUFFIXES, Edited, picture_file, values_of
 from diffusion_jax.pipelines.helpers import helped
+from diffusion_jax.pipelines.idle import OF_GUIDANCE
 from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
-from diffusion_jax.pipelines.recipe import OF_GUIDANCE, Recipe
-from diffusion_jax.pipelines.request import Helpers, Request
-from diffusion_jax.pipelines.session import Edited, replayed, story_in
+from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines.request import SEEDS, Helpers, Request
+from diffusion_jax.pipelines.session import of, prepared, replayed, story_in
 from diffusion_jax.runs.folder import open_run
 from diffusion_jax.tasks import kinds
 
@@ -72,6 +79,8 @@ OPTIONAL = ("num", "session", "strength", "upsampler", "to_label", "to_prompt")
 UNCLIP = ("variations", "interpolate", "text_diff", "components")
 UNSET = (None, (), "")
 OF_CONDITIONS = ("prompt", "label", "negative", "truncate")
+MOST = 4096
+"""Pictures of each value, which are made at once."""
 INVERTED = ("invert", "variations", "interpolate", "text_diff")
 """They come back by DDIM from the noise that DDIM found."""
 
@@ -96,11 +105,15 @@ class Options:
     )
     session: str = option("", "JSON file of an editing session")
     num: int | None = option(
-        None, "Pictures of each value; as many as there are in --images, or 8, by default", least=1
+        None,
+        "Pictures of each value; as many as there are in --images, or 8, by default",
+        least=1,
+        most=MOST,
     )
-    seed: int = option(0, "Of what is drawn", least=0, most=2**32 - 1)
+    seed: int = option(0, "Of what is drawn", least=0, most=SEEDS - 1)
     out: str | None = option(
-        None, "A file name, whose suffix is replaced; edit.png in the run's folder by default"
+        None,
+        "x.png, or x alone; edit_OP_VALUES.png in the run's folder, numbered, by default",
     )
     request: Request = group(Request, without=("low_res", "complete"))
     weights: Weights = group(Weights)
@@ -114,13 +127,22 @@ class Options:
     def __post_init__(self):
         check_options(self)
         if not self.op:
-            raise ConfigError(f"mode edit needs --op: {', '.join(TAKES)}")
+            example = "--op switch --label 3 --to_label 7 --values 0,10,20"
+            raise ConfigError(
+                f"mode edit needs --op: {', '.join(TAKES)}; for example {example}, and --mode edit "
+                "--help has one of each"
+            )
         if self.op not in TAKES:
             raise unknown("op of mode edit", self.op, TAKES)
         check_taken(self)
         check_recipe(self)
         check_needed(self)
-        numbers_of(self.values)
+        if self.values:
+            values_of(self.op, self.numbers)
+        for rect in self.rect:
+            corners(rect)
+        if self.out is not None:
+            picture_file(self.out)
 
     @property
     def numbers(self) -> list[float]:
@@ -129,16 +151,19 @@ class Options:
 
 
 def numbers_of(values: Sequence[str]) -> list[float]:
-    """('0,0.5', '1') -> [0.0, 0.5, 1.0].
+    """('0,0.5', '1') -> [0, 0.5, 1]; what is written without a point is an int.
 
     Raises:
-      ConfigError: something else than numbers.
+      ConfigError: something else than finite numbers.
     """
+    text = ",".join(map(str, values))
     try:
-        return [float(part) for value in values for part in str(value).split(",")]
-    except ValueError:
-        text = ",".join(values)
-        raise ConfigError(f"--values {text}: give numbers, separated by commas") from None
+        numbers = [number("--values", part) for part in text.split(",")]
+    except ConfigError as error:
+        raise ConfigError(
+            f"--values {text}: give numbers, separated by commas ({error})"
+        ) from None
+    return [int(value) if value == int(value) else value for value in numbers]
 
 
 def check_taken(options: Options) -> None:
@@ -166,6 +191,8 @@ def check_recipe(options: Options) -> None:
     if op in INVERTED and changes.get("sampler", "ddim") != "ddim":
         raise ConfigError(f"op {op} comes back the way that DDIM went: leave --sampler out")
     guidance = [name for name in (*OF_GUIDANCE, "guidance", "plus_plus") if name in changes]
+    if op in ("guidance", "phi") and op in changes:
+        raise ConfigError(f"op {op} takes its own from --values: leave --{op} out")
     if op == "invert" and guidance:
         way = "up to noise and back without guidance"
         raise ConfigError(f"op invert goes {way}: leave --{guidance[0]} out")
@@ -197,12 +224,25 @@ def run(options: Options, workdir: str) -> None:
     Raises:
       ConfigError: what `open_run` and the edits of pipelines/session.py refuse.
     """
-    out = options.out or str(Path(workdir, "edit.png"))
+    out = out_of(options, workdir)
+    # A workdir that is not there is refused by who opens it, and not made.
+    if options.out is not None or Path(workdir).is_dir():
+        for suffix in SUFFIXES:
+            writable(out.with_suffix(suffix))
     if options.op in ("inpaint", "replay"):
         edited = session(options, workdir)
     else:
         edited = EDITS[options.op](pipe_of(options, workdir), options)
     print(f"{edited.what}: {', '.join(map(str, edited.save(out)))}")
+
+
+def out_of(options: Options, workdir: str) -> Path:
+    """Where the pictures go: by default under a name that says what they are, and that is free."""
+    if options.out is not None:
+        return picture_file(options.out)
+    values = ",".join(map(str, options.numbers)) if options.values else ""
+    name = "_".join(part for part in ("edit", options.op, values[:80]) if part)
+    return unused(Path(workdir, f"{name}.png"))
 
 
 def pipe_of(options: Options, workdir: str) -> Pipeline:
@@ -214,12 +254,13 @@ def pipe_of(options: Options, workdir: str) -> Pipeline:
     changes = dict(options.sampling.changes)
     # Whatever the page samples with: another sampler would not come back to the picture.
     if options.op in INVERTED:
-        changes["sampler"] = "ddim"
+        changes |= {"sampler": "ddim", "temperature": 1.0}
     # The scales come with --values: until then phi and its like may seem to change nothing.
     swept = options.op if options.op == "guidance" else ""
     weights = options.weights
     run = open_run(workdir, kinds.Pictures, weights.which, weights.step)
-    pipe = helped(run, options.helpers)
+    # The upsampler that came with a decoder follows the edits of embeddings alone.
+    pipe = helped(run, options.helpers, own_upsampler=options.op in UNCLIP)
     # Not `pipe.using`: it would refuse what is only right for the values of a sweep.
     recipe = Recipe.of(run.recipe()).using(**changes)
     recipe.check_changes(changes, run.task, swept=swept)
@@ -249,13 +290,6 @@ def _text_diff(pipe: Pipeline, options: Options) -> Edited:
     return pipe.edit.text_diff(options.images, before, after, options.numbers, options.seed)
 
 
-def _components(pipe: Pipeline, options: Options) -> Edited:
-    if any(number != int(number) for number in options.numbers):
-        raise ConfigError(f"--values {','.join(options.values)}: give whole numbers of components")
-    numbers = [int(number) for number in options.numbers]
-    return pipe.edit.components(options.images, numbers, options.seed)
-
-
 EDITS: Mapping[str, Callable[[Pipeline, Options], Edited]] = {
     "invert": lambda pipe, o: pipe.edit.invert(o.images, o.request, o.num, o.seed),
     "strength": lambda pipe, o: pipe.edit.strength(o.images, o.request, o.numbers, o.num, o.seed),
@@ -267,7 +301,7 @@ EDITS: Mapping[str, Callable[[Pipeline, Options], Edited]] = {
     "variations": lambda pipe, o: pipe.edit.variations(o.images, o.numbers, o.num or 1, o.seed),
     "interpolate": lambda pipe, o: pipe.edit.interpolate(o.images, o.numbers, o.seed),
     "text_diff": _text_diff,
-    "components": _components,
+    "components": lambda pipe, o: pipe.edit.components(o.images, o.numbers, o.seed),
 }
 
 # Sessions -----------------------------------------------------------------------------------------
@@ -282,16 +316,22 @@ def session(options: Options, workdir: str) -> Edited:
     """
     file = Path(options.session).expanduser() if options.session else None
     story = story_of(options, file)
-    if options.op == "inpaint":
-        story["edits"].append(edit_of(options))
-    weights = options.weights
-    pipe = pipeline(open_run(workdir, kinds.Pictures, weights.which, weights.step))
-    images = replayed(pipe, story)
-    # Only now: an edit that fails is no part of the session.
     if file is not None and options.op == "inpaint":
-        unfinished = file.with_name(f".{file.name}")  # the file is whole, before and after
-        unfinished.write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        writable(file)
+    weights = options.weights
+    run = open_run(workdir, kinds.Pictures, weights.which, weights.step)
+    pipe = pipeline(run, upsamplers=())
+    new = edit_of(options)
+    make = prepared(pipe, new) if options.op == "inpaint" else None
+    with of(f"--session {file}") if file is not None else nullcontext():
+        images = replayed(pipe, story)
+    if make is not None:
+        images = np.concatenate([images, make(images[-1:])])
+        story["edits"].append(new)
+    # Only now: an edit that fails is no part of the session, and the file is whole at every moment.
+    if file is not None and make is not None:
+        with whole(file) as unfinished:
+            unfinished.write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
     return Edited(images[:, None], f"{options.op}: {len(images)} pictures")
 
 
@@ -341,9 +381,13 @@ def corners(rect: str) -> list[int]:
     Raises:
       ConfigError: something else than numbers.
     """
+    sides = rect.split(",")
     try:
-        return [int(side) for side in rect.split(",")]
-    except ValueError:
+        corners = [int(number("--rect", side, least=0, integer=True)) for side in sides]
+    except ConfigError:
+        corners = []
+    if len(corners) != 4:
         raise ConfigError(
             f"--rect {rect}: give top,left,bottom,right in pixels, 0,0,4,8 for example"
-        ) from None
+        )
+    return corners

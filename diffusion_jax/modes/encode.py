@@ -5,12 +5,14 @@
     out/latents.json           mean and deviation of each channel over the training images
     out/first_stage            the autoencoder with that scale: for config.first_stage of a page
 
-The autoencoder is trained here or imported.
+The autoencoder is trained here or imported; latents.json says which it was. An encoding that was
+ended half-way is done anew: nothing in its folder tells of which weights its latents are.
 """
 from __future__ import annotations
 
 import functools
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,18 +25,23 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, build, check_options, option
 from diffusion_jax.data.image import Decode, to_unit
-from diffusion_jax.data.latents import ABOUT, Writer
+from diffusion_jax.data.latents import ABOUT, SUFFIX, Writer
 from diffusion_jax.data.rows import filled
 from diffusion_jax.data.source import Source
+from diffusion_jax.files import whole, writable
 from diffusion_jax.modes.options import PAGE_HELP, Page, Weights, group
 from diffusion_jax.runs import page
 from diffusion_jax.runs.folder import FIRST, Model, Run, holds_run, open_run, save_start
 from diffusion_jax.tasks import kinds
+from diffusion_jax.train.lock import one_writer
 from diffusion_jax.train.state import plain
 from diffusion_jax.types import Array
 
 LOSSES = ("losses", "first_stage")
 """Of an autoencoder's task, what its latents do not need."""
+SPLITS = ("train", "test")
+UNFINISHED = ".unfinished"
+"""In a folder of latents while they are written; what lies beside it is no data set."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,7 @@ class Options:
         check_options(self)
         if not self.out:
             raise ConfigError("mode encode needs --out, a new folder")
-        out = Path(self.out).expanduser()
-        if (out / ABOUT).exists() or holds_run(out / FIRST):
-            raise ConfigError(f"{self.out} holds latents already: choose another --out")
+        check_new(Path(self.out).expanduser())
 
 
 class Part(NamedTuple):
@@ -82,11 +87,63 @@ def run(options: Options, workdir: str) -> None:
     coder = open_run(workdir, kinds.Encoding, weights.which, weights.step)
     config = coder.config if options.config is None else plain(options.config)
     data = page.data_of(config, "give a --config that says what to encode")
+    check_data(coder, data)
     out = Path(options.out).expanduser()
+    writable(f"{out}/")
     start = time.time()
-    train, test = (
-        list(encoded(coder.model, data, split, options.batch, out)) for split in ("train", "test")
-    )
+    with one_writer(out, doing="written"):
+        begin(out)
+        counts = written(coder, data, options.batch, out)
+    speed = sum(counts.values()) / (time.time() - start)
+    print(f"{counts['train']} and {counts['test']} latents at {speed:.1f} images/s: {out}")
+
+
+def check_new(out: Path) -> None:
+    """Raises ConfigError for a folder that holds a data set or a run, or what may be a part of one
+    and was not left by an encoding that was ended."""
+    if (out / UNFINISHED).exists():
+        return
+    ours = [out / ABOUT, *(out / f"{split}{SUFFIX}" for split in SPLITS)]
+    if any(path.exists() for path in ours) or holds_run(out / FIRST) or holds_run(out):
+        raise ConfigError(f"{out} holds latents, or a run, already: choose another --out")
+
+
+def begin(out: Path) -> None:
+    """Marks a folder as one that is being written, and removes what an ended encoding left."""
+    check_new(out)
+    unfinished = out / UNFINISHED
+    if unfinished.exists():
+        print(f"{out} holds an encoding that was ended: it is done anew")
+        for split in SPLITS:
+            (out / f"{split}{SUFFIX}").unlink(missing_ok=True)
+        shutil.rmtree(out / FIRST, ignore_errors=True)
+        (out / ABOUT).unlink(missing_ok=True)
+    unfinished.touch()
+
+
+def check_data(coder: Run, data: Mapping[str, Any]) -> None:
+    """Raises ConfigError for data without two splits of pictures that the autoencoder can read."""
+    for part in (*SPLITS, "decode"):
+        if part not in data:
+            raise ConfigError(f"mode encode needs data.{part}: add it to the --config")
+    for split in SPLITS:
+        if not len(build(data[split])):
+            raise ConfigError(f"data.{split} has no images: there is nothing to encode")
+    decode = build(data["decode"])
+    if not isinstance(decode, Decode):
+        raise ConfigError("mode encode reads pictures: data.decode is of something else")
+    image = decode(build(data["train"])[0], np.random.default_rng(0))["image"]
+    channels = coder.task.shape[-1]
+    if image.shape[-1] != channels:
+        raise ConfigError(
+            f"the autoencoder reads images of {channels} channels, data.decode gives "
+            f"{image.shape[-1]}: choose another --config"
+        )
+
+
+def written(coder: Run, data: Mapping[str, Any], size: int, out: Path) -> dict[str, int]:
+    """Encodes both splits into a folder; returns how many latents each has."""
+    train, test = (list(encoded(coder.model, data, split, size, out)) for split in SPLITS)
     counts = {"train": sum(part.count for part in train), "test": sum(part.count for part in test)}
     mean, std = scale_of(train)
     save_scaled(out / FIRST, coder, mean, std)
@@ -96,12 +153,14 @@ def run(options: Options, workdir: str) -> None:
         "mean": mean.tolist(),
         "std": std.tolist(),
         "count": counts,
+        "autoencoder": coder.identity,
     }
-    # Last: where this file is, the data set is whole.
-    (out / ABOUT).write_text(json.dumps(about))
-    speed = sum(counts.values()) / (time.time() - start)
-    latents = f"{counts['train']} and {counts['test']} latents"
-    print(f"{latents} at {speed:.1f} images/s, std {np.round(std, 3).tolist()}: {out}")
+    # Last: where this file is, and no mark, the data set is whole.
+    with whole(out / ABOUT) as unfinished:
+        unfinished.write_text(json.dumps(about))
+    (out / UNFINISHED).unlink()
+    print(f"std {np.round(std, 3).tolist()}")
+    return counts
 
 
 def encoded(

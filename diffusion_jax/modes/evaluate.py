@@ -1,5 +1,7 @@
 """Mode `evaluate`: how good samples are; prints a table, writes report.json and report.html.
 
+Every report is kept beside the newest, in the folder `reports`, under a name that says of what it is.
+
     --metric pixels      samples against the run's data: accuracy, novelty and variance by class
     --metric features    in the features of a network: FID, sFID, IS, KID, precision, recall ...
                          --features runs/judge, inception=FILE or dinov2=FILE
@@ -44,11 +46,15 @@ def run(options: Options, workdir: str) -> None:
     Raises:
       ConfigError: what `measured` refuses.
     """
-    report.write(workdir, measured(options, workdir))
+    report.write(workdir, measured(options, workdir, written=True))
 
 
-def measured(options: Options, workdir: str) -> Measured:
+def measured(options: Options, workdir: str, written: bool = False) -> Measured:
     """The figures of `run`, neither printed nor written.
+
+    Args:
+      options, workdir: as for `run`.
+      written: whether they will be, which is then tried first.
 
     Raises:
       ConfigError: a folder that does not open, a metric that the model does not have, or an option
@@ -56,7 +62,14 @@ def measured(options: Options, workdir: str) -> Measured:
     """
     measurement = options.for_evaluation()
     # Images need no run: the folder only keeps their features and the report.
-    if measurement.measure.images is not None:
+    opened = None
+    if measurement.measure.images is None:
+        opened = open_run(workdir, which=options.weights.which, step=options.weights.step)
+    else:
+        compare.check_images(measurement)
+    # Measuring takes hours: before it, not after.
+    if written:
+        report.check(workdir)
+    if opened is None:
         return compare.of_images(workdir, measurement)
-    run = open_run(workdir, which=options.weights.which, step=options.weights.step)
-    return metrics.measured(run, measurement)
+    return metrics.measured(opened, measurement)

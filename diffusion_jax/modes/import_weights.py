@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from diffusion_jax.build import ConfigError, option
+from diffusion_jax.files import writable
 from diffusion_jax.pretrained import systems
 from diffusion_jax.runs import first_stage
 from diffusion_jax.runs.folder import FIRST, holds_run, save_start
@@ -52,6 +53,10 @@ def run(options: Options, workdir: str) -> None:
     changes = {} if options.first_stage is None else systems.latents(options.system)
     if holds_run(workdir):
         raise ConfigError(f"{workdir} holds a run: choose another workdir")
+    new = not Path(workdir).exists()
+    writable(f"{workdir}/")
+    if new:  # what is refused leaves nothing behind
+        Path(workdir).rmdir()
     page, params = systems.load(options.system, options.source, options.official)
     # Karlo is a decoder, a prior and an upsampler: each of them is a run of its own.
     parts = params.get("parts", {})

@@ -7,7 +7,7 @@
                    perplexity of the codebook over the whole set
 
 Prints a table and writes likelihood.json and, of a first stage, reconstructions.png: images above
-what is left of them.
+what is left of them. Both are of the newest; the folder `reports` keeps all.
 """
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from pathlib import Path
 
 from diffusion_jax.build import check_options, option
 from diffusion_jax.data.pictures import save_png
-from diffusion_jax.evaluation import likelihood
+from diffusion_jax.evaluation import likelihood, report
+from diffusion_jax.files import writable
 from diffusion_jax.modes.options import Weights, group
 from diffusion_jax.runs import held_out
 from diffusion_jax.runs.folder import open_run
+
+WRITTEN = {".json": "likelihood.json", ".png": "reconstructions.png"}
+"""The files of the newest, by their suffix."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,23 @@ def run(options: Options, workdir: str) -> None:
     # Another kind of model is refused with the names of these.
     measured_run = open_run(workdir, tuple(likelihood.BY_KIND), weights.which, weights.step)
     data = measured_run.data("likelihood is of a run's own held-out images")
+    newest = {suffix: Path(workdir, name) for suffix, name in WRITTEN.items()}
+    for path in newest.values():
+        writable(path)
+    writable(f"{Path(workdir, report.KEPT)}/")
     # All at once: perplexity is of the codes of the whole set, and the picture is of its first.
     batches = list(held_out.batches(data, "test", options.num, options.batch))
     figures, picture = likelihood.measured(measured_run.model, batches)
+    numbers = {"images": sum(len(batch["image"]) for batch in batches), **figures}
+    text = json.dumps(numbers, indent=2) + "\n"
+    options_set = {} if options.num is None else {"num": options.num}
+    which = {"step": measured_run.step, "weights": measured_run.which}
+    name = report.name_of("likelihood", options_set, **which)
+    kept = report.place_of(Path(workdir, report.KEPT), name, text)
+    for path in (kept, newest[".json"]):
+        report.save(path, text)
     if picture is not None:
-        save_png(Path(workdir, "reconstructions.png"), picture)
-    report = {"images": sum(len(batch["image"]) for batch in batches), **figures}
-    Path(workdir, "likelihood.json").write_text(json.dumps(report, indent=2) + "\n")
-    for name, value in report.items():
+        for path in (kept.with_suffix(".png"), newest[".png"]):
+            save_png(path, picture)
+    for name, value in numbers.items():
         print(f"{name:40} {value:.4g}" if isinstance(value, float) else f"{name:40} {value}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from diffusion_jax.build import ConfigError, check_options, option, unknown
+from diffusion_jax.build import ConfigError, check_options, number, option, unknown
 from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.modes import MODES, module_of
 from diffusion_jax.pipelines.request import Batch, Helpers
@@ -150,10 +150,18 @@ def built(kind: type, values: Mapping[str, Any]) -> Any:
         if value is not None:
             # absl makes lists of flags that may be given again; frozen Options hold tuples.
             part = parts.setdefault(flags[name].group, {})
-            part[name] = tuple(value) if isinstance(value, list) else value
+            part[name] = _value(name, value, flags[name].types)
     hints = get_type_hints(kind)
     groups = {name: _group_of(hints[name], part) for name, part in parts.items() if name}
     return kind(**parts[""], **groups)
+
+
+def _value(name: str, value: Any, types: tuple[Any, ...]) -> Any:
+    """A flag's value: what is a number and nothing else is read as one, here alone."""
+    # A class or --steps may be a number or a name: who reads it can tell.
+    if isinstance(value, str) and types in ((int,), (float,)):
+        return number(name, value, integer=types == (int,))
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _group_of(kind: type, values: Mapping[str, Any]) -> Any:

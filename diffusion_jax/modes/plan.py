@@ -22,6 +22,7 @@ import jax
 
 from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.cost.chips import GIB, Topology, topology
+from diffusion_jax.files import unused, whole, writable
 from diffusion_jax.modes.options import PAGE_HELP, Page
 from diffusion_jax.planning.compile import Report, compile_sampler, compile_train, recipe_of
 from diffusion_jax.planning.layouts import Estimate, Layout, Work, candidates, ranked, work_of
@@ -35,6 +36,19 @@ SHOWN = 12
 """Rows of the table of layouts."""
 LAYERS = 8
 """Rows of the table of layers."""
+PREFIXES = (
+    (1e18, "E"),
+    (1e15, "P"),
+    (1e12, "T"),
+    (1e9, "G"),
+    (1e6, "M"),
+    (1e3, "k"),
+    (1.0, ""),
+    (1e-3, "m"),
+    (1e-6, "µ"),
+    (1e-9, "n"),
+)
+"""Of units, the largest first."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class Options:
 
 
 def run(options: Options, workdir: str) -> None:
-    """Prints a plan and writes workdir/plan.json.
+    """Prints a plan and writes workdir/plan.json, or plan-2.json where there is one.
 
     Args:
       options: a whole run's page, the chips, and perhaps layouts.
@@ -81,8 +95,8 @@ def run(options: Options, workdir: str) -> None:
     page.check(config)
     machines = [topology(name) for name in options.topology]
     layouts = [layout_of(text, machines) for text in options.layout]
-    path = Path(workdir, "plan.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = unused(Path(workdir, "plan.json"))
+    writable(path)
     # Traced once: another batch on other chips changes its numbers, not its program.
     page_work = work_of(config)
     reports = []
@@ -97,7 +111,8 @@ def run(options: Options, workdir: str) -> None:
         about = {"topology": machine.name, "chips": machine.chips, "program": options.program}
         reports.append({**about, "batch": batch, **plan})
         # After every machine: one program takes minutes to compile, and a later one may fail.
-        path.write_text(json.dumps(reports, indent=1))
+        with whole(path) as unfinished:
+            unfinished.write_text(json.dumps(reports, indent=1))
     print(f"written to {path}")
 
 
@@ -217,28 +232,44 @@ def print_work(work: Work, machine: Topology) -> None:
     print(
         f"{machine.name}: {machine.chips} chips of {chip.memory / GIB:.2f} GiB, "
         f"{chip.flops / 1e12:.0f} TFLOP/s bf16, {chip.bandwidth / 1e9:.0f} GB/s; "
-        f"batch {work.config['batch']}, {parameters / 1e6:,.1f} M parameters"
+        f"batch {work.config['batch']}, {parameters:,} parameters"
     )
     total = sum(work.model_flops.values())
     print(
-        f"operations of a step: {total / 1e12:,.1f} TFLOP, "
-        f"{work.flops / 1e12:,.1f} with what is recomputed; by layer:"
+        f"operations of a step: {scaled(total, 'FLOP')}, "
+        f"{scaled(work.flops, 'FLOP')} with what is recomputed; by layer:"
     )
     for layer, flops in work.model_flops.most_common(LAYERS):
-        print(f"  {flops / total:6.1%}  {flops / 1e12:12,.2f} TFLOP  {layer}")
+        print(f"  {flops / total:6.1%}  {scaled(flops, 'FLOP'):>13s}  {layer}")
+
+
+def scaled(value: float, unit: str) -> str:
+    """A number with three digits or more, and the unit that fits it.
+
+    Example:
+      >>> scaled(1.234e9, "FLOP")
+      '1.23 GFLOP'
+    """
+    if not value:
+        return f"0 {unit}"
+    fitting = (pair for pair in PREFIXES if abs(value) >= pair[0])
+    factor, prefix = next(fitting, PREFIXES[-1])
+    number = value / factor
+    digits = max(0, 2 - int(math.log10(abs(number))))
+    return f"{number:,.{digits}f} {prefix}{unit}"
 
 
 def print_estimates(estimates: list[Estimate], machine: Topology) -> None:
     """Prints the best layouts."""
     print(
-        f"{'data x fsdp x tensor':38s} {'GiB a chip':>10s} {'fits':>5s} {'work ms':>8s} "
-        f"{'links ms':>9s}   (estimates)"
+        f"{'data x fsdp x tensor':38s} {'GiB a chip':>10s} {'fits':>5s} {'work':>8s} "
+        f"{'links':>8s}   (estimates)"
     )
     for estimate in estimates[:SHOWN]:
         fits = "yes" if estimate.fits(machine.chip) else "no"
         print(
-            f"{estimate.layout!s:38s} {estimate.memory / GIB:10.1f} {fits:>5s} "
-            f"{estimate.compute * 1e3:8.0f} {estimate.traffic * 1e3:9.0f}"
+            f"{estimate.layout!s:38s} {estimate.memory / GIB:10.3g} {fits:>5s} "
+            f"{scaled(estimate.compute, 's'):>8s} {scaled(estimate.traffic, 's'):>8s}"
         )
 
 
@@ -248,7 +279,7 @@ def print_train(report: Report, work: Work, machine: Topology) -> None:
     if report["fits"]:
         ratio = report["flops"] * machine.chips / work.flops
         print(
-            f"  operations a chip: {report['flops'] / 1e12:.2f} TFLOP compiled, "
+            f"  operations a chip: {scaled(report['flops'], 'FLOP')} compiled, "
             f"{ratio:.3f} of those counted in the jaxpr"
         )
     print_program(report, machine)
@@ -267,14 +298,14 @@ def print_program(report: Report, machine: Topology) -> None:
     )
     for kind, total in report["collectives"].items():
         print(
-            f"  {kind}: {total['number']:,} times, {total['bytes'] / 1e6:,.0f} MB, "
-            f"{total['seconds'] * 1e3:.1f} ms"
+            f"  {kind}: {total['number']:,} times, {scaled(total['bytes'], 'B')}, "
+            f"{scaled(total['seconds'], 's')}"
         )
     print(
-        f"  {report['bytes'] / 1e9:.1f} GB of memory traffic; "
-        f"work {report['work_s'] * 1e3:.0f} ms, "
-        f"collectives {report['hidden_s'] * 1e3:.0f} ms beside it and "
-        f"{report['exposed_s'] * 1e3:.0f} ms on their own"
+        f"  {scaled(report['bytes'], 'B')} of memory traffic; "
+        f"work {scaled(report['work_s'], 's')}, "
+        f"collectives {scaled(report['hidden_s'], 's')} beside it and "
+        f"{scaled(report['exposed_s'], 's')} on their own"
     )
     if report["kernels"]:
         print(
@@ -293,4 +324,4 @@ def print_seconds(report: Report) -> None:
         # Of a step by (1); another prediction of its time has the share in inverse proportion.
         if "mfu" in report:
             mfu = f", MFU {report['mfu'] * report['step_s'] / report[key]:.1%}"
-        print(f"  predicted ({source}): {report[key] * 1e3:.0f} ms{mfu}")
+        print(f"  predicted ({source}): {scaled(report[key], 's')}{mfu}")

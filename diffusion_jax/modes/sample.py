@@ -4,6 +4,9 @@
     --out x.npz     arr_0, and arr_1 the labels
     --out x/        a PNG each, written as they come
 
+Without --out the files of before stay: samples.png is followed by samples-2.png. A file that is
+named is written over; a folder that holds pictures already is refused.
+
 All of them say what they were made from: `diffusion_jax.read_request("x.png")` reads it.
 """
 from __future__ import annotations
@@ -17,11 +20,12 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.data.pictures import checked_out
+from diffusion_jax.files import unused
 from diffusion_jax.modes.options import Sampling, Weights, group
 from diffusion_jax.pipelines.helpers import helped
 from diffusion_jax.pipelines.pipeline import Pipeline
 from diffusion_jax.pipelines.request import Helpers, Request
-from diffusion_jax.pipelines.samples import Job, Samples, save_folder
+from diffusion_jax.pipelines.samples import Job, Samples, check_out, save_folder
 
 OF_PROMPT, OF_PROMPT_TOKENS = 8, 16
 """Images for each prompt of a diffusion model, and of a transformer over tokens."""
@@ -34,7 +38,9 @@ class Options:
     """What to sample, and where to write it."""
 
     out: str | None = option(
-        None, "grid.png, x.npz or folder/; samples.png in the run's folder by default"
+        None,
+        "grid.png, x.npz or a new folder/; samples.png, or samples-2.png and so on, in the run's "
+        "folder by default",
     )
     num: int | None = option(
         None,
@@ -44,6 +50,11 @@ class Options:
     )
     seed: int = option(0, "Seed of all draws", least=0, most=2**32 - 1)
     batch: int = option(100, "Images at a time", least=1)
+    rounding: str = option(
+        "nearest",
+        "How images become bytes: nearest, or down as in ADM's files, for its evaluator",
+        choices=("nearest", "down"),
+    )
     request: Request = group(Request)
     weights: Weights = group(Weights)
     sampling: Sampling = group(Sampling)
@@ -58,6 +69,8 @@ class Options:
         if alone or (rerank is not None and self.request.complete is not None):
             judge = "--rerank, the folder of a classifier or a CLIP"
             raise ConfigError(f"reranking needs {judge}, and --candidates, and no --complete")
+        if rerank is not None and self.rounding != "nearest":
+            raise ConfigError("--rounding is for pictures that no --rerank has judged as bytes")
 
 
 def run(options: Options, workdir: str) -> None:
@@ -74,9 +87,10 @@ def run(options: Options, workdir: str) -> None:
     pipe = helped(workdir, options.helpers, weights.which, weights.step)
     pipe = pipe.using(**options.sampling.changes)
     num = options.num or number_of(pipe, options.request)
+    out = checked_out(options.out or str(unused(Path(workdir, "samples.png"))))
+    check_out(out)
     job = pipe.start(options.request, num, options.seed, options.batch)
-    out = checked_out(options.out or str(Path(workdir, "samples.png")))
-    write(out, job)
+    write(out, job.rounded(options.rounding))
     print(f"{job.total} samples: {out}")
 
 

@@ -6,7 +6,8 @@
     --over run --values A,B,C                       runs that lie side by side in the working folder
 
 The other options stay as given, and each value is measured as mode `evaluate` would. All values are
-checked before the first is measured, and the table grows with every value.
+checked before the first is measured, and the table grows with every value. Without --out the files
+of an earlier sweep stay: the next are called sweep-2.
 """
 from __future__ import annotations
 
@@ -18,11 +19,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.build import ConfigError, check_options, option, unknown
+from diffusion_jax.build import ConfigError, check_options, number, option, unknown
 from diffusion_jax.evaluation import compare, metrics, report, series
 from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.evaluation.report import Measured
-from diffusion_jax.modes.options import Measuring
+from diffusion_jax.files import unused, writable
+from diffusion_jax.modes.options import Measuring, Weights
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.runs import page
 from diffusion_jax.runs.folder import Run, open_run
@@ -73,6 +75,16 @@ class Options(Measuring):
             )
         if self.measure.images is not None and name in OF_FOLDER:
             raise ConfigError(f"--over {name} is of a run: --images are measured as they are")
+        # An option of an option is put behind what is there; all else is replaced by each value.
+        if not inner and self._is_set(name):
+            raise ConfigError(f"--over {name} takes its own from --values: leave --{name} out")
+
+    def _is_set(self, name: str) -> bool:
+        """Whether what is to be swept has a value of its own."""
+        if name in ("which", "step"):
+            return getattr(self.weights, name) != getattr(Weights(), name)
+        others = {"blur": self.measure.blur, "candidates": self.helpers.candidates}
+        return name in self.sampling.changes or others.get(name) is not None
 
 
 class Point(NamedTuple):
@@ -109,7 +121,7 @@ def run(options: Options, workdir: str) -> None:
     """
     points = points_of(options, workdir)
     opened = checked(points)
-    out = Path(options.out or Path(workdir, "sweep"))
+    out = place_of(options.out, workdir)
     rows: list[Mapping[str, Any]] = []
     # The table is written after every value: a sweep takes hours, and may be ended half-way.
     for point in points:
@@ -125,13 +137,33 @@ def run(options: Options, workdir: str) -> None:
         series.write(out, options.over, rows)
 
 
+def place_of(out: str | None, workdir: str) -> Path:
+    """Where the files of a sweep go, without their suffix; tried, before anything is measured.
+
+    Raises:
+      ConfigError: nothing can be written there.
+    """
+    # A sweep that was ended half-way has a table and no picture yet.
+    free = unused(Path(workdir, "sweep.csv")).with_suffix("")
+    place = free if out is None else Path(out).expanduser()
+    for suffix in (".csv", ".png"):
+        writable(f"{place}{suffix}")
+    table = Path(f"{place}.csv")
+    if table.exists():
+        rows = table.read_text(encoding="utf-8", errors="replace").count("\n") - 1
+        print(f"{table} holds {rows} values of an earlier sweep: replaced by the first of this one")
+    return place
+
+
 def checked(points: list[Point]) -> Run | None:
     """Goes through all values without measuring; returns the run, opened once, where all have one.
 
     Raises:
-      ConfigError: what `metrics.check` refuses of one of them.
+      ConfigError: what `metrics.check`, or of images `compare.check_images`, refuses of one.
     """
     if points[0].options.measure.images is not None:
+        for point in points:
+            compare.check_images(point.options)
         return None
     # One run is opened once. Of several each is opened when it is measured: not all fit in memory.
     several = len({point.weights for point in points}) > 1
@@ -165,10 +197,21 @@ def points_of(options: Options, workdir: str) -> list[Point]:
 
 
 def split(values: str) -> list[str]:
-    """'1,2' -> ['1', '2']; a value that has commas of its own stands in double quotes."""
+    """'1,2' -> ['1', '2']; a value that has commas of its own stands in double quotes.
+
+    Raises:
+      ConfigError: an empty value, or a quote that does not end.
+    """
     # Read as a row of CSV, which is what 'sampler' needs: '"ddim,eta=0.5",plms'.
-    (parts,) = csv.reader([values], skipinitialspace=True)
-    return [part.strip() for part in parts if part.strip()]
+    try:
+        (parts,) = csv.reader([values], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError) as error:
+        raise ConfigError(f"--values {values!r}: {error}") from None
+    parts = [part.strip() for part in parts]
+    for place, part in enumerate(parts, 1):
+        if not part:
+            raise ConfigError(f"--values {values!r}: value {place} is empty")
+    return parts
 
 
 def changed(point: Point, over: str) -> Point:
@@ -184,12 +227,12 @@ def changed(point: Point, over: str) -> Point:
     if name == "which":
         return point._replace(which=point.value)
     if name == "step":
-        return point._replace(step=_number(name, int, point.value))
+        return point._replace(step=_number(name, int, point.value, least=0))
     if name == "blur":
         measure = replace(options.measure, blur=_number(name, float, point.value))
         return point._replace(options=replace(options, measure=measure))
     if name == "candidates":
-        helpers = replace(options.helpers, candidates=_number(name, int, point.value))
+        helpers = replace(options.helpers, candidates=_number(name, int, point.value, least=1))
         return point._replace(options=replace(options, helpers=helpers))
     if inner:
         value: Any = _with(_written(point, name), f"{inner}={point.value}")
@@ -210,10 +253,11 @@ def _with(text: str, option: str) -> str:
     return f"{text},{option}" if text else option
 
 
-def _number(name: str, kind: type, value: str) -> Any:
+def _number(name: str, kind: type, value: str, least: float | None = None) -> Any:
     if name == "steps":
         return value  # may be a respacing, 'ddim50' for example; `Recipe` reads it
-    try:
-        return WORDS[value] if kind is bool else kind(value)
-    except (ValueError, KeyError):
-        raise ConfigError(f"--values {value}: {name} takes a number") from None
+    if kind is bool:
+        if value not in WORDS:
+            raise ConfigError(f"--values {value}: {name} is true or false")
+        return WORDS[value]
+    return number(f"{name} (--values)", value, least=least, integer=kind is int)

@@ -12,14 +12,16 @@ import functools
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from diffusion_jax.build import ConfigError, build, option
 from diffusion_jax.data import pictures
+from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.image import to_uint8
 from diffusion_jax.data.loader import Batches, stream
 from diffusion_jax.evaluation import metrics
@@ -33,12 +35,14 @@ from diffusion_jax.pipelines.pipeline import Pipeline
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import generate
 from diffusion_jax.runs import first_stage, page
-from diffusion_jax.runs.folder import Model, Run, open_run
+from diffusion_jax.runs.folder import Model, Run, holds_run, open_run
 from diffusion_jax.tasks import kinds
-from diffusion_jax.train import loop, shard
-from diffusion_jax.train.checkpoint import Checkpoints, weights
+from diffusion_jax.train import loop, resume, shard, stop
+from diffusion_jax.train.checkpoint import Checkpoints, check_config, data_of, weights
+from diffusion_jax.train.ema import Profile
+from diffusion_jax.train.lock import one_writer
 from diffusion_jax.train.log import Trace, Writer
-from diffusion_jax.train.posthoc import Snapshots
+from diffusion_jax.train.posthoc import Snapshots, stds_of
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Params, Raw, TrainState
 
@@ -87,88 +91,142 @@ def run(options: Options, workdir: str) -> None:
       workdir: the run's folder.
 
     Raises:
-      ConfigError: anything that the user can mend; all that can be known before is checked before
-        anything compiles.
+      ConfigError: anything that the user can mend, another process that trains this run too; all
+        that can be known before is checked before anything is written and compiles.
     """
     # What can be refused is refused here, before a file is written and anything compiles.
     trace = None if options.profile_steps is None else Trace(workdir, options.profile_steps)
-    start, batches, mesh = checked(plain(options.config), workdir)
-    config = start.config
-    recipe, raw = sampling_of(start)
-    metrics.ready(start.task, config, numbers_of(config), len(batches.source.names or ()))
+    config = plain(options.config)
+    page.check(config)
+    # Held before anything of the folder is looked at, and until the report is written.
+    with one_writer(workdir, "trained"):
+        if jax.process_count() > 1:
+            # The others write nothing before the first holds the folder for all.
+            multihost_utils.sync_global_devices("diffusion_jax: one writer")
+        start = checked(config, workdir)
+        train(start, trace)
+        # Where there are several, JAX has listened for SIGTERM to stop them at the same step.
+        stop.retake()
+        if start.run.config["evaluate"]["num"]:
+            finish(start.run)
+
+
+class Start(NamedTuple):
+    """A run that was looked at as far as it can be before its first step.
+
+    Attributes:
+      run: its folder and page, with no weights yet.
+      batches, mesh: its data and devices.
+      optimizer, averages: what moves its parameters, and follows them.
+      data: what tells the data from others.
+      initial: what a new run starts from; None where it goes on.
+      first: its first stage, which is not yet copied.
+      recipe: how to sample; None where the task makes nothing.
+      raw: conditions of the samples that are shown.
+    """
+
+    run: Run
+    batches: Batches
+    mesh: jax.sharding.Mesh
+    optimizer: Any
+    averages: Mapping[str, Profile]
+    data: Mapping[str, Any]
+    initial: Mapping[str, Params] | None
+    first: first_stage.Joined
+    recipe: Recipe | None
+    raw: Raw
+
+
+def checked(config: Page, workdir: str) -> Start:
+    """A run before its first step; nothing is written.
+
+    Raises:
+      ConfigError: a page whose parts are unknown, missing, or do not go together; data that are not
+        those of the run so far.
+    """
+    # Not a part of the run: the same command without it goes on from here.
+    changed = config["data"].get("changed", False)
+    if not isinstance(changed, bool):
+        raise ConfigError(f"config.data.changed is True or False, got {changed!r}")
+    config = {**config, "data": {k: v for k, v in config["data"].items() if k != "changed"}}
+    # From here on the page holds its first stage too, so that a checkpoint alone is enough.
+    first = first_stage.read(config, workdir)
+    config = first.config
+    task = task_of(config)
+    # The first average is what a run is judged by, and without one the weights themselves.
+    which = next(iter(config["ema"]), "params")
+    run = Run(workdir, 0, which, config, Model(params={}, first=first.params, task=task))
+    batches = page.batches_of(config, jax.process_index(), jax.process_count())
+    mesh = shard.make_mesh(**config["mesh"])
+    page.fits(task, batches, mesh, config["accumulate"])
+    page.check_layout(config, mesh)
+    data = fingerprint(batches.source)
+    check_config(workdir, config, page.MAY_CHANGE)
+    if not changed:
+        resume.check_data(data_of(workdir), data, workdir)
+    recipe, raw = sampling_of(run)
+    metrics.ready(task, config, numbers_of(config), len(batches.source.names or ()))
+    averages = {name: build(spec) for name, spec in config["ema"].items()}
+    if "snapshots" in config:
+        stds_of(averages, **config["snapshots"])
+    # A run that goes on has its weights: the folders that it began from may be gone.
+    initial = None if holds_run(workdir) else initial_of(config.get("init") or {})
+    optimizer = build(config["optim"])
+    return Start(run, batches, mesh, optimizer, averages, data, initial, first, recipe, raw)
+
+
+def train(start: Start, trace: Trace | None) -> None:
+    """Trains a run to its last step, from its newest checkpoint on."""
+    run, config = start.run, start.run.config
     with contextlib.ExitStack() as files:
-        saved = Checkpoints(workdir, config, **config["checkpoint"], may_change=page.MAY_CHANGE)
+        saved = Checkpoints(
+            run.folder,
+            config,
+            **config["checkpoint"],
+            may_change=page.MAY_CHANGE,
+            data=start.data,
+        )
         checkpoints = files.enter_context(saved)
-        # A run that goes on has its weights: the folders that it began from may be gone.
-        initial = initial_of(config.get("init") or {}) if checkpoints.latest is None else None
-        watch = Watch(start, recipe, raw, files.enter_context(Writer(workdir)))
+        start.first.keep()
+        writer = files.enter_context(Writer(run.folder))
+        watch = Watch(run, start.recipe, start.raw, writer)
         snapshots = None
         if "snapshots" in config:
-            snapshots = files.enter_context(snapshots_of(start))
-        steps = steps_of(start, batches, mesh, checkpoints, watch.writer, initial)
+            kept = Snapshots(run.folder, config, start.averages, **config["snapshots"])
+            snapshots = files.enter_context(kept)
+        steps = steps_of(start, checkpoints, writer)
         # Closed here, not when the interpreter goes down: what it waits for would be gone by then.
         files.enter_context(contextlib.closing(steps))
+        # Last, so that the other processes hear of an error before anything here waits for them.
+        files.enter_context(stop.together())
         for step, state in steps:
             if trace:
                 trace.at(step, state)
             if snapshots:
                 snapshots.offer(step, state, last=step == config["steps"])
             look(watch, step, state)
-    if config["evaluate"]["num"]:
-        finish(start)
-
-
-def checked(config: Page, workdir: str) -> tuple[Run, Batches, jax.sharding.Mesh]:
-    """(the run before its first step, its data, its devices).
-
-    Raises:
-      ConfigError: a page whose parts are unknown, missing, or do not go together.
-    """
-    page.check(config)
-    # From here on the page holds its first stage too, so that a checkpoint alone is enough.
-    config, first = first_stage.joined(config, workdir)
-    task = task_of(config)
-    # The first average is what a run is judged by, and without one the weights themselves.
-    which = next(iter(config["ema"]), "params")
-    start = Run(workdir, 0, which, config, Model(params={}, first=first, task=task))
-    batches = page.batches_of(config, jax.process_index(), jax.process_count())
-    mesh = shard.make_mesh(**config["mesh"])
-    page.fits(task, batches, mesh, config["accumulate"])
-    return start, batches, mesh
-
-
-def snapshots_of(start: Run) -> Snapshots:
-    """What keeps the run's power averages for mode posthoc_ema."""
-    config = start.config
-    averages = {name: build(spec) for name, spec in config["ema"].items()}
-    return Snapshots(start.folder, config, averages, **config["snapshots"])
 
 
 def steps_of(
-    start: Run,
-    batches: Batches,
-    mesh: jax.sharding.Mesh,
-    checkpoints: Checkpoints,
-    writer: Writer,
-    initial: Mapping[str, Params] | None,
+    start: Start, checkpoints: Checkpoints, writer: Writer
 ) -> Generator[tuple[int, TrainState], None, None]:
     """The steps of a run, from its newest checkpoint on: (step, state after it)."""
-    config = start.config
+    config = start.run.config
     yield from loop.steps(
-        task=start.task,
-        optimizer=build(config["optim"]),
-        emas={name: build(spec) for name, spec in config["ema"].items()},
-        batches=functools.partial(stream, batches, workers=config.get("workers", 0)),
+        task=start.run.task,
+        optimizer=start.optimizer,
+        emas=start.averages,
+        batches=functools.partial(stream, start.batches, workers=config.get("workers", 0)),
         checkpoints=checkpoints,
         writer=writer,
         total=config["steps"],
-        mesh=mesh,
+        mesh=start.mesh,
         rules=tuple(map(tuple, config["sharding"])),
         seed=config["seed"],
         accumulate=config["accumulate"],
         log_every=config["log_every"],
-        initial=initial,
-        frozen=start.model.frozen,
+        initial=start.initial,
+        frozen=start.run.model.frozen,
         loss_scale=config.get("loss_scale", 1.0),
         gather=config.get("gather", "step"),
         activations=config.get("activations", ()),

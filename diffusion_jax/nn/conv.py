@@ -1,25 +1,31 @@
 """The two-dimensional convolution of the UNets, NHWC, with explicit padding.
 
     y[b, r, c] = sum_ij x[b, r s + i - p, c s + j - p] K[i, j] + bias                 (1)      s the stride, p the padding
-    dK[i, j]   = sum_brc x[b, r + i - p, c + j - p]^T dy[b, r, c]                     (2)      s = 1
+    y          = sum_ij shift(x)_ij K[i, j],   shift(x)_ij = x[b, r + i - p, c + j - p]      (2)      s = 1
+    dK[i, j]   = sum_brc shift(x)_ij^T dy[b, r, c]                                    (3)      s = 1
 
 PyTorch pads a strided convolution on both sides, XLA's "SAME" at the far side only: published weights depend on it.
 
-XLA's CPU backend computes (2) as a convolution with a kernel as large as the image, which takes 1.4 to 3 times as long as the
-matrix products that (2) really is, over as many samples at a time as the cache holds. The other backends keep XLA's own.
+XLA's CPU backend computes (3) as a convolution with a kernel as large as the image, which for many channels takes up to twice
+as long as the matrix products that (3) really is, over as many samples at a time as the cache holds. JAX derives (3) by
+transposing the map from a change of K to a change of y, so writing that map as (2) on CPUs is enough, and every kind of
+derivative works. The other backends keep XLA's own.
 """
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Initializer
+from jax.custom_derivatives import SymbolicZero
 
+from diffusion_jax.nn.init import TORCH, BiasInit, zero_bias
 from diffusion_jax.types import Array
 
-CACHE = 2**20  # bytes of x and dy that (2) takes at a time: about the second-level cache of a core
+CACHE = 2**20  # bytes of x and y that (2) takes at a time: about the second-level cache of a core
 
 
 class Conv(nn.Module):
@@ -30,9 +36,10 @@ class Conv(nn.Module):
       size: side of the kernel.
       stride: in both directions.
       padding: zeros before and after, in both directions.
-      kernel_init: initialiser of the kernel; the bias starts at zero.
+      kernel_init: initialiser of the kernel.
       dtype: the type of the product and of the output.
       use_bias: whether there is a bias.
+      bias_init: its initialiser by fan_in (nn/init.py); zeros by default.
 
     Parameters: kernel [size, size, C, features], bias [features], both float32.
     """
@@ -44,6 +51,7 @@ class Conv(nn.Module):
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     dtype: str = "float32"
     use_bias: bool = True
+    bias_init: BiasInit = zero_bias
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -53,8 +61,12 @@ class Conv(nn.Module):
         out = product(self.padding, x.astype(self.dtype), kernel.astype(self.dtype))
         if not self.use_bias:
             return out
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        bias = self.param("bias", self.bias_init(self.size**2 * x.shape[-1]), (self.features,), jnp.float32)
         return out + bias.astype(self.dtype)[None, None, None]
+
+
+torch_conv = partial(Conv, kernel_init=TORCH.kernel, bias_init=TORCH.bias)
+"""`Conv` that starts as PyTorch's does."""
 
 
 def _strided(stride: int, padding: tuple[int, int], x: Array, kernel: Array) -> Array:
@@ -63,44 +75,46 @@ def _strided(stride: int, padding: tuple[int, int], x: Array, kernel: Array) -> 
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (padding, padding), dimension_numbers=numbers)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def convolve(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
     """(1) for s = 1 without its bias: x [B, H, W, C], kernel [size, size, C, F] -> [B, H', W', F]."""
     return _strided(1, padding, x, kernel)
 
 
-def _forward(padding: tuple[int, int], x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _strided(1, padding, x, kernel), (x, kernel)
+@partial(convolve.defjvp, symbolic_zeros=True)
+def _tangent(padding: tuple[int, int], primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+    """(1) and its change: it is linear in x and in the kernel. One that does not change comes as a symbolic zero."""
+    x, kernel = primals
+    dx, dkernel = tangents
+    y = convolve(padding, x, kernel)
+    dy = jnp.zeros_like(y)
+    if not isinstance(dx, SymbolicZero):
+        dy = _strided(1, padding, dx, kernel)
+    if not isinstance(dkernel, SymbolicZero):
+        along = jax.lax.platform_dependent(x, dkernel, cpu=partial(_by_taps, padding), default=partial(_strided, 1, padding))
+        dy = along if isinstance(dx, SymbolicZero) else dy + along
+    return y, dy
 
 
-def _backward(padding: tuple[int, int], saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    (dx,) = jax.linear_transpose(lambda x: _strided(1, padding, x, kernel), x)(dy)
+def _by_taps(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
+    """(2): x [B, H, W, C], kernel [size, size, C, F] -> [B, H', W', F]."""
+    b, h, w, channels = x.shape
+    size, _, _, features = kernel.shape
+    height, width = (side + sum(padding) - size + 1 for side in (h, w))
+    bytes_of_both = x.nbytes + b * height * width * features * x.dtype.itemsize
+    held = max(d for d in range(1, b + 1) if b % d == 0 and (d == 1 or d * bytes_of_both <= b * CACHE))
 
-    def own(x: Array, dy: Array) -> Array:
-        return jax.linear_transpose(lambda kernel: _strided(1, padding, x, kernel), kernel)(dy)[0].astype(jnp.float32)
+    # Recomputed, not kept for the transpose: the shifted copies are size^2 times as large as x.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def products(x: Array, kernel: Array) -> Array:
+        # Channels first, once for all products: (3) is then rows times columns, the order that matrix products like best.
+        # In float32, in which sums belong: the CPU has no products of bfloat16 with such sums in every order.
+        x = jnp.pad(x.transpose(3, 0, 1, 2).astype(jnp.float32), ((0, 0), (0, 0), padding, padding))
+        shifted = [x[:, :, i : i + height, j : j + width].reshape(channels, -1) for i in range(size) for j in range(size)]
+        taps = kernel.reshape(size * size, channels, features).astype(jnp.float32)
+        y = sum(jnp.einsum("cn,cf->nf", x, tap) for x, tap in zip(shifted, taps, strict=True))
+        return y.astype(kernel.dtype).reshape(held, height, width, features)
 
-    products = partial(_kernel_gradient, padding, kernel.shape[0])
-    return dx, jax.lax.platform_dependent(x, dy, cpu=products, default=own).astype(kernel.dtype)
-
-
-convolve.defvjp(_forward, _backward)
-
-
-def _kernel_gradient(padding: tuple[int, int], size: int, x: Array, dy: Array) -> Array:
-    """(2): x [B, H, W, C], dy [B, H', W', F] -> [size, size, C, F] float32."""
-    b, h, w, features = dy.shape
-    channels = x.shape[-1]
-
-    def products(x: Array, dy: Array) -> Array:
-        # Channels first, once for all products: each is then rows times columns, the order that matrix products like best.
-        x = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), padding, padding))
-        parts = [x[:, :, i : i + h, j : j + w].reshape(channels, -1) for i in range(size) for j in range(size)]  # [C, N] each
-        rows = dy.reshape(-1, features)  # [N, F]
-        return jnp.stack([jnp.matmul(part, rows, preferred_element_type=jnp.float32) for part in parts])
-
-    held = max(d for d in range(1, b + 1) if b % d == 0 and (d == 1 or d * (x.nbytes + dy.nbytes) <= b * CACHE))
-    pairs = tuple(a.reshape(b // held, held, *a.shape[1:]) for a in (x, dy))
-    zero = jnp.zeros((size * size, channels, features), jnp.float32)
-    total, _ = jax.lax.scan(lambda total, pair: (total + products(*pair), None), zero, pairs)
-    return total.reshape(size, size, channels, features)
+    parts = x.reshape(b // held, held, h, w, channels)
+    _, y = jax.lax.scan(lambda _, part: (None, products(part, kernel)), None, parts)
+    return y.reshape(b, height, width, features)

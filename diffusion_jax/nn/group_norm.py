@@ -11,6 +11,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import Initializer
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.types import Array
@@ -22,12 +23,14 @@ class GroupNorm(nn.Module):
     Attributes:
       groups: a divisor of the channels.
       eps: added to the variance; 1e-5 in ADM, 1e-6 in DDPM.
+      scale_init: initialiser of gamma.
 
     Parameters: scale [C] (gamma), bias [C] (beta), both float32.
     """
 
     groups: int = 32
     eps: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x: Array, scale: Array | None = None, shift: Array | None = None) -> Array:
@@ -46,7 +49,7 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         if channels % self.groups:
             raise ConfigError(f"{channels} channels do not divide into {self.groups} groups: change the width or the groups")
-        gamma = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None]
+        gamma = self.param("scale", self.scale_init, (channels,), jnp.float32)[None]
         beta = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None]
         wide = x.astype(jnp.float32)
         mean = group_mean(wide, self.groups)  # [B, C]

@@ -5,10 +5,13 @@ other backends nothing. Parameters are float32, `dtype` is what the product is c
 """
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Initializer
 
+from diffusion_jax.nn.init import TORCH, BiasInit, zero_bias
 from diffusion_jax.types import Array
 
 
@@ -17,9 +20,10 @@ class Linear(nn.Module):
 
     Attributes:
       features: the width of the output.
-      kernel_init: initialiser of the kernel [D_in, features]; the bias starts at zero.
+      kernel_init: initialiser of the kernel [D_in, features].
       dtype: the type of the product and of the output.
       use_bias: whether there is a bias.
+      bias_init: its initialiser by fan_in (nn/init.py); zeros by default.
 
     Parameters: kernel [D_in, features], bias [features], both float32.
     """
@@ -28,6 +32,7 @@ class Linear(nn.Module):
     kernel_init: Initializer = nn.initializers.xavier_uniform()
     dtype: str = "float32"
     use_bias: bool = True
+    bias_init: BiasInit = zero_bias
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -35,5 +40,10 @@ class Linear(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         out = x.reshape(-1, x.shape[-1]).astype(self.dtype) @ kernel.astype(self.dtype)  # [N, features]
         if self.use_bias:
-            out = out + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)[None]
+            bias = self.param("bias", self.bias_init(x.shape[-1]), (self.features,), jnp.float32)
+            out = out + bias.astype(self.dtype)[None]
         return out.reshape(*x.shape[:-1], self.features)
+
+
+torch_linear = partial(Linear, kernel_init=TORCH.kernel, bias_init=TORCH.bias)
+"""`Linear` that starts as PyTorch's does."""

@@ -5,6 +5,7 @@
 """
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.data import pictures
 from diffusion_jax.data.image import to_channels, to_unit
 from diffusion_jax.pipelines import unclip
-from diffusion_jax.pipelines.request import Pictures, Request
+from diffusion_jax.pipelines.request import Pictures, Request, check_pictures
 from diffusion_jax.runs import held_out
 from diffusion_jax.runs.folder import Model, Run
 from diffusion_jax.tasks import kinds
@@ -24,6 +25,8 @@ from diffusion_jax.types import Raw
 
 FLAGS = {"tokens": "prompt"}
 """What a user gives for a raw condition, where it has another name."""
+NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
+"""A class by its number; `int` takes '1_0' and other alphabets' digits for numbers too."""
 
 
 def conditions(
@@ -164,7 +167,7 @@ def label_numbers(run: Run, request: Request, num: int) -> np.ndarray | None:
 
 def _label_number(run: Run, label: int | str) -> int:
     # A flag is text, so '3' is the class number 3. '-1' too: `_check_labels` says what is wrong.
-    if not isinstance(label, str) or label.lstrip("-").isdecimal():
+    if not isinstance(label, str) or NUMBER.fullmatch(label):
         return int(label)
     names = run.class_names
     if not names:
@@ -285,10 +288,21 @@ def channels_of(task: Any) -> int:
 
 
 def read_pictures(images: Pictures) -> tuple[np.ndarray, np.ndarray | None]:
-    """(images uint8 [N, H, W, C], labels or None) of an array, a file or a folder."""
+    """(images uint8 [N, H, W, C], labels or None) of an array, a file or a folder.
+
+    Raises:
+      ConfigError: no pictures, or what `pictures.read_batch` refuses.
+    """
+    check_pictures("images", images)
+    if images is None or (isinstance(images, str) and not images):
+        raise ConfigError("give pictures (--images): an image, a folder of them or an .npz")
     if isinstance(images, np.ndarray):
         return (images if images.ndim == 4 else images[None]), None
-    return pictures.read_batch(Path(images).expanduser())
+    path = Path(images).expanduser()
+    # A device or a pipe, which a session from elsewhere may name, would be waited for for ever.
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ConfigError(f"{images} is no file: give an .npz, an image or a folder of images")
+    return pictures.read_batch(path)
 
 
 def pictures_of(images: Pictures, shape: tuple[int, int, int], flag: str) -> np.ndarray:
@@ -311,6 +325,18 @@ def pictures_of(images: Pictures, shape: tuple[int, int, int], flag: str) -> np.
             f"--{flag}{where} has pictures of {batch.shape[1:]}, this model makes {shape}"
         )
     return to_unit(batch)
+
+
+def one_picture(images: Pictures, shape: tuple[int, int, int]) -> np.ndarray:
+    """The picture that is inpainted, [1, H, W, C] in [-1, 1].
+
+    Raises:
+      ConfigError: several of them, or what `pictures_of` refuses.
+    """
+    several = pictures_of(images, shape, "images")
+    if len(several) != 1:
+        raise ConfigError(f"inpainting changes one picture, --images has {len(several)}: name one")
+    return several
 
 
 def held_out_conditions(run: Run, num: int) -> Raw:

@@ -26,6 +26,9 @@ from diffusion_jax.pipelines.recipe import fields_of
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.types import Array, Key, Params, Raw
 
+COLDEST = 1e-6
+"""The least temperature: below it logits overflow."""
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -53,8 +56,13 @@ class Draw:
 
     def __post_init__(self):
         check_options(self)
-        if self.temperature <= 0:
+        if self.temperature < COLDEST:  # which logits are divided by
             raise ConfigError(f"temperature is positive: got {self.temperature}")
+        if self.top_k == 1 and self.temperature != 1:
+            raise ConfigError(
+                "top_k (--top_k) 1 takes the most likely token at every temperature: leave "
+                "temperature out"
+            )
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Draw:
@@ -174,13 +182,18 @@ def generate(
 
     Raises:
       ConfigError: no first stage; captions or codes that do not fit; guidance where captions were
-        never dropped.
+        never dropped; a `top_k` of all tokens.
     """
     task = model.task
     check_first_stage(model)
     if how.guides and not task.drop:
         raise ConfigError(
             "this model never saw an empty caption (task.drop is 0): leave guidance at 1"
+        )
+    if how.top_k >= task.model.image_codes:
+        raise ConfigError(
+            f"top_k (--top_k) {how.top_k} keeps all of {task.model.image_codes} tokens: leave it "
+            "out"
         )
     codes = np.zeros((num, 0), np.int32) if codes is None else codes
     length = task.model.grid**2

@@ -4,7 +4,8 @@
                 (SDEdit, 2108.01073)
     inversion   DDIM from the picture up to noise, which DDIM brings back                      (2)
                 (2010.02502; 2105.05233, app. F)
-    switch      the first k steps under one condition, the rest under another                  (3)
+    switch      the first k steps under one condition, the rest under another, all calls       (3)
+                of a step under the same
     mix         a condition between two: (1 - m) embed(a) + m embed(b)                         (4)
     inpainting  what is known pasted into x0 at every step where the network sees it           (5)
                 (2112.10741), else into x_t
@@ -28,24 +29,14 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.guidance import Known
-from diffusion_jax.diffusion.process import noised
-from diffusion_jax.diffusion.samplers import ddim_inversion, sample, start, with_known
+from diffusion_jax.diffusion.process import DDPM, noised
+from diffusion_jax.diffusion.samplers import Conds, ddim_inversion, sample, start, with_known
 from diffusion_jax.pipelines.cascade import Stage
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
 from diffusion_jax.pipelines.sampling import embedded, per_image
 from diffusion_jax.pipelines.unclip import Prior
 from diffusion_jax.runs.folder import Model, Run
-from diffusion_jax.types import (
-    Array,
-    Cond,
-    Denoiser,
-    Guidance,
-    Key,
-    Prediction,
-    Process,
-    Raw,
-    Sampler,
-)
+from diffusion_jax.types import Array, Cond, Key, Process, Raw
 
 LAST = 10**6
 """A step that no run reaches: a number and not None, so that all edits share one program."""
@@ -98,35 +89,33 @@ class Inputs(NamedTuple):
     x: Array | None = None
 
 
-def Switch(second: Cond, after: Array) -> Guidance:
-    """(3): the condition `second` at times up to `after`."""
+def switched(first: Cond, second: Cond, after: Array) -> Conds:
+    """(3): the condition of a step that begins at t, `second` from the time `after` on."""
 
-    def guide(denoise: Denoiser) -> Denoiser:
-        def guided(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
-            # A choice of arrays, not of programs: `after` is traced.
-            chosen = jax.tree.map(lambda a, b: jnp.where(t > after, a, b), dict(cond), dict(second))
-            return denoise(x, t, chosen, key)
+    def cond(t: Array) -> Cond:
+        # A choice of arrays, not of programs: `after` is traced.
+        return jax.tree.map(lambda a, b: jnp.where(t > after, a, b), dict(first), dict(second))
 
-        return guided
-
-    return guide
+    return cond
 
 
-def held(
-    sampler: Sampler, process: Process, image: Array, eps: Array, strength: Array | float
-) -> Sampler:
-    """(1): `sampler`, but until the clock has passed `strength`, x_s is the noised image [B, H,
-    W, C] itself."""
+def time_of(process: Process, strength: Array | float, dtype: jnp.dtype) -> Array:
+    """The t with u(t) = strength, of a grid's type: where times are whole the nearest of them. At
+    strength 0 it is clean, as not every process has u = 0 there."""
+    # `at` of a table rounds down to where training drew from.
+    t = strength * process.steps if isinstance(process, DDPM) else process.at(jnp.asarray(strength))
+    if jnp.issubdtype(dtype, jnp.integer):
+        t = jnp.round(t)
+    t = jnp.where(strength > 0, jnp.minimum(t, process.t_max), process.t_clean)
+    return t.astype(dtype)
 
-    def step(denoise, x, state, t, s, key):
-        # Steps above the strength are made and thrown away: to leave them out would take another
-        # grid, and so another program, for every strength.
-        x, state = sampler.step(denoise, x, state, t, s, key)
-        # The last time may lie below 0, and strength 0 is the picture itself.
-        above = jnp.maximum(process.unit(s), 0) >= strength
-        return jnp.where(above, noised(process, image, s, eps), x), state
 
-    return Sampler(sampler.init, step)
+def from_strength(process: Process, times: Array, strength: Array | float) -> Array:
+    """(1): a grid that begins at u(t) = strength, as long as `times` [N + 1], so that all strengths
+    share a program. Steps above it have length zero, which samplers leave out."""
+    t = time_of(process, strength, times.dtype)
+    # The first time itself: the grid may begin below it.
+    return jnp.minimum(times, t).at[0].set(t)
 
 
 def interpolated(a: Cond, b: Cond, share: Array | float) -> Cond:
@@ -171,23 +160,25 @@ def edit(
         raw = {**raw, "mask": mask, "known": image}
     conds = embedded(model, recipe, strengths, raw, k_cond, noise)
     denoise = recipe.make_guidance(task, strengths, conds.null, noise)(task.denoiser(model.params))
-    cond = conds.cond
+    cond: Conds = conds.cond
     if inputs.second is not None:
         # The noise of both conditions' augmentation is the same, so nothing but them differs.
         raw = {**conds.raw, **inputs.second}
         second = embedded(model, recipe, Strengths(), raw, k_cond, noise).cond
-        cond = interpolated(cond, second, change.mix)
-        # Outside guidance, which puts the condition beside the null one: that stays the same.
-        denoise = Switch(second, times[jnp.minimum(change.switch, len(times) - 1)])(denoise)
+        cond = interpolated(conds.cond, second, change.mix)
+        cond = switched(cond, second, times[jnp.minimum(change.switch, len(times) - 1)])
     sampler = recipe.make_sampler(task, noise)
     x = start(process, times, k_start, (len(index), *task.shape), noise)  # [B, h, w, c]
+    x = recipe.temperature * x
     if inputs.x is not None:
         x = inputs.x
     if image is not None:
-        eps = noise(k_start, x.shape)  # one for all times, so the picture lies on one path
-        sampler = held(sampler, process, image, eps, change.strength)
-        begins_above = process.unit(times[0]) > change.strength
-        x = jnp.where(begins_above, noised(process, image, times[0], eps), x)
+        # At strength 1 nothing of the picture is left, and x is noise alone.
+        is_new = jnp.asarray(change.strength) >= 1
+        times = jnp.where(is_new, times, from_strength(process, times, change.strength))
+        # One for all strengths, so that they lie on one path; as warm as a start from noise alone.
+        eps = recipe.temperature * noise(k_start, x.shape)
+        x = jnp.where(is_new, x, noised(process, image, times[0], eps))
     if mask is None or image is None:
         return sample(denoise, sampler, x, times, cond, k_run)
     if "mask" in task.cond.keys:

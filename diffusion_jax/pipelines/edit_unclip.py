@@ -58,9 +58,12 @@ def rows(
         raise ConfigError(f"op {op} is for a decoder of unCLIP: this model reads no embeddings")
     if not len(values):
         raise ConfigError(f"op {op} needs values (--values): numbers, separated by commas")
-    # What `invert` finds is undone by DDIM alone.
-    recipe = replace(maker.recipe, sampler="ddim")
+    # What `invert` finds is undone by DDIM alone; components start from the seed's noise.
+    recipe = maker.recipe if op == "components" else replace(maker.recipe, sampler="ddim")
     recipe.check(task)
+    draws = op == "components" or maker.larger or (op == "variations" and any(values))
+    if seed and not draws:
+        raise ConfigError(f"op {op} draws nothing here: leave seed (--seed) at 0")
     images = np.repeat(images, num, axis=0)  # [N num, H, W, C]
     y = np.asarray(_embed(task.embedder, maker.run.model.first, jnp.asarray(images)))  # [N num, F]
     if op == "components":

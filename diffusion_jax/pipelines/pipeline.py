@@ -21,19 +21,27 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, short
 from diffusion_jax.pipelines import cascade, latent, rerank, sampling, stream, tokens, unclip
 from diffusion_jax.pipelines.conditions import conditions_of, label_numbers
 from diffusion_jax.pipelines.dalle import Draw
 from diffusion_jax.pipelines.edit import Maker
+from diffusion_jax.pipelines.edits import Edits
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.pipelines.request import Request, check_negative, check_numbers
+from diffusion_jax.pipelines.request import (
+    MOST,
+    Request,
+    check_negative,
+    check_numbers,
+    check_whole,
+)
 from diffusion_jax.pipelines.samples import Job, Origin, Samples, recipe_fields
-from diffusion_jax.pipelines.session import Edits
 from diffusion_jax.runs.folder import Run, check_kind, open_run
 from diffusion_jax.tasks import kinds
 from diffusion_jax.types import Raw
 
+MOST_STEP = 2**63 - 1
+"""Of a checkpoint's folder."""
 Folder = str | os.PathLike[str] | Run
 
 
@@ -62,6 +70,8 @@ class Pipeline:
     candidates: int = 1
 
     def __post_init__(self):
+        # `replace` and files of pictures come here too, not flags alone, which are checked before.
+        check_whole("candidates", self.candidates, 1, MOST)
         if self.judge is None and self.candidates != 1:
             raise ConfigError(
                 "candidates (--candidates) are what a judge chooses among: give --rerank, a "
@@ -117,10 +127,11 @@ class Pipeline:
     def edit(self) -> Edits:
         """Pictures changed, and conditions changed half-way: `edit.invert`, `strength`,
         `switch`, `mix`, `guidance` ..."""
-        for name, helper in (("classifier", self.guide), ("weak", self.weak)):
+        helpers = {"classifier": self.guide, "weak": self.weak, "rerank": self.judge}
+        for name, helper in helpers.items():
             if helper is not None:
                 raise ConfigError(
-                    f"edits are guided by the model alone: open it without {name} (--{name})"
+                    f"edits are made by the model alone: open it without {name} (--{name})"
                 )
         return Edits(Maker(self.run, self.diffusion, self.prior, self.stages[1:]))
 
@@ -140,9 +151,7 @@ class Pipeline:
           ConfigError: what does not go with the model, before anything is made; pictures that are
             not finite.
         """
-        job = self.start(request, num, seed, batch)
-        images = np.concatenate(list(job.batches()))  # [total, H, W, C]
-        return Samples(images, job.origin, job.labels, job.prompts)
+        return self.start(request, num, seed, batch).samples()
 
     def start(self, request: Any = None, num: int = 1, seed: int = 0, batch: int = 100) -> Job:
         """What `__call__` makes, checked but not yet made; for pictures that are to be written
@@ -198,7 +207,7 @@ class Pipeline:
         if len(stages) > 1:
             made = cascade.upsampled(stages[1:], made, raw, total, seed, batch)
         # Only the last stage may make latents: `check` refuses an upsampler after other shapes.
-        return latent.decoded(stages[-1].model, made)
+        return sampling.remarked(latent.decoded(stages[-1].model, made))
 
     @property
     def stages(self) -> list[cascade.Stage]:
@@ -237,7 +246,7 @@ class Pipeline:
             )
         recipe = self.diffusion
         request = Request.of(request)
-        check_numbers(num, seed, num)
+        check_numbers(num, seed)
         total = num * request.rows
         raw = self.conditions(request, total, seed)
         steps = stream.watched(self.run.model, recipe, raw, total, seed, every, self.guides)
@@ -254,6 +263,8 @@ class Pipeline:
         if request.complete is not None:
             raise ConfigError("completed pictures are not ranked: leave --rerank or --complete out")
         num = origin.num
+        if num * self.candidates < 2:
+            raise ConfigError("a judge (--rerank) chooses among candidates: give --candidates too")
         if self.makes_tokens and request.prompts is None:
             # A caption for each picture, within which its candidates compete; cut as in training.
             request = replace(request, prompt=tuple(self.run.captions(num)), truncate=True)
@@ -263,7 +274,7 @@ class Pipeline:
             raise ConfigError("a judge ranks pictures of a prompt or a label: give one")
         rows = request.rows
         prompts = _repeated(request.prompts, rows)
-        goals = rerank.goals(judge, self.run, prompts, labels)
+        goals = rerank.goals(judge, self.run, prompts, labels, request.truncate)
         pool = replace(self, judge=None, candidates=1).start(
             request, num * self.candidates, origin.seed, origin.batch
         )
@@ -346,6 +357,8 @@ def pipeline(
                 )
         return Pipeline(run, Draw(), judge=judge, candidates=candidates)
     larger = unclip.own_upsampler(run) if upsamplers is None else upsamplers
+    if not isinstance(larger, (list, tuple)):
+        raise ConfigError(f"upsamplers are a list of folders: got {short(larger)}")
     guide = None if classifier is None else _opened(classifier, kinds.Guide, flag="--classifier ")
     return Pipeline(
         run,
@@ -366,6 +379,12 @@ def _opened(
     if isinstance(folder, Run):
         check_kind(folder.task, kind, f"{flag}{folder.folder}")
         return folder
+    if not isinstance(which, str):
+        raise ConfigError(f"which (--which) is the name of weights: got {short(which)}")
+    if step is not None:
+        check_whole("step", step, 0, MOST_STEP)
+    if not isinstance(folder, (str, os.PathLike)):
+        raise ConfigError(f"{flag}a run is a folder, or one that is open: got {short(folder)}")
     return open_run(folder, kind, which, step, flag)
 
 

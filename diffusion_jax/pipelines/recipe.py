@@ -6,6 +6,8 @@ guidance are numbers, which are traced where one compiles.
 """
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -14,18 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, build, check_options, option, unknown
+from diffusion_jax.build import ConfigError, build, check_options, number, option, short, unknown
 from diffusion_jax.diffusion import guidance as g
 from diffusion_jax.diffusion.samplers import sample
+from diffusion_jax.pipelines import idle
+from diffusion_jax.pipelines.grid import check_grid
 from diffusion_jax.pipelines.spelling import (
     CADS,
-    DETERMINISTIC,
     GRIDS,
     SAMPLERS,
     SCHEDULES,
     named,
     parse,
     spec_of,
+    takes_noise,
 )
 from diffusion_jax.types import (
     Array,
@@ -41,8 +45,9 @@ from diffusion_jax.types import (
     Sampler,
 )
 
-OF_GUIDANCE = ("schedule", "phi", "interval", "channels", "keep_parallel")
-"""Fields that change guidance, and nothing where there is none."""
+MOST_STEPS = 100_000
+"""Times are made before the first step: without a bound a slip would fill the memory."""
+RESPACING = re.compile(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*|ddim[1-9]\d{0,5}|fast27", re.ASCII)
 
 
 def fields_of(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,7 +108,9 @@ class Recipe:
         "ddim", "ddim, ancestral, plms, heun, edm, dpmpp_2m ...; options follow: 'ddim,eta=0.5'"
     )
     steps: int | str = option(
-        50, "Steps, or a respacing ('ddim50', '10,15,20', 'fast27') with --times respace"
+        50,
+        "Steps, or a respacing ('ddim50', '10,15,20', 'fast27') with --times respace",
+        most=MOST_STEPS,
     )
     times: str = option("uniform", "uniform, trailing, leading, linspace, karras, log_snr, respace")
     guidance: float = option(1.0, "Classifier-free guidance scale; 1 is none")
@@ -114,7 +121,10 @@ class Recipe:
     interval: str = option("", "Noise levels to guide in: 'low,high' in sigma / alpha")
     channels: int = option(0, "Guide only the first so many channels", least=0)
     keep_parallel: float = option(
-        1.0, "Share of guidance along the prediction itself that is kept; 1 is all, 0 none"
+        1.0,
+        "Share of guidance along the prediction itself that is kept; 1 is all, 0 none",
+        least=0,
+        most=1,
     )
     plus_plus: bool = option(False, "CFG++: take the step's noise from the null prediction")
     cads: str = option("", "CADS options: 's=0.1,tau1=0.6,tau2=0.9,psi=1'")
@@ -131,18 +141,16 @@ class Recipe:
 
     def __post_init__(self):
         # A flag is text, and '50' is to be the same recipe, and so the same program, as 50.
-        if isinstance(self.steps, str) and self.steps.isascii() and self.steps.isdecimal():
-            object.__setattr__(self, "steps", int(self.steps))
+        text = self.steps.strip() if isinstance(self.steps, str) else ""
+        if text.isascii() and text.isdecimal():
+            object.__setattr__(self, "steps", number("steps", text, integer=True))
         check_options(self)
         # All names now, where the user writes them, and not in the middle of a run.
         named("sampler", self.sampler, SAMPLERS)
         named("times", self.times, GRIDS)
         named("schedule", self.schedule, SCHEDULES)
-        bounds = self._interval
-        if self.interval and not (len(bounds) == 2 and bounds[0] < bounds[1]):
-            raise ConfigError(
-                f"interval {self.interval!r}: write 'low,high' in units of sigma / alpha"
-            )
+        if self.interval:
+            self._check_interval()
         self._check_steps()
         name, options = parse(self.cads)
         if name:
@@ -150,15 +158,31 @@ class Recipe:
                 f"cads {self.cads!r}: write options, for example 's=0.1,tau1=0.6,tau2=0.9'"
             )
         spec_of(CADS, options, self.cads)
-        if self.levels not in (0, 256):
-            raise ConfigError(f"levels {self.levels} is 256, as in a file, or 0")
+        if not isinstance(self.levels, int) or self.levels not in (0, 256):
+            raise ConfigError(f"levels {short(self.levels)} is 256, as in a file, or 0")
 
     def _check_steps(self) -> None:
-        if isinstance(self.steps, int) and not isinstance(self.steps, bool) and self.steps == 0:
+        steps = self.steps
+        if steps == 0:
             raise ConfigError("steps 0 makes no images: at least 1")
-        respacing = not isinstance(self.steps, int) or self.steps < 0
-        if respacing and parse(self.times)[0] != "respace":
-            raise ConfigError(f"steps {self.steps!r} is a respacing: it goes with times 'respace'")
+        if isinstance(steps, int) and steps > 0:
+            return
+        # '' is all times of a table, which pages may say.
+        if isinstance(steps, int) or (steps and not RESPACING.fullmatch(steps)):
+            raise ConfigError(
+                f"steps {short(steps)} is neither a number, at least 1, nor a respacing: write 50, "
+                "or 'ddim50', '10,15,20' or 'fast27' with times 'respace'"
+            )
+        if parse(self.times)[0] != "respace":
+            raise ConfigError(f"steps {steps!r} is a respacing: it goes with times 'respace'")
+
+    def _check_interval(self) -> None:
+        bounds = self._interval
+        # The high end alone may be infinite; NaN is neither below nor above.
+        if not (len(bounds) == 2 and 0 <= bounds[0] < bounds[1]):
+            raise ConfigError(
+                f"interval {self.interval!r}: write 'low,high' in units of sigma / alpha, 0 or more"
+            )
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Recipe:
@@ -197,7 +221,9 @@ class Recipe:
     def _interval(self) -> tuple[float, ...]:
         """The bounds that `interval` names; () where it does not read."""
         try:
-            return tuple(float(part) for part in self.interval.split(","))
+            low, high = self.interval.split(",")
+            top = math.inf if high.strip() == "inf" else number("interval", high)
+            return number("interval", low), top
         except ValueError:
             return ()
 
@@ -211,7 +237,7 @@ class Recipe:
         name, _ = parse(self.sampler)
         if name == "ancestral":  # its published default depends on the model: fixed, or learned
             spec.setdefault("variance", task.variance)
-        random = {} if name in DETERMINISTIC else {"noise": noise}
+        random = {"noise": noise} if takes_noise(spec["name"]) else {}
         return build(spec, task.process, **random)
 
     def make_guidance(
@@ -273,6 +299,13 @@ class Recipe:
         """Whether the sampler takes the posterior's mean, which knows x0 alone."""
         return parse(self.sampler)[0] == "ancestral"
 
+    @property
+    def _reads_eps(self) -> bool:
+        """Whether the sampler steps by the prediction's noise, and not by its x0 alone."""
+        name, options = parse(self.sampler)
+        form = options.get("form", "x0") if name == "dpm_solver" else ""
+        return not self.ancestral and name not in ("dpmpp_2m", "dpmpp_2m_sde") and form != "x0"
+
     def check(self, task: Any, weak: bool = False) -> None:
         """Traces the sampling of `task`, without its network and without computing anything.
 
@@ -289,10 +322,10 @@ class Recipe:
                 "this model has no condition that could guide it: leave guidance at 1, or give a "
                 "--weak model"
             )
-        if self.plus_plus and self.ancestral:
+        if self.plus_plus and not self._reads_eps:
             raise ConfigError(
-                "CFG++ changes the noise of a step, which the ancestral sampler does not read: "
-                "choose ddim"
+                "CFG++ changes the noise of a step, which the ancestral sampler and DPM-Solver++ do "
+                "not read: choose ddim"
             )
         if self.cads and not _embeds(task):
             raise ConfigError(
@@ -305,7 +338,9 @@ class Recipe:
             return Prediction(x, logvar=x if task.learned_variance else None)
 
         times = self.grid(task.process)
+        # First of all what no grid would mend.
         sampler = self.make_sampler(task, jax.random.normal)
+        check_grid(task.process, times, self.sampler, task.variance)
         cond = {"vec": jnp.zeros((1, 2))} if self.cads else {}
         _, strengths = self.split()
         null = None if strengths.guidance is None else cond
@@ -337,29 +372,9 @@ class Recipe:
             # A default is no demand: scripts set every field.
             if getattr(self, name) == defaults[name]:
                 continue
-            if name in OF_GUIDANCE and not self.guides and swept != "guidance":
-                raise ConfigError(
-                    f"{name} (--{name}) is of guidance, which is 1 here, none: give guidance too"
-                )
-            if name == "classifier_scale" and not classifier:
-                raise ConfigError("--classifier_scale needs a --classifier")
-            if name == "augment" and not _augments(task):
-                raise ConfigError(
-                    "augment (--augment) is for an upsampler that was trained with it: leave it out"
-                )
-
-
-def _augments(task: Any) -> bool:
-    """Whether the model's small image is noised to a level."""
-    if "low_res" not in task.cond.keys:
-        return False
-
-    def prepared(raw: Raw) -> Raw:
-        return dict(task.cond.prepare(raw, jax.random.key(0), level=0.0))
-
-    # By tracing the conditioner, which may be a stack of several: a level that it adds is read.
-    raw = {"low_res": jax.ShapeDtypeStruct((1, 8, 8, task.shape[-1]), jnp.float32)}
-    return "level" in jax.eval_shape(prepared, raw)
+            reason = idle.reason(self, name, task, classifier, swept)
+            if reason:
+                raise ConfigError(reason)
 
 
 def _embeds(task: Any) -> bool:

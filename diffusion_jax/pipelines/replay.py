@@ -11,16 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, short, unknown
 from diffusion_jax.data import pictures
 from diffusion_jax.pipelines import unclip
 from diffusion_jax.pipelines.dalle import Draw
 from diffusion_jax.pipelines.pipeline import Pipeline, upsampler
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.pipelines.request import Request
+from diffusion_jax.pipelines.request import MOST, Request, check_numbers, check_whole
 from diffusion_jax.pipelines.samples import Origin, Samples
 from diffusion_jax.runs.folder import Run, open_run
 from diffusion_jax.tasks import kinds
+
+HELPERS = ("classifier", "weak", "rerank", "candidates", "prior", "upsamplers")
+"""What `Pipeline.origin` names beside the run."""
+OF_FILE = ("request", "num", "seed", "batch", "recipe", "run", "helpers", "rounding", "versions")
+OF_PICTURE = ("index", "prompt", "label", "file_name")
+"""Keys of what a file says of itself, and, where it has many pictures, of one of them."""
 
 
 class Replay(NamedTuple):
@@ -55,7 +61,8 @@ class Replay(NamedTuple):
     def make(self) -> Samples:
         """All pictures of that call again."""
         origin = self.origin
-        return self.pipeline()(origin.request, num=origin.num, seed=origin.seed, batch=origin.batch)
+        job = self.pipeline().start(origin.request, origin.num, origin.seed, origin.batch)
+        return job.rounded(origin.rounding).samples()
 
 
 def read_request(path: str | Path) -> Replay:
@@ -93,6 +100,9 @@ def reopened(origin: Origin) -> Pipeline:
 
 def _reopened(origin: Origin) -> Pipeline:
     helpers = origin.helpers
+    for name in helpers:
+        if name not in HELPERS:
+            raise unknown("helper of pictures", name, HELPERS)
     prior = helpers.get("prior")
     run = _same(origin.run)
     # Built here and not by `pipeline`, which would add what came with the run since: of its page's
@@ -122,6 +132,10 @@ def _same_upsampler(description: Mapping[str, Any]) -> Pipeline:
 
 def _same(identity: Mapping[str, Any]) -> Run:
     """The run with these weights; `ConfigError` where its folder holds others now."""
+    names = {"run": str, "which": str, "step": int, "digest": int}
+    for name, kind in names.items():
+        if type(identity[name]) is not kind:
+            raise TypeError(f"{name} is {short(identity[name])}")
     run = open_run(identity["run"], None, identity["which"], identity["step"])
     # The digest: a run trained anew in the same folder has the same steps.
     if run.digest != identity["digest"]:
@@ -140,17 +154,35 @@ def origin_in(path: str | Path) -> tuple[Origin, int | None]:
     """
     meta = pictures.read_meta(Path(path).expanduser())
     try:
-        request = Request(**{name: _tupled(value) for name, value in meta["request"].items()})
-        num, seed, batch = (int(meta[name]) for name in ("num", "seed", "batch"))
+        for name in meta:
+            if name not in (*OF_FILE, *OF_PICTURE):
+                raise unknown("key", name, (*OF_FILE, *OF_PICTURE))
+        asked = dict(meta["request"])
+        # An array's shape alone is written: `Request` would refuse it without saying what to do.
+        arrays = [name for name, value in asked.items() if _is_array(value)]
+        if not arrays:
+            request = Request(**{name: _tupled(value) for name, value in asked.items()})
+        num, seed, batch = (meta[name] for name in ("num", "seed", "batch"))
+        check_numbers(num, seed, batch)
         recipe, run, helpers = (dict(meta[name]) for name in ("recipe", "run", "helpers"))
+        index = meta.get("index")
+        if index is not None:
+            check_whole("index", index, 0, MOST)
+        rounding = meta.get("rounding", "nearest")
+        if rounding not in ("nearest", "down"):
+            raise unknown("rounding", str(rounding), ("nearest", "down"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} says nothing of how it was made that reads: {error}") from None
-    arrays = [name for name, value in meta["request"].items() if isinstance(value, dict)]
     if arrays:
         raise ConfigError(
             f"{path} was made from an array, {arrays[0]}, which no file holds: ask again with it"
         )
-    return Origin(request, num, seed, batch, recipe, run, helpers), meta.get("index")
+    return Origin(request, num, seed, batch, recipe, run, helpers, rounding), index
+
+
+def _is_array(value: Any) -> bool:
+    """Whether pictures were made from an array, whose shape `samples.meta_of` writes."""
+    return isinstance(value, dict) and value.keys() == {"array"}
 
 
 def _tupled(value: Any) -> Any:

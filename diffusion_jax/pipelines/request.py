@@ -3,6 +3,7 @@ make and with whose help. Nothing here opens a run or imports a network: flags a
 """
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.build import ConfigError, check_options, option
+from diffusion_jax.build import ConfigError, check_options, number, option, short
 
 Pictures = np.ndarray | str | Path
 """Images uint8 [N, H, W, C], or the file or folder that they are in."""
 SEEDS = 2**32
 """How many seeds there are: of a larger one `jax.random.key` would drop bits without a word."""
+MOST = 10**7
+"""Pictures of one call: their conditions are made before the first."""
 
 
 @dataclass(frozen=True, eq=False)  # arrays among its fields have no single truth value
@@ -35,7 +38,7 @@ class Request:
       >>> pipe(Request(prompt="a cat", negative="blurry"), num=4)
 
     Raises:
-      ConfigError: a text or a class that is none, at construction.
+      ConfigError: a text, a class, pictures or embeddings that are none, at construction.
     """
 
     prompt: str | Sequence[str] | None = option(
@@ -65,7 +68,12 @@ class Request:
             "a class by its number or its name, or several",
         )
         if self.negative is not None and not isinstance(self.negative, str):
-            raise ConfigError(f"negative (--negative) is a text: got {self.negative!r}")
+            raise ConfigError(f"negative (--negative) is a text: got {short(self.negative)}")
+        if not isinstance(self.truncate, bool):
+            raise ConfigError(f"truncate (--truncate) is True or False: got {short(self.truncate)}")
+        for name in ("low_res", "complete"):
+            check_pictures(name, getattr(self, name))
+        _check_embedding(self.embedding)
 
     @classmethod
     def of(cls, what: Any) -> Request:
@@ -84,7 +92,9 @@ class Request:
             return cls(prompt=several)
         if all(isinstance(one, (int, np.integer)) and not isinstance(one, bool) for one in several):
             return cls(label=tuple(int(one) for one in several))
-        raise ConfigError(f"ask for a text, a label, a list of either, or a Request: got {what!r}")
+        raise ConfigError(
+            f"ask for a text, a label, a list of either, or a Request: got {short(what)}"
+        )
 
     @property
     def prompts(self) -> tuple[str, ...] | None:
@@ -120,9 +130,10 @@ class Batch:
         "Samples, or held-out images; by default as many as the page says, 100 captions for clip, "
         "all that are held out",
         least=1,
+        most=MOST,
     )
-    seed: int | None = option(None, "Seed of all draws; 1 by default", least=0, most=2**32 - 1)
-    batch: int | None = option(None, "Images at a time; 250 by default", least=1)
+    seed: int | None = option(None, "Seed of all draws; 1 by default", least=0, most=SEEDS - 1)
+    batch: int | None = option(None, "Images at a time; 250 by default", least=1, most=MOST)
 
     def __post_init__(self):
         check_options(self)
@@ -184,17 +195,66 @@ def _check_each(name: str, value: Any, kinds: Any, what: str) -> None:
     if not several or not all(
         isinstance(one, kinds) and not isinstance(one, bool) for one in several
     ):
-        raise ConfigError(f"{name} (--{name}) is {what}: got {value!r}")
+        raise ConfigError(f"{name} (--{name}) is {what}: got {short(value)}")
+
+
+def check_pictures(name: str, value: Any) -> None:
+    """Raises ConfigError where pictures are neither None nor `Pictures`."""
+    if value is None or isinstance(value, (str, os.PathLike)):
+        return
+    is_array = isinstance(value, np.ndarray)
+    if not is_array or value.dtype != np.uint8 or value.ndim not in (3, 4) or not value.size:
+        got = f"{value.dtype} {value.shape}" if is_array else f"{short(value)}"
+        raise ConfigError(
+            f"{name} (--{name}) are pictures, uint8 [N, H, W, C], or their file: got {got}"
+        )
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, a tuple or an array as a list; [] for anything else."""
+    # A scalar array has no length.
+    is_list = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim)
+    return list(value) if is_list else []
+
+
+def check_rects(rects: Any) -> None:
+    """Raises ConfigError where rectangles are no list of four whole numbers each."""
+    several = _listed(rects)
+    for rect in several or [rects]:
+        sides = _listed(rect)
+        whole = all(isinstance(side, (int, np.integer)) for side in sides)
+        if len(sides) != 4 or not whole or any(isinstance(side, bool) for side in sides):
+            raise ConfigError(
+                f"rectangles are a list of (top, left, bottom, right) in pixels: got {short(rects)}"
+            )
+
+
+def _check_embedding(value: Any) -> None:
+    """Raises ConfigError where embeddings are neither None nor finite numbers [N, F]."""
+    if value is None:
+        return
+    array = np.asarray(value)
+    numbers = array.dtype.kind in "fiu" and array.ndim == 2 and array.size > 0
+    if not numbers or not np.isfinite(array).all():
+        raise ConfigError(
+            f"embedding is an array of finite numbers [N, F]: got {array.dtype} {array.shape}"
+        )
+
+
+def check_whole(name: str, value: Any, least: int, most: int) -> None:
+    """Raises ConfigError where a value is no int, or out of these bounds."""
+    # `jax.random.key` and `range` take ints alone, so that 3.0 and '3' are refused as well.
+    if not isinstance(value, (int, np.integer)):
+        raise ConfigError(f"{name} is a whole number, {least} ... {most}: got {short(value)}")
+    number(name, value, least, most, integer=True)
 
 
 def check_numbers(num: int, seed: int, batch: int = 1) -> None:
     """Raises ConfigError where `num` or `batch` is no whole number from 1 on, or the seed none of
     the `SEEDS`."""
-    for name, value in (("num", num), ("batch", batch)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ConfigError(f"{name} is a whole number, at least 1: got {value!r}")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < SEEDS:
-        raise ConfigError(f"seed is a whole number, 0 ... 2^32 - 1: got {seed!r}")
+    check_whole("num", num, 1, MOST)
+    check_whole("batch", batch, 1, MOST)
+    check_whole("seed", seed, 0, SEEDS - 1)
 
 
 def check_negative(request: Request, guided: bool) -> None:

@@ -33,6 +33,7 @@ def goals(
     maker: Run,
     prompts: Sequence[str] | None,
     labels: Sequence[int] | np.ndarray | None = None,
+    truncate: bool = False,
 ) -> np.ndarray:
     """What pictures are to show, as a judge reads it: the texts of a CLIP, [P, F], or the labels of
     a classifier, int [P].
@@ -42,10 +43,11 @@ def goals(
       maker: the run that makes the pictures, whose training captions tell a prompt's label.
       prompts: the texts, P of them; None where labels are given.
       labels: the classes, P of them.
+      truncate: cut texts that are longer than a CLIP reads, which are refused without it.
 
     Raises:
-      ConfigError: a label for a CLIP; for a classifier a prompt without a label, or a label that it
-        does not know.
+      ConfigError: a label for a CLIP, or a text that it cannot read whole; for a classifier a
+        prompt without a label, or a label that it does not know.
     """
     if isinstance(judge.task, kinds.TwoTowers):
         if prompts is None:
@@ -53,15 +55,15 @@ def goals(
                 "a CLIP judges images by a text: give a prompt (--prompt), or a classifier as "
                 "--rerank"
             )
-        # Cut: the maker may read longer texts than its judge, and a judge's view of their
-        # beginning is better than none.
-        tokens = jnp.asarray(judge.tokens(prompts, truncate=True))  # [P, T]
+        # By its own tokenizer, which may read less of a text than the maker's.
+        tokens = jnp.asarray(judge.tokens(prompts, truncate))  # [P, T]
         return np.asarray(judge.task.encode_text(judge.model.params, tokens))  # [P, F]
     numbers = np.asarray(labels_of(maker, prompts or ()) if labels is None else labels)
     classes = judge.task.num_classes
-    if numbers.max() >= classes:
+    outside = numbers[(numbers < 0) | (numbers >= classes)]
+    if outside.size:
         raise ConfigError(
-            f"--rerank {judge.folder} knows {classes} classes, not label {numbers.max()}: choose "
+            f"--rerank {judge.folder} knows {classes} classes, not label {outside[0]}: choose "
             "another"
         )
     return numbers

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_jax.build import ConfigError
 from diffusion_jax.data import pictures
+from diffusion_jax.data.folder import images_in
+from diffusion_jax.files import writable
 from diffusion_jax.pipelines.request import Request
 from diffusion_jax.pipelines.sampling import to_pixels
 from diffusion_jax.train.checkpoint import versions
@@ -36,6 +39,7 @@ class Origin(NamedTuple):
       recipe: how they were sampled, the fields of a `Recipe` or a `Draw`.
       run: the run's folder, its step, weights and their digest.
       helpers: folders of what helped: classifier, weak, prior, upsamplers, rerank.
+      rounding: how they became bytes, nearest or down.
     """
 
     request: Request
@@ -45,6 +49,7 @@ class Origin(NamedTuple):
     recipe: Mapping[str, Any]
     run: Mapping[str, Any]
     helpers: Mapping[str, Any]
+    rounding: str = "nearest"
 
 
 class Samples(NamedTuple):
@@ -92,15 +97,16 @@ class Samples(NamedTuple):
 
         Args:
           out: x.png for a grid, x.npz for arr_0 and arr_1, x/ for a folder of PNGs, x.gif for a
-            frame each.
+            frame each. A file is written over; a folder that holds pictures is not written to.
 
         Returns:
           Where they are.
 
         Raises:
-          ConfigError: another suffix.
+          ConfigError: another suffix, or what `check_out` refuses.
         """
         target = pictures.checked_out(str(out), animated=True)
+        check_out(target)
         if target.endswith("/"):
             save_folder(target, iter([self.images]), self.origin, self.labels, self.prompts)
         elif target.endswith(".npz"):
@@ -138,7 +144,40 @@ class Job:
         """
         for batch in self.made:
             # Those that a judge chose were rounded before: it saw what is written.
-            yield batch if batch.dtype == np.uint8 else to_pixels(batch)
+            yield batch if batch.dtype == np.uint8 else to_pixels(batch, self.origin.rounding)
+
+    def rounded(self, rounding: str) -> Job:
+        """The same, whose pictures become bytes in another way: nearest or down."""
+        return replace(self, origin=self.origin._replace(rounding=rounding))
+
+    def samples(self) -> Samples:
+        """Makes them, all in memory; can be called once."""
+        images = np.concatenate(list(self.batches()))  # [total, H, W, C]
+        return Samples(images, self.origin, self.labels, self.prompts)
+
+
+def check_out(out: str) -> None:
+    """Tries the place of pictures, before they are made.
+
+    Args:
+      out: as `pictures.checked_out` returns it.
+
+    Raises:
+      ConfigError: it cannot be written, or it is a folder with pictures in it: later readers would
+        take those and the new ones for one set.
+    """
+    folder = Path(out)
+    if out.endswith("/") and folder.is_dir():
+        others = images_in(folder, deep=True)
+        listing = folder / pictures.LISTING
+        others += [listing] if listing.exists() else []
+        if others:
+            first = others[0].relative_to(folder)
+            raise ConfigError(
+                f"--out {out} holds {len(others)} files of other pictures, {first} for example: "
+                "choose another folder"
+            )
+    writable(out)
 
 
 def columns_of(origin: Origin) -> int | None:
@@ -180,6 +219,8 @@ def meta_of(
         "helpers": dict(origin.helpers),
         "versions": versions(PACKAGES),
     }
+    if origin.rounding != "nearest":
+        meta["rounding"] = origin.rounding
     if index is not None:
         meta["index"] = index
         if prompts is not None:

@@ -9,6 +9,7 @@ checkpoints of one kind.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -38,6 +39,11 @@ from diffusion_jax.types import (
     Process,
     Raw,
 )
+
+FAR = 1.5
+"""Guidance and decoders go beyond 1 by a tenth or two."""
+FEW = 0.05
+"""Of the values of a picture: of pure noise 13 % lie beyond `FAR`."""
 
 
 class Guides(NamedTuple):
@@ -329,8 +335,30 @@ def _drawn(work: Work, batch: Batch) -> np.ndarray:
     return np.asarray(images)[: batch.size]  # [b, H, W, C]: without those that filled it up
 
 
-def to_pixels(images: np.ndarray) -> np.ndarray:
+def remarked(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Batches of pictures [b, H, W, C] in about [-1, 1] as they come; says once, on stderr, that
+    pictures leave that range by far: rounded they may look like anything."""
+    is_said = False
+    for batch in batches:
+        beyond = np.mean(np.abs(batch) > FAR, axis=tuple(range(1, batch.ndim)))  # [b]
+        count = int(np.sum(beyond > FEW))
+        if count and not is_said:
+            print(
+                f"warning: {count} of {len(batch)} pictures leave [-1, 1] by far, and are not what "
+                "the model learned: give more --steps, another --sampler or --times, or less "
+                "--guidance",
+                file=sys.stderr,
+            )
+            is_said = True
+        yield batch
+
+
+def to_pixels(images: np.ndarray, rounding: str = "nearest") -> np.ndarray:
     """Images in about [-1, 1] as uint8.
+
+    Args:
+      images: any shape.
+      rounding: nearest, or down as ADM's sampler does it.
 
     Raises:
       ConfigError: one that is not finite, which would look like a black one.
@@ -340,4 +368,4 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
             "the samples are not finite: change the sampler's options, or the weights (--which, "
             "--step)"
         )
-    return to_uint8(images)
+    return to_uint8(images, down=rounding == "down")

@@ -6,16 +6,18 @@ line share.
     schedule  'constant', 'dynamic_cfg,tau2=0.8' ...         `constant`, diffusion/guidance.py
     cads      's=0.1', 's=0.25,tau1=0.6,tau2=0.9,psi=1'      options of guidance.CADS
 
-A name is a function of that file; its options follow, separated by commas.
+A name is a function of that file, or of a package of the user's own that is allowed (build.py),
+'mypkg.samplers:mine'; its options follow, separated by commas. What an option may be,
+its default tells: a number, a whole one, True or False, or a word; `BOUNDS` has the ranges.
 """
 from __future__ import annotations
 
-import ast
 import inspect
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from diffusion_jax.build import ConfigError, symbol, unknown
+from diffusion_jax.build import PACKAGE, ConfigError, number, symbol, unknown
 from diffusion_jax.diffusion import guidance as g
 from diffusion_jax.types import Array
 
@@ -33,11 +35,42 @@ def _in(module: str, *names: str) -> dict[str, str]:
 SAMPLERS = _in("samplers", "ancestral", "ddim", "euler", "euler_ancestral", "heun", "edm") | _in(
     "multistep", "plms", "dpm_solver", "dpmpp_2m", "dpmpp_2m_sde"
 )
-DETERMINISTIC = ("heun", "plms", "dpmpp_2m")
-"""Samplers that take no source of noise."""
-GRIDS = _in("times", "respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform")
+GRIDS = _in(
+    "times", "respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform"
+) | _in("scheduler_times", "scheduler")
 SCHEDULES = {"constant": f"{__name__}:constant"} | _in("guidance", "dynamic_cfg", "power_cosine")
 CADS = "diffusion_jax.diffusion.guidance:CADS"
+LITERALS = (bool, int, float, str, type(None))
+"""What an option may be; parameters with another default, or without one, are the program's."""
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+WORDS = {"True": True, "False": False}
+
+
+class Bounds(NamedTuple):
+    """The range of an option, inclusive."""
+
+    least: float | None = None
+    most: float | None = None
+    whole: bool = False
+
+
+SHARE, POSITIVE = Bounds(0, 1), Bounds(0)
+CHURN: dict[str, Bounds] = dict.fromkeys(("s_churn", "s_min", "s_max", "s_noise"), POSITIVE)
+LEVELS_OF_NOISE = {"sigma_min": POSITIVE, "sigma_max": POSITIVE}
+BOUNDS: dict[str, dict[str, Bounds]] = {
+    "ddim": {"eta": SHARE},
+    "euler_ancestral": {"eta": SHARE},
+    "edm": CHURN,
+    "euler": CHURN,
+    # A step ends at a clean image or at the first time of a table: above it lie the other times.
+    "leading": {"offset": Bounds(0, None, True), "last": Bounds(-1, 0, True)},
+    # Its powers of a noise level leave double precision outside.
+    "karras": LEVELS_OF_NOISE | {"rho": Bounds(0.1, 1000)},
+    "log_snr": LEVELS_OF_NOISE,
+    "power_cosine": {"power": POSITIVE},
+    "CADS": {"s": POSITIVE, "psi": SHARE},
+}
+"""By function; what is not here is any finite number, and whole where its default is."""
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -45,7 +78,7 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     ''.
 
     Raises:
-      ConfigError: an option that is not key=value, or a value that is not a Python literal.
+      ConfigError: an option that is not key=value.
     """
     name = ""
     options = {}
@@ -58,11 +91,19 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
                 )
             name = part
             continue
-        try:
-            options[key] = ast.literal_eval(value)  # literals only: a page's text runs no code
-        except (ValueError, SyntaxError):
-            options[key] = value  # a word, which needs no quotes on a command line
+        options[key.strip()] = _value(value.strip())
     return name, options
+
+
+def _value(text: str) -> bool | int | float | str:
+    """What an option's text means: True, False, a number, or else a word."""
+    if text in WORDS:
+        return WORDS[text]
+    # Python's own reading takes '1_0' and other alphabets' digits for numbers too.
+    if NUMBER.fullmatch(text):
+        return int(text) if text.lstrip("+-").isdecimal() and len(text) < 20 else float(text)
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
 
 
 def named(kind: str, text: str, table: Mapping[str, str]) -> dict[str, Any]:
@@ -70,31 +111,60 @@ def named(kind: str, text: str, table: Mapping[str, str]) -> dict[str, Any]:
 
     Raises:
       ConfigError: an unknown name or option (the message names the nearest known one), or a value
-        of the wrong kind.
+        of the wrong kind or out of its range.
     """
     name, options = parse(text)
-    if name not in table:
+    return spec_of(_symbol_of(kind, name, table), options, text)
+
+
+def _symbol_of(kind: str, name: str, table: Mapping[str, str]) -> str:
+    # A colon makes it a symbol of the user's own package, which is refused unless it is allowed.
+    own = ":" in name and not name.startswith(f"{PACKAGE}.")
+    if name not in table and not own:
         raise unknown(kind, name, table)
-    return spec_of(table[name], options, text)
+    return table.get(name, name)
+
+
+def takes_noise(name: str) -> bool:
+    """Whether a sampler, by what `build` calls it, has a source of noise."""
+    return "noise" in inspect.signature(symbol(name)).parameters
 
 
 def spec_of(name: str, options: Mapping[str, Any], text: str) -> dict[str, Any]:
     """The build spec of `name`; `text` is what errors quote. What defaults to a word takes a
-    word, the rest takes a number."""
-    # Parameters without such a default, a process or a source of noise, are no options: the program
-    # gives them.
-    literals = (bool, int, float, str, type(None))
-    parameters = inspect.signature(symbol(name)).parameters.values()
-    defaults = {p.name: p.default for p in parameters if isinstance(p.default, literals)}
+    word, what defaults to True or False one of these, the rest takes a number."""
+    defaults = defaults_of(name)
     function = name.partition(":")[2]
+    # A function of the user's own may have options of these names that are something else.
+    bounds = BOUNDS.get(function, {}) if name.startswith(f"{PACKAGE}.") else {}
     for key, value in options.items():
         if not defaults:
             raise ConfigError(f"{text!r}: {function} takes no options")
         if key not in defaults:
             raise unknown(f"option of {function}", key, defaults)
-        takes_word = isinstance(defaults[key], str)
-        if not isinstance(value, str if takes_word else (bool, int, float)):
-            raise ConfigError(
-                f"{text!r}: {key} takes a {'word' if takes_word else 'number'}, not {value!r}"
-            )
-    return {"name": name, **options}
+        _check(f"{text!r}: {key}", value, defaults[key], bounds.get(key))
+    return {**options, "name": name}
+
+
+def defaults_of(name: str) -> dict[str, Any]:
+    """The options of a function with their defaults."""
+    # A process or a source of noise is no option: the program gives them.
+    parameters = inspect.signature(symbol(name)).parameters.values()
+    return {p.name: p.default for p in parameters if isinstance(p.default, LITERALS)}
+
+
+def _check(option: str, value: Any, default: Any, bounds: Bounds | None) -> None:
+    """Raises ConfigError for an option that is not of the kind of its default, or out of range."""
+    if isinstance(default, str):
+        if not isinstance(value, str):
+            raise ConfigError(f"{option} takes a word, not {value!r}")
+    elif isinstance(default, bool):
+        # 0 and 1 as well, which is how some pages write it.
+        if not isinstance(value, bool) and value not in (0, 1):
+            raise ConfigError(f"{option} takes True or False, not {value!r}")
+    elif isinstance(value, (bool, str)):
+        raise ConfigError(f"{option} takes a number, not {value!r}")
+    else:
+        bounds = bounds or Bounds()
+        whole = bounds.whole or isinstance(default, int)
+        number(option, value, bounds.least, bounds.most, integer=whole)

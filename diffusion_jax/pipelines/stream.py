@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion.samplers import Progress, advance, begin, pairs_of
 from diffusion_jax.nn import partition
-from diffusion_jax.pipelines.recipe import Recipe, Strengths
+from diffusion_jax.pipelines.recipe import MOST_STEPS, Recipe, Strengths
+from diffusion_jax.pipelines.request import check_whole
 from diffusion_jax.pipelines.sampling import (
     Embedded,
     Guides,
@@ -94,8 +94,7 @@ def watched(
       ConfigError: what `check` refuses, or less than a step between two looks.
     """
     check(model, recipe, raw, guides)
-    if every < 1:
-        raise ConfigError(f"every is a number of steps, at least 1: got {every}")
+    check_whole("every", every, 1, MOST_STEPS)
     return _watched(prepared(model, recipe, seed, num, guides), raw, num, every)
 
 

@@ -43,6 +43,10 @@ def batches(
                 f"{name} (--{name}) is for diffusion models: this one continues a text with image "
                 "tokens"
             )
+    if request.truncate and request.prompts is None:
+        raise ConfigError(
+            "truncate (--truncate) cuts prompts: give a prompt (--prompt), or leave it out"
+        )
     # Before prompts and pictures are read, which `upper` needs it for.
     dalle.check_first_stage(run.model)
     # Captions of the data are cut as in training; a user's prompt only where they say so.

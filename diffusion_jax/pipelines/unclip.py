@@ -35,13 +35,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.data.rows import filled
 from diffusion_jax.models.clip import unit
 from diffusion_jax.models.prior_ar import pick
 from diffusion_jax.models.unclip import EMPTY, TEXT
 from diffusion_jax.pipelines.dalle import Draw
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pipelines.request import MOST, check_whole
 from diffusion_jax.pipelines.sampling import generate
 from diffusion_jax.runs import held_out as data_of_run
 from diffusion_jax.runs.first_stage import captioned
@@ -185,7 +186,10 @@ def restored(
 ) -> Prior | str | None:
     """The prior of `described`; `opened` opens its run."""
     if isinstance(description, str):
+        if description not in WAYS:  # it would be a folder, whose weights nobody compared
+            raise unknown("prior", description, WAYS)
         return prior_of(description, decoder)
+    check_whole("best", description["best"], 1, MOST)
     return prior_of(
         opened(description["run"]), decoder, description["best"], **description["recipe"]
     )
@@ -223,6 +227,7 @@ def conditions_of(
     embedder = decoder.task.embedder
     first = decoder.model.first
     if embedding is not None:
+        _check_embedding(np.asarray(embedding), embedder.features, num)
         tokens = None if prompts is None else _rows(decoder.tokens(prompts, truncate), num)
         return describe(embedder, first, _rows(embedding, num), tokens)
     if prior is None and prompts:
@@ -244,6 +249,16 @@ def conditions_of(
     # The prior has a tokenizer of its own, which need not be the decoder's.
     tokens = _rows(prior.run.tokens(texts, truncate or prompts is None), num)
     return {**raw, "clip_image": _finite(embeddings(prior, tokens, seed))}
+
+
+def _check_embedding(y: np.ndarray, features: int, num: int) -> None:
+    """Raises ConfigError where embeddings [N, F] are not those of a decoder, as many for each of
+    `num` images."""
+    if y.shape[1] != features or num % len(y):
+        raise ConfigError(
+            f"embedding has {y.shape}: this decoder reads {features} channels, and {num} images "
+            "need a number of rows that divides them"
+        )
 
 
 def _finite(y: np.ndarray) -> np.ndarray:

@@ -175,7 +175,7 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     if "pool" in o:
         return _classifier(blocks | dict(num_classes=o["out_channels"], pool=o["pool"])), label(None, 0)
     heads_up = _or_none(o.get("num_heads_upsample"))
-    blocks |= dict(channels=o["in_channels"], learn_sigma=o["out_channels"] == 2 * o["in_channels"])
+    blocks |= outputs(o["in_channels"], o["out_channels"])
     blocks |= dict(heads_up=None if size or heads_up == heads else heads_up)
     factor = o["large_size"] // o["small_size"] if "large_size" in o else 1
     return _unet(blocks), label(o.get("num_classes"), o["model_channels"], factor)
@@ -243,6 +243,12 @@ def published(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     classes = None if labels is None else labels.shape[0]
     cond = label(classes, options["width"], network.factor)
     return _unet(options), cond, network.new_order
+
+
+def outputs(channels: int, out: int) -> dict[str, Any]:
+    """The options of a UNet for images of so many channels, and so many out: as many, twice as many, or any other number."""
+    plain = dict(channels=channels, learn_sigma=out == 2 * channels)
+    return plain if out in (channels, 2 * channels) else plain | {"out_channels": out}
 
 
 def _or_none(number: int | None) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import pickle
 import re
+import tarfile
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.models.dvae_codebook import CodebookVAE
-from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained import rules, torchscript
 from diffusion_jax.pretrained.persistent import Bare, arrays
 from diffusion_jax.pretrained.reader import READERS, content, read, select, unpickled
 from diffusion_jax.pretrained.rules import CONV, POINT, SAME, Layout, Rule, layer
@@ -84,15 +85,29 @@ def options(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> dict[str,
             raise ConfigError(f"this is no state dict of a discrete VAE's {half}: there is no blocks.input.w")
     codes, _, _, _ = encoder["blocks.output.conv.w"].shape
     width, channels, _, _ = encoder["blocks.input.w"].shape
-    groups = sorted({int(match[1]) for key in encoder if (match := re.match(r"blocks\.group_(\d+)\.", key))})
-    depth = len({match[1] for key in encoder if (match := re.match(r"blocks\.group_1\.block_(\d+)\.", key))})
-    tops = [encoder[f"blocks.group_{i}.block_1.res_path.conv_4.w"].shape[0] for i in groups]
+    tops, depth = _groups(encoder, 4)
+    ends, decoder_depth = _groups(decoder, 4)
     if decoder["blocks.input.w"].shape[1] != codes:
         raise ConfigError(f"the encoder has {codes} codes and the decoder another number: take files that belong together")
-    return dict(
+    if len(ends) != len(tops) or decoder["blocks.output.conv.w"].shape[0] != 2 * channels:
+        raise ConfigError("the decoder makes images of another size or other channels than the encoder reads: take files that "
+                          "belong together")
+    plain = dict(
         codes=codes, width=width, mults=tuple(top // width for top in tops), depth=depth,
         init_width=decoder["blocks.input.w"].shape[0], channels=channels,
     )
+    own = {"decoder_width": (ends[-1] * width // tops[0], width), "decoder_depth": (decoder_depth, depth)}
+    return plain | {name: value for name, (value, usual) in own.items() if value != usual}
+
+
+def _groups(half: Mapping[str, Any], last: int) -> tuple[list[int], int]:
+    """The widths of the groups of one half, by the convolution that ends their blocks, and how many blocks each has."""
+    groups = sorted({int(match[1]) for key in half if (match := re.match(r"blocks\.group_(\d+)\.", key))})
+    depth = len({match[1] for key in half if (match := re.match(r"blocks\.group_1\.block_(\d+)\.", key))})
+    ends = [f"blocks.group_{i}.block_1.res_path.conv_{last}.w" for i in groups]
+    if not groups or not all(end in half for end in ends):
+        raise ConfigError("this is no state dict of a discrete VAE's half: its groups of blocks are not all there")
+    return [half[end].shape[0] for end in ends], depth
 
 
 def shapes(model: DVAE | CodebookVAE) -> Params:
@@ -199,6 +214,9 @@ def read_module(path: str | Path) -> dict[str, np.ndarray]:
         return read(path)
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
+    # torch opens both by itself, before it asks for the reader below: the one runs its programs, the other unpacks files.
+    if torchscript.is_torchscript(path) or tarfile.is_tarfile(path):
+        raise ConfigError(f"{path} is refused: it is no pickle of a module, but an archive of programs or files")
     reader: Any = types.ModuleType("reader")                    # what torch.load takes in place of the module pickle
     reader.Unpickler, reader.load = Unpickler, lambda file, **options: Unpickler(file, **options).load()
     module = unpickled(path, lambda torch: torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False))

@@ -18,6 +18,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.models.cond import Nothing
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import adm, rules
+from diffusion_jax.pretrained.folder import checked
 from diffusion_jax.pretrained.rules import POINT, TRANSPOSE, Rule, layer, norm
 from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
@@ -82,8 +83,34 @@ def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     if o.get("dims", 2) != 2 or not isinstance(o["num_res_blocks"], int):
         raise ConfigError("no network here has these options: dims is 2, num_res_blocks one number")
     model, label = adm.config(o | {"in_channels": o["out_channels"]})
+    model |= outputs(o["in_channels"], o["out_channels"])
     depth = o.get("transformer_depth", 1) if o.get("use_spatial_transformer") else 0
-    return model | {"transformer": depth, "codes": o.get("n_embed") or 0, "learn_sigma": False}, label
+    return model | {"transformer": depth, "codes": o.get("n_embed") or 0}, label
+
+
+def outputs(channels: int, out: int) -> dict[str, Any]:
+    """The options of a UNet with so many channels in and out; those in that it does not predict are a picture's behind x."""
+    plain = dict(channels=min(channels, out), learn_sigma=False)
+    return plain if out <= channels else plain | {"out_channels": out}
+
+
+PLAIN = {
+    "dual_cross_attention": False, "conv_in_kernel": 3, "conv_out_kernel": 3, "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None, "resnet_skip_time_act": False, "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional", "time_embedding_dim": None, "time_embedding_act_fn": None, "timestep_post_act": None,
+    "time_cond_proj_dim": None, "cross_attention_norm": None, "projection_class_embeddings_input_dim": None,
+    "class_embeddings_concat": False, "mid_block_only_cross_attention": False, "attention_type": "default",
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "reverse_transformer_layers_per_block": None, "addition_time_embed_dim": None,
+}
+"""Options of diffusers' UNet2DConditionModel with their only value here."""
+READ = (
+    "sample_size", "in_channels", "out_channels", "block_out_channels", "down_block_types", "up_block_types", "layers_per_block",
+    "attention_head_dim", "num_attention_heads", "center_input_sample", "mid_block_scale_factor", "flip_sin_to_cos", "freq_shift",
+    "only_cross_attention", "class_embed_type", "addition_embed_type", "addition_embed_type_num_heads", "norm_eps", "act_fn",
+    "resnet_time_scale_shift", "downsample_padding", "transformer_layers_per_block", "dropout", "norm_num_groups",
+    "num_class_embeds", "cross_attention_dim", "use_linear_projection", "upcast_attention",
+)
+"""Options that are read here or off the weights; upcast_attention is of half precision."""
 
 
 def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -93,6 +120,7 @@ def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
       ConfigError: an option that has no counterpart here.
     """
     o = options
+    checked(o, PLAIN, READ, "unet/config.json")
     widths = o["block_out_channels"]
     down = list(o["down_block_types"])
     up = list(o["up_block_types"])
@@ -122,7 +150,7 @@ def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
         depth=o["layers_per_block"], attend=tuple(2**i for i, attending in enumerate(attends) if attending), scale_shift=False,
         resample="conv", transformer=o.get("transformer_layers_per_block", 1), dropout=float(o.get("dropout", 0)),
         groups=o.get("norm_num_groups", 32),
-        channels=o["out_channels"], learn_sigma=False, heads=heads[0] if len(set(heads)) == 1 else 1,
+        **outputs(o.get("in_channels", 4), o.get("out_channels", 4)), heads=heads[0] if len(set(heads)) == 1 else 1,
         head_channels=None if len(set(heads)) == 1 else min(sizes),
     )
     return model, adm.label(o.get("num_class_embeds"), widths[0])

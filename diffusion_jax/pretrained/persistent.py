@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.pretrained.reader import as_array
 
 
 class Bare:
@@ -125,7 +126,7 @@ def arrays(module: Bare, prefix: str = "") -> list[tuple[str, np.ndarray]]:
     for kind in ("_parameters", "_buffers"):
         for name, tensor in state.get(kind, {}).items():
             if tensor is not None:
-                tensors.append((prefix + name, tensor.detach().float().numpy()))
+                tensors.append((prefix + name, np.asarray(as_array(tensor, prefix + name), np.float32)))
     for name, child in state.get("_modules", {}).items():
         if child is not None:
             tensors += arrays(child, f"{prefix}{name}.")

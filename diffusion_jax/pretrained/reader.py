@@ -17,12 +17,12 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.data import source
 from diffusion_jax.pretrained import torchscript
 
 
@@ -35,7 +35,7 @@ def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
         one flat state dict is taken as it is.
 
     Returns:
-      key -> array, in the type of the file, except that bfloat16 of a .pt becomes float32.
+      key -> array, in the type of the file, except that bfloat16 and float8 of a .pt become float32.
 
     Raises:
       ConfigError: see `content` and `select`.
@@ -97,11 +97,8 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (BadZipFile, ValueError, AttributeError, EOFError, TypeError) as error:
-        raise ConfigError(f"{path} is not an .npz file of plain arrays: {_line(error)}") from None
+    with source.npz(path) as arrays:
+        return dict(arrays)
 
 
 def _torch(path: Path) -> dict[str, Any]:
@@ -110,7 +107,7 @@ def _torch(path: Path) -> dict[str, Any]:
     file = unpickled(path, lambda torch: _restricted(torch, path))
     if not isinstance(file, Mapping):
         raise ConfigError(f"{path} holds a {type(file).__name__}, not a state dict")
-    return _to_numpy(file)
+    return _to_numpy(file, str(path))
 
 
 def unpickled(path: Path, load: Callable[[Any], Any]) -> Any:
@@ -167,18 +164,41 @@ def _line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _to_numpy(value: Any) -> Any:
-    """Tensors as arrays at any depth of mappings; everything else as it is."""
+def _to_numpy(value: Any, place: str) -> Any:
+    """Tensors as arrays at any depth of mappings; everything else as it is. Errors begin with the place."""
     if isinstance(value, Mapping):
-        return {key: _to_numpy(item) for key, item in value.items()}
-    if not hasattr(value, "detach"):
-        return value
-    value = value.detach()
-    return (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+        return {key: _to_numpy(item, f"{place}: {key}") for key, item in value.items()}
+    return as_array(value, place) if hasattr(value, "detach") else value
+
+
+def as_array(tensor: Any, place: str) -> np.ndarray:
+    """A plain tensor of torch as an array on the host; the small floats that NumPy has not become float32.
+
+    Raises:
+      ConfigError: it is sparse, quantised, nested, complex, without values, or larger than what lies in the file.
+    """
+    kinds = {
+        "sparse": str(tensor.layout) != "torch.strided", "quantised": tensor.is_quantized, "nested": tensor.is_nested,
+        "complex": tensor.is_complex(), "without values": tensor.is_meta,
+    }
+    for kind, applies in kinds.items():
+        if applies:
+            raise ConfigError(f"{place} is {kind}: save it as a plain tensor, which weights here are")
+    # A stride of 0 makes terabytes of four bytes, as soon as anything copies them.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ConfigError(f"{place} has {tensor.numel():,} elements and room for fewer: save a copy of it (.clone())")
+    tensor = tensor.detach().resolve_neg()
+    if str(tensor.dtype) == "torch.bfloat16" or str(tensor.dtype).startswith("torch.float8_"):
+        tensor = tensor.float()
+    try:
+        return tensor.numpy()
+    except TypeError:
+        raise ConfigError(f"{place} is of type {tensor.dtype}, which is not read here: save it as float32") from None
 
 
 INERT = ("pytorch_lightning.", "lightning.", "omegaconf.", "numpy.", "_codecs.encode")
 """What Lightning's checkpoints name beside tensors: callbacks, options, and NumPy's way to pickle a scalar."""
-SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16, "I64": "<i8", "I32": "<i4", "U8": "u1",
-               "BOOL": "?"}
+SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn,
+               "F8_E5M2": jnp.float8_e5m2, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4",
+               "U16": "<u2", "U8": "u1", "BOOL": "?"}
 READERS = {".safetensors": _safetensors, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".ckpt": _torch, ".bin": _torch}

@@ -12,14 +12,14 @@ the page, and so into every checkpoint: nothing of it has to be known to sample.
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from diffusion_jax.build import ConfigError, build
+from diffusion_jax.build import ConfigError, build, number, short, unknown
 from diffusion_jax.diffusion.process import DDPM
-from diffusion_jax.pretrained import clip, ldm_text, ldm_unet, vae
+from diffusion_jax.pretrained import clip, ldm_text, ldm_unet, schedulers, vae
 from diffusion_jax.pretrained.folder import options, weights
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.types import Params
@@ -32,10 +32,14 @@ IGNORED = ("logvar", f"{TEXT}logit_scale", f"{FIRST}loss.", f"{FIRST}colorize")
 TABLES = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "lvlb_weights")
 SCALE = vae.SCALE
 START_TEXT, END_TEXT = 49406, 49407
-SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "squaredcos"}
-PREDICTIONS = {"epsilon": "Eps", "eps": "Eps", "v_prediction": "V", "v": "V", "sample": "X0", "x0": "X0"}
-SAMPLERS = {"PNDMScheduler": "plms", "DDIMScheduler": "ddim", "DDPMScheduler": "ancestral", "EulerDiscreteScheduler": "euler",
-            "EulerAncestralDiscreteScheduler": "euler_ancestral", "DPMSolverMultistepScheduler": "dpmpp_2m"}
+PREDICTIONS = {"epsilon": "Eps", "eps": "Eps", "v_prediction": "V", "v": "V", "sample": "X0", "x0": "X0",
+               "flow_prediction": "Velocity"}
+STABLE = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+LARGEST = 4096
+"""Side of latents; what is sampled at a size of its own asks for memory."""
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "low_res_scheduler", "safety_checker", "feature_extractor",
+         "watermarker")
+"""Of a folder: what is read, and what does not change its images before they are checked or marked."""
 Spec = dict[str, Any]
 
 
@@ -45,7 +49,7 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     Args:
       path: the file or the folder, see the top of this file.
       official: of a file, the 'params' of CompVis's yaml; for Stable Diffusion 2 at least parameterization, 'v' or 'eps', and
-        image_size, the side of its latents.
+        image_size, the side of its latents. Of a folder, {'scheduler': {key: value}} in place of its scheduler's own.
 
     Returns:
       The sections model, task, data and sample of a page, and {'model': ..., 'cond': ..., 'first_stage': ...}, the last of which
@@ -54,7 +58,9 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     Raises:
       ConfigError: something is missing, has no counterpart here or does not fit; the line says what.
     """
-    return from_folder(Path(path)) if Path(path).is_dir() else from_file(read(path, "state_dict"), official or {})
+    if Path(path).is_dir():
+        return from_folder(Path(path), official or {})
+    return from_file(read(path, "state_dict"), official or {})
 
 
 def part(state_dict: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -174,13 +180,22 @@ def table(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> Spec:
     return dict(name="diffusion_jax.diffusion.process:DDPM", schedule="scaled_linear", steps=steps, start=start, end=end)
 
 
-def from_folder(folder: Path) -> tuple[dict[str, Any], Params]:
+def from_folder(folder: Path, official: Mapping[str, Any] = MappingProxyType({})) -> tuple[dict[str, Any], Params]:
     """`load` of a folder of diffusers."""
+    for key in official:
+        if key != "scheduler":
+            raise unknown("option of --official for a folder", key, ("scheduler",))
+    own = official.get("scheduler", {})
+    if not isinstance(own, Mapping):
+        raise ConfigError(f"scheduler of --official is a mapping of its options, got {short(own)}")
+    stable = _of_stable_diffusion(folder)
+    schedule = schedulers.read({**options(folder / "scheduler", "scheduler_config.json"), **own}, stable)
     unet = options(folder / "unet")
-    extra = unet["in_channels"] - unet["out_channels"]
     model, cond = ldm_unet.diffusers_config(unet)
-    label = build(cond)
-    params = ldm_unet.convert(weights(folder / "unet"), build(model), label)
+    extra = unet.get("in_channels", 4) - unet.get("out_channels", 4)
+    if extra < 0:
+        raise ConfigError("this unet predicts more channels than it reads, which no scheduler of a pipeline here takes")
+    params = ldm_unet.convert(weights(folder / "unet"), build(model), build(cond))
     if (folder / "text_encoder").is_dir():
         _alone(cond)
         text = prefixed(weights(folder / "text_encoder"))
@@ -190,54 +205,31 @@ def from_folder(folder: Path) -> tuple[dict[str, Any], Params]:
     config = options(folder / "vae")
     autoencoder = vae.diffusers_config(config)
     params["first_stage"] = {"model": vae.convert(weights(folder / "vae"), build(autoencoder))}
-    schedule = options(folder / "scheduler", "scheduler_config.json")
-    prediction = schedule.get("prediction_type", "epsilon")
-    side = unet.get("sample_size") or 64
-    scale = config.get("scaling_factor", SCALE)
-    sections = page(model, cond, process_of(schedule), prediction, side, autoencoder, scale, extra)
-    sections["sample"] |= _sample_of(schedule)
+    side = int(number("sample_size of unet/config.json", unet.get("sample_size") or 64, 1, LARGEST, integer=True))
+    scale = number("scaling_factor of vae/config.json", config.get("scaling_factor", SCALE))
+    sections = page(model, cond, schedule.process, schedule.prediction, side, autoencoder, scale, extra)
+    sections["sample"] |= schedule.sample
     return sections, _joined(params, extra)
 
 
-def _sample_of(schedule: Mapping[str, Any]) -> Spec:
-    """What a scheduler_config.json says for the section sample."""
-    kind = schedule.get("_class_name")
-    last = -1 if schedule.get("set_alpha_to_one", kind == "DDIMScheduler") else 0
-    sample: Spec = dict(sampler=_sampler(kind))
-    if schedule.get("timestep_spacing", "leading") == "trailing":
-        sample["times"] = "trailing"
-    else:
-        sample["times"] = f"leading,offset={schedule.get('steps_offset', 0)},last={last}"
-    if schedule.get("clip_sample", False):
-        sample["clip"] = schedule.get("clip_sample_range", 1.0)
-    return sample
+def _of_stable_diffusion(folder: Path) -> bool:
+    """Whether diffusers runs a folder in a pipeline that sets some of the scheduler's options itself.
 
-
-def _sampler(scheduler: str | None) -> str:
-    """Ours for a scheduler of diffusers; says so where DDIM stands in for one that is not here."""
-    if scheduler is not None and scheduler not in SAMPLERS:
-        print(f"no sampler here is diffusers' {scheduler}: ddim stands in for it, --sampler takes another")
-    return SAMPLERS.get(scheduler, "ddim")
+    Raises:
+      ConfigError: the folder has parts that change what it makes and that are not read here.
+    """
+    file = "model_index.json"
+    index = options(folder, file) if (folder / file).is_file() else {}
+    for name, part in index.items():
+        if name not in PARTS and not name.startswith("_") and isinstance(part, list) and any(part):
+            raise ConfigError(f"{folder / file} has a {name}, which no model here has: known parts are {', '.join(PARTS)}")
+    texts = (folder / "text_encoder").is_dir()
+    return index.get("_class_name", "StableDiffusionPipeline" if texts else "") in STABLE
 
 
 def _joined(params: Params, extra: int) -> Params:
     """The parameters with those of the conditioner where `page` puts it beside a stacked picture."""
     return params | {"cond": {"parts_0": params["cond"]}} if extra and params.get("cond") else params
-
-
-def process_of(schedule: Mapping[str, Any]) -> Spec:
-    """The process of a scheduler_config.json.
-
-    Raises:
-      ConfigError: a schedule that is not here.
-    """
-    name = schedule.get("beta_schedule", "linear")
-    if name not in SCHEDULES or schedule.get("trained_betas") is not None:
-        raise ConfigError(f"no process here has the scheduler's betas {name!r}; known: {', '.join(SCHEDULES)}")
-    spec = dict(name="diffusion_jax.diffusion.process:DDPM", schedule=SCHEDULES[name], steps=schedule["num_train_timesteps"],
-                zero_snr=schedule.get("rescale_betas_zero_snr", False))
-    return spec if name == "squaredcos_cap_v2" else spec | {
-        "start": schedule.get("beta_start", 1e-4), "end": schedule.get("beta_end", 0.02)}
 
 
 def page(
@@ -280,5 +272,5 @@ def prefixed(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 def fill(folder: Path) -> int:
     """The token that fills up a text: that of '!', number 0, or the end."""
     file = folder / "tokenizer" / "tokenizer_config.json"
-    pad = json.loads(file.read_text()).get("pad_token") if file.is_file() else None
+    pad = options(file.parent, file.name).get("pad_token") if file.is_file() else None
     return 0 if (pad.get("content") if isinstance(pad, dict) else pad) == "!" else END_TEXT

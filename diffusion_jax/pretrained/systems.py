@@ -10,7 +10,6 @@ To add a system, write its file and add one entry to `SYSTEMS`.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,10 @@ Source = str | os.PathLike[str]
 HERE = "diffusion_jax.pretrained"
 SUFFIXES = ".safetensors, .npz, .pt, .pth, .ckpt or .bin"
 """Of the files that `reader.read` reads."""
+
+
+MALFORMED = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError)
+"""What comes of options and shapes of other kinds than they are published with."""
 
 
 class System(NamedTuple):
@@ -138,7 +141,8 @@ _TABLE = (
         name="sd",
         weights="Stable Diffusion 1 and 2, and the models of latent diffusion",
         source="a file of CompVis, or a folder of diffusers",
-        official="params of CompVis's yaml, of Stable Diffusion 2 parameterization and image_size",
+        official="params of CompVis's yaml, of Stable Diffusion 2 parameterization and image_size, "
+        "of a folder scheduler, options in place of its own",
         load=f"{HERE}.sd:load",
         one_way="its files hold averages and tables of training that a run does not keep",
     ),
@@ -218,6 +222,14 @@ def load(
         files = source if official is None else f"--official {official}, or in {source}"
         missing = error.args[0]
         raise ConfigError(f"there is no {missing!r} in {files}: system {name} needs it") from error
+    except MALFORMED as error:
+        if isinstance(error, ConfigError):
+            raise
+        says = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{source} is not as system {name} has it ({type(error).__name__}: {says}): "
+            "get it again, or look at its options"
+        ) from error
 
 
 def export(
@@ -279,11 +291,6 @@ def _resolve(symbol: str) -> Any:
 
 def _read_options(file: Path) -> dict[str, Any]:
     """The official options in a JSON file."""
-    try:
-        options = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--official {file} does not read as JSON: {error}") from None
-    if not isinstance(options, dict):
-        kind = type(options).__name__
-        raise ConfigError(f"--official {file} holds a {kind}, not a mapping of options")
-    return options
+    # Late, as above: it reads weights too.
+    folder = importlib.import_module(f"{HERE}.folder")
+    return folder.read_json(file)

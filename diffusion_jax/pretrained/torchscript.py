@@ -7,6 +7,7 @@ and three functions build a tensor, a parameter or a list. Any other name is ref
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -37,7 +38,7 @@ class _Bag:
 def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
     """The view of a storage that a tensor is; refuses one that leaves it."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else offset - 1
-    if offset < 0 or min(stride, default=0) < 0 or last >= len(storage):
+    if offset < 0 or min(stride, default=0) < 0 or last >= len(storage) or math.prod(size) > len(storage):
         raise pickle.UnpicklingError("a tensor lies outside its storage")
     steps = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()
@@ -71,7 +72,10 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: tuple) -> np.ndarray:
         """A storage: ('storage', type, number, device, count)."""
         _, kind, number, _, count = pid
-        data = self.archive.read(f"{self.root}/data/{number}")
+        info = self.archive.getinfo(f"{self.root}/data/{number}")
+        if info.compress_type != zipfile.ZIP_STORED:                    # torch compresses nothing: a bomb does
+            raise pickle.UnpicklingError("a storage is compressed")
+        data = self.archive.read(info)
         return np.frombuffer(data, kind, count)
 
 

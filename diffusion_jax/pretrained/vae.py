@@ -105,12 +105,27 @@ def config(ddconfig: Mapping[str, Any], embed_dim: int, n_embed: int | None = No
     return spec if n_embed is None else spec | {"codes": n_embed}
 
 
+PLAIN = {
+    "act_fn": "silu", "shift_factor": 0.0, "latents_mean": None, "latents_std": None, "use_quant_conv": True,
+    "use_post_quant_conv": True,
+}
+"""Options of diffusers' AutoencoderKL with their only value here."""
+READ = (
+    "in_channels", "out_channels", "down_block_types", "up_block_types", "block_out_channels", "layers_per_block",
+    "latent_channels", "norm_num_groups", "sample_size", "scaling_factor", "force_upcast", "mid_block_add_attention",
+)
+"""Options that are read, and two of half precision and of the size it was trained at."""
+
+
 def diffusers_config(options: Mapping[str, Any]) -> dict[str, Any]:
     """What to `build` the autoencoder of a diffusers vae/config.json from.
 
     Raises:
       ConfigError: an option that has no counterpart here.
     """
+    folder.checked(options, PLAIN, READ, "the autoencoder's config.json")
+    if options.get("out_channels", options["in_channels"]) != options["in_channels"]:
+        raise ConfigError("no autoencoder here has other out_channels than in_channels")
     widths = options["block_out_channels"]
     plain = {"DownEncoderBlock2D", "UpDecoderBlock2D"}
     if not plain >= {*options["down_block_types"], *options["up_block_types"]} or any(w % widths[0] for w in widths):

@@ -12,19 +12,25 @@ deviation, their principal components, how near images are to their texts (tasks
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
 
 from diffusion_jax.build import ConfigError, build
+from diffusion_jax.files import whole
 from diffusion_jax.runs import held_out
 from diffusion_jax.runs.folder import FIRST, holds_run, save_start
 from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.embedder import Embedder, statistics
-from diffusion_jax.train.checkpoint import load
+from diffusion_jax.train.checkpoint import digest_of, load
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Array, Params, Raw
 
@@ -34,21 +40,76 @@ MOST = 10_000
 components of about a thousand channels."""
 BATCH = 250
 """Of them that are embedded at a time."""
+NOTE = "source.json"
+"""In the copy: what it is of."""
+
+
+class Joined(NamedTuple):
+    """A run's config with its first stage.
+
+    Attributes:
+      config: with the first stage's task in its own.
+      params: the first stage's weights; None where the page names none.
+      keep: writes their copy into the run's folder, where it is not yet there.
+    """
+
+    config: dict[str, Any]
+    params: Params | None
+    keep: Callable[[], None]
 
 
 def joined(config: Mapping[str, Any], workdir: str) -> tuple[dict[str, Any], Params | None]:
-    """(the config with the first stage's task in its own, the first stage's weights); (config,
-    None) where it names none.
+    """(the config with the first stage's task in its own, the first stage's weights), which are
+    copied into the run's folder; (config, None) where it names none.
+
+    Raises:
+      ConfigError: what `load` refuses.
+    """
+    first = read(config, workdir)
+    first.keep()
+    return first.config, first.params
+
+
+def read(config: Mapping[str, Any], workdir: str) -> Joined:
+    """The same, with nothing written yet.
+
+    A resumed run goes on with the copy in its folder, whatever has become of the folder since that
+    the page names. Before the run's first checkpoint there is no such run: a copy may be left of
+    another page's start, and is taken only where it is of the same weights.
 
     Raises:
       ConfigError: what `load` refuses.
     """
     if FIRST not in config:
-        return dict(config), None
+        return Joined(dict(config), None, lambda: None)
+    copy, data = Path(workdir, FIRST), config.get("data", {})
+    source = _source(config[FIRST], data)
+    begun = holds_run(copy) and holds_run(workdir)
+    if begun or _left(copy, source):
+        stored, params, keep = *_loaded(str(copy), {}), lambda: None
+        if begun:
+            stored["task"] |= source["changes"]
+    else:
+        stored, params = _loaded(source["folder"], source["changes"])
+        # Once: what is copied then is an `Embedder`, which is no CLIP any more.
+        if isinstance(task_of(stored), kinds.TwoTowers):
+            spec, params = fitted(stored, params, data)
+            stored = {"task": spec}
+        stored = {key: stored[key] for key in ("task", "model") if key in stored}
+        keep = functools.partial(_keep, copy, stored, params, source)
     # Into the task: the checkpoints of the run are then enough to build it, without the folder that
     # the page names.
-    spec, params = _read(config[FIRST], Path(workdir, FIRST), config.get("data", {}))
-    return {**config, "task": {**config["task"], FIRST: spec}}, params
+    model = {"model": stored["model"]} if "model" in stored else {}
+    task = {**config["task"], FIRST: stored["task"] | model}
+    return Joined({**config, "task": task}, params, keep)
+
+
+def _loaded(folder: str, changes: Mapping[str, Any]) -> tuple[dict[str, Any], Params]:
+    """(the config, the weights) of a folder, its task changed."""
+    stored, _, params = load(folder)
+    stored = plain(stored)
+    stored["task"] |= changes
+    return stored, params
 
 
 def named(where: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -59,25 +120,45 @@ def named(where: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return where["folder"], {name: value for name, value in where.items() if name != "folder"}
 
 
-def _read(
-    where: str | Mapping[str, Any], copy: Path, data: Mapping[str, Any]
-) -> tuple[dict[str, Any], Params]:
-    """(the task, the weights) of the run that a page names, or of `copy`, to which they are
-    copied first."""
+def _source(where: str | Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a copy is of: plain JSON, which lies beside it. The digest is None where the folder is
+    not there any more."""
     folder, changes = named(where)
-    # The copy wins: a resumed run goes on with the weights it began with, whatever has become of
-    # the folder since.
-    config, _, params = load(copy if holds_run(copy) else Path(folder).expanduser())
-    config = plain(config)
-    config["task"] |= changes
-    # Once: what is copied then is an `Embedder`, which is no CLIP any more.
-    if isinstance(task_of(config), kinds.TwoTowers):
-        spec, params = fitted(config, params, data)
-        config = {"task": spec}
-    model = {"model": config["model"]} if "model" in config else {}
+    path = Path(folder).expanduser()
+    digest = digest_of(path) if holds_run(path) else None
+    # Statistics are taken of the data; where there are none, the copy does not depend on them.
+    taken = {part: data[part] for part in ("train", "decode") if part in data}
+    source = {"folder": str(path), "changes": changes, "digest": digest, "data": taken}
+    return json.loads(json.dumps(plain(source)))
+
+
+def _left(copy: Path, source: Mapping[str, Any]) -> bool:
+    """Whether a copy that an unfinished start left is of this source."""
     if not holds_run(copy):
-        save_start(copy, {"task": config["task"], **model}, params)
-    return config["task"] | model, params
+        return False
+    try:
+        note = json.loads((copy / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # of an older version, or killed just there: taken anew
+        note = {}
+    # Where the folder is gone, its name has to do.
+    compared = [key for key in source if key != ("digest" if source["digest"] is None else "folder")]
+    return isinstance(note, dict) and all(note.get(key) == source[key] for key in compared)
+
+
+def _keep(
+    copy: Path, config: Mapping[str, Any], params: Params, source: Mapping[str, Any]
+) -> None:
+    """Writes the copy, in the place of one of other weights."""
+    if holds_run(copy):
+        if jax.process_index() == 0:
+            logging.warning("%s is of an unfinished start with another first stage: replaced", copy)
+            shutil.rmtree(copy)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("diffusion_jax: first stage replaced")
+    save_start(copy, config, params)
+    if jax.process_index() == 0:
+        with whole(copy / NOTE) as file:
+            file.write_text(json.dumps(source), encoding="utf-8")
 
 
 def embedder_spec(config: Mapping[str, Any], components: int) -> dict[str, Any]:

@@ -23,8 +23,10 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.runs import held_out, page
-from diffusion_jax.train.checkpoint import Checkpoints, available, config_of, find, weights
+from diffusion_jax.train.checkpoint import Checkpoints, available, config_of, weights
+from diffusion_jax.train.lock import one_writer
 from diffusion_jax.train.state import plain, task_of
+from diffusion_jax.train.steps import newest
 from diffusion_jax.types import Params, Raw, Task, TrainState
 
 STEPS = "checkpoints"
@@ -182,15 +184,23 @@ def open_run(
       ConfigError: no such folder, step or weights, a damaged checkpoint, or another kind of model.
     """
     folder = Path(folder).expanduser()
-    root, step = find(folder, step)
-    config = plain(config_of(root, step))
-    task = task_of(config)
-    # Before the weights are read: another kind of model may have gigabytes of them.
-    check_kind(task, kind, f"{flag}{folder}")
-    read = weights(root, which, step)
-    home = _home(folder, root)
-    model = Model(params=read.params, first=first_stage(home), task=task)
-    return Run(str(home), read.step, read.name, config, model, read.digest)
+
+    def read(root: Path, step: int) -> Run:
+        config = plain(config_of(root, step))
+        try:
+            page.check_stored(config)
+            task = task_of(config)
+        except ConfigError as error:
+            raise ConfigError(f"the config in {root / str(step)}: {error}") from None
+        # Before the weights are read: another kind of model may have gigabytes of them.
+        check_kind(task, kind, f"{flag}{folder}")
+        chosen = weights(root, which, step)
+        home = _home(folder, root)
+        model = Model(params=chosen.params, first=first_stage(home), task=task)
+        return Run(str(home), chosen.step, chosen.name, config, model, chosen.digest)
+
+    # The run may be training on, and remove what is read here.
+    return newest(folder, step, read)
 
 
 def _home(folder: Path, root: Path) -> Path:
@@ -245,12 +255,13 @@ def save_start(
       step: another one, where the weights have it.
 
     Raises:
-      ConfigError: the folder holds a run.
+      ConfigError: the folder holds a run, or another process writes it.
     """
     folder = Path(folder).expanduser()
-    if holds_run(folder):
-        raise ConfigError(f"{folder} holds a run: choose another folder")
     # No optimiser and no averages: 'ema' then means these parameters.
     state = TrainState(step=jnp.int32(step), params=params, opt_state=(), ema={})
-    with Checkpoints(folder, config, every=1, keep=1) as checkpoints:
-        checkpoints.save(state)
+    with one_writer(folder, "written"):
+        if holds_run(folder):
+            raise ConfigError(f"{folder} holds a run: choose another folder")
+        with Checkpoints(folder, config, every=1, keep=1) as checkpoints:
+            checkpoints.save(state)

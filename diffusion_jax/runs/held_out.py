@@ -3,6 +3,7 @@ random."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.image import to_unit
 from diffusion_jax.data.rows import spread
-from diffusion_jax.data.source import Record
+from diffusion_jax.data.source import Record, decoded, place
 from diffusion_jax.types import Raw
 
 Data = Mapping[str, Any]
@@ -32,12 +33,33 @@ def still(decode: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def records(data: Data, split: str, num: int | None = None) -> Iterator[Record]:
-    """Decoded records of a split, `num` of them spread over it, or all."""
-    source = build(data[split])
-    decode = build(still(data["decode"]))
+    """Decoded records of a split, `num` of them spread over it, or all.
+
+    Raises:
+      ConfigError: there are none, or one cannot be decoded, by name.
+    """
+    source = _source(data, split)
+    decode = _cutting(build(still(data["decode"])))
     for i in spread(len(source), num):
         # A generator for each, so that no record depends on those before it.
-        yield decode(source[i], np.random.default_rng(0))
+        yield decoded(source, decode, i, np.random.default_rng(0))
+
+
+def _cutting(decode: Any) -> Any:
+    """A decoder whose tokenizer cuts captions that are too long: what is measured is not there to
+    be shortened, and training has counted its own."""
+    tokenizer: Any = getattr(decode, "tokenizer", None)
+    if getattr(tokenizer, "truncate", True):
+        return decode
+    return replace(decode, tokenizer=replace(tokenizer, truncate=True))
+
+
+def _source(data: Data, split: str) -> Any:
+    """The source of a split; `ConfigError` where it has no records."""
+    source = build(data[split])
+    if not len(source):
+        raise ConfigError(f"{source} holds no records; check its path and split")
+    return source
 
 
 def pictures(
@@ -75,9 +97,13 @@ def captions(data: Data, num: int, split: str = "test") -> list[str]:
     Raises:
       ConfigError: the data has none.
     """
-    source = build(data[split])
-    if "caption" not in source[0]:
-        raise ConfigError("this model reads captions: give data that has them, or a --prompt")
+    source = _source(data, split)
     # From the source: a decoder that has read the record leaves its tokens, not the text.
-    texts = [source[i]["caption"] for i in spread(len(source), num)]
+    texts = []
+    for i in spread(len(source), num):
+        texts.append(source[i].get("caption"))
+        if texts[-1] is None and len(texts) == 1:
+            raise ConfigError("this model reads captions: give data that has them, or a --prompt")
+        if not isinstance(texts[-1], str):
+            raise ConfigError(f"{place(source, i)}: caption {texts[-1]!r} is no text; mend it")
     return [texts[i % len(texts)] for i in range(num)]

@@ -76,10 +76,10 @@ def read(text: str) -> ConfigDict:
     except ConfigError:
         raise
     except Exception as error:  # a page is the user's code, which may raise anything
-        traceback.print_exception(
-            type(error), error, _inside(error.__traceback__, file), chain=False
-        )
-        raise ConfigError(f"the page {file} fails: {type(error).__name__}: {error}") from None
+        frames = _inside(error.__traceback__, file)
+        traceback.print_exception(type(error), error, frames, chain=False)
+        where = _line(error, frames, file)
+        raise ConfigError(f"the page {where} fails: {type(error).__name__}: {error}") from None
     if not isinstance(page, (ConfigDict, dict)):
         raise ConfigError(
             f"get_config of {file} returns {type(page).__name__}: it is to return a ConfigDict"
@@ -95,7 +95,10 @@ def find(name: str) -> Path:
     """
     file = Path(name).expanduser()
     if file.is_file():
+        _check_text(file)
         return file
+    if file.is_dir():
+        raise ConfigError(f"{name!r} is a folder: a page is a Python file with get_config")
     pages = installed()
     # 'digits', 'digits.py' and 'configs/digits.py', as READMEs write it, from any folder.
     if (
@@ -117,6 +120,16 @@ def installed() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"}
 
 
+def _check_text(file: Path) -> None:
+    """Raises ConfigError for a file that is no Python: pictures, arrays, weights."""
+    try:
+        text = file.read_bytes().decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if file.suffix not in ("", ".py") or "\0" in text:
+        raise ConfigError(f"{file} is no page: a page is a Python file with get_config")
+
+
 def _module(file: Path) -> Any:
     # Not an import: a page may lie outside sys.path and have the name of an installed package.
     loader = SourceFileLoader("config_page", str(file))
@@ -133,3 +146,15 @@ def _inside(frames: TracebackType | None, file: Path) -> TracebackType | None:
     while frames is not None and frames.tb_frame.f_code.co_filename != str(file):
         frames = frames.tb_next
     return frames
+
+
+def _line(error: Exception, frames: TracebackType | None, file: Path) -> str:
+    """'page.py:12', the line of the page that fails; the file alone where none of it ran."""
+    line = None
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        line = error.lineno
+    while frames is not None:
+        if frames.tb_frame.f_code.co_filename == str(file):
+            line = frames.tb_lineno
+        frames = frames.tb_next
+    return str(file) if line is None else f"{file}:{line}"

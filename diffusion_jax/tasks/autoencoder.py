@@ -21,6 +21,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax.core import meta
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.lpips import LPIPS
@@ -28,7 +29,7 @@ from diffusion_jax.models.vae import KL, VQ, Posterior
 from diffusion_jax.nn.conv import convolve
 from diffusion_jax.nn.tiles import tiled
 from diffusion_jax.tasks.autoencoder_loss import Losses
-from diffusion_jax.tasks.images import check_shape
+from diffusion_jax.tasks.images import check_output, check_shape
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw
 
 DECAY = 0.99
@@ -82,13 +83,20 @@ class Autoencoder:
         """Fresh parameters; of the batch only shapes matter.
 
         Raises:
-          ConfigError: the images have another shape than the task.
+          ConfigError: the images have another shape than the task, or the network's have.
         """
         check_shape(batch, self.shape)
         x = jnp.zeros((1, *self.shape))
         k_model, k_disc = jax.random.split(key)
-        params = {"model": self.model.init(k_model, x)["params"]}
+        out, variables = self.model.init_with_output(k_model, x)
+        check_output(out.shape[1:], self.shape)
+        params = {"model": variables["params"]}
         return params if self.losses is None else params | {"disc": self.losses.disc.init(k_disc, x)["params"]}
+
+    @property
+    def undivided(self) -> str:
+        """Why a batch cannot be trained on in parts: the losses are no means over images."""
+        return "" if self.losses is None else "the adaptive weight, and the norms of the discriminator, are those of all of it"
 
     def memory(self) -> Memory:
         """The steps done, and for a VQ the counts of (4)."""
@@ -111,7 +119,7 @@ class Autoencoder:
         k_draw, k_drop = jax.random.split(key)
         x, rngs = batch["image"], {"dropout": k_drop} if train else {}
         y, seen, parts = self.model.apply({"params": params["model"]}, x, k_draw, method="train", rngs=rngs)
-        final = params["model"]["decoder"]["final_conv"]
+        final = meta.unbox(params["model"]["decoder"]["final_conv"])      # not by flax, which opens what train/gather.py boxes
 
         def last(seen: Array, kernel: Array) -> Array:
             return convolve((1, 1), seen, kernel) + final["bias"][None, None, None]

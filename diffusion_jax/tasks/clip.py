@@ -5,7 +5,8 @@ With the logits (1) of models/clip.py over all N pictures and all N texts of a s
     loss = (mean_i -log softmax_j(logits_ij)[i] + mean_j -log softmax_i(logits_ij)[j]) / 2            (1)
 
 and s clamped so that exp(s) <= 100 after each update. The batch is the global one: its arrays are sharded over the devices, and
-the product of all features with all features gathers them, so the loss does not depend on the number of devices.
+the product of all features with all features gathers them, so the loss depends neither on the number of devices nor on the number
+of microbatches (train/step.py).
 
 A CLIP that sees noised pictures, and their noise level, guides a diffusion model (Nichol et al. 2021, arXiv 2112.10741):
 
@@ -20,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import meta
 
 from diffusion_jax.diffusion.process import carried, noised
 from diffusion_jax.diffusion.times import Memoryless, Uniform
@@ -85,13 +87,22 @@ class Contrastive:
 
     def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
         """(1), with a process at drawn times and noise."""
+        return self.overall(params, frozen, self.outputs(params, frozen, batch, key, train), train)
+
+    def outputs(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> dict[str, Array]:
+        """The features 'image' and 'text' of a batch, each [B, F], of any length."""
         k_t, k_eps = jax.random.split(key)
         x, label = batch["image"], ()
         if self.process is not None:
             t = self.times(self.process, k_t, len(x))
             x, label = noised(self.process, x, t, jax.random.normal(k_eps, x.shape)), self._label(t)
-        images, texts, scale = self.model.apply({"params": params["model"]}, x, batch["tokens"], *label)
-        loss, metrics = contrastive(logits(images, texts, scale))
+        images, texts, _ = self.model.apply({"params": params["model"]}, x, batch["tokens"], *label)
+        return {"image": images, "text": texts}
+
+    def overall(self, params: Params, frozen: Params, outputs: Params, train: bool) -> tuple[Array, Metrics]:
+        """(1) of the features of the whole batch."""
+        scale = meta.unbox(params["model"]["logit_scale"])
+        loss, metrics = contrastive(logits(outputs["image"], outputs["text"], scale))
         return loss, {**metrics, "scale": jnp.exp(scale)}
 
     def _label(self, t: Array) -> tuple[Array, ...]:

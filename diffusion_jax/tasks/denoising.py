@@ -34,9 +34,10 @@ from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.diffusion import losses, scales
 from diffusion_jax.diffusion.losses import Simple
 from diffusion_jax.diffusion.process import DDPM, bcast, noised
-from diffusion_jax.diffusion.samplers import VARIANCES
 from diffusion_jax.diffusion.times import Memoryless, SecondMoment, Uniform
+from diffusion_jax.diffusion.variance import VARIANCES
 from diffusion_jax.nn.mp import normalize_weights
+from diffusion_jax.tasks.images import check_output
 from diffusion_jax.types import (
     Array,
     Cond,
@@ -144,7 +145,8 @@ class DenoisingTask(abc.ABC):
         """Fresh parameters; of the batch only shapes matter.
 
         Raises:
-          ConfigError: the images have another shape than the task, or what a first stage makes has.
+          ConfigError: the images have another shape than the task, or what a first stage makes has;
+            the network puts out another one.
         """
         batch = self.blank(batch)
         if batch["image"].shape[1:] != tuple(self.shape):
@@ -155,7 +157,8 @@ class DenoisingTask(abc.ABC):
         cond_vars = self.cond.init(k_cond, batch)
         cond = self.cond.apply(cond_vars, batch)
         x = jnp.zeros((len(batch["image"]), *self.shape))
-        model_vars = self.model.init(k_model, x, jnp.zeros(len(x)), cond)
+        out, model_vars = self.model.init_with_output(k_model, x, jnp.zeros(len(x)), cond)
+        check_output(out.shape[1:], self.shape, self.learned_variance)
         params = {"model": model_vars["params"], "cond": cond_vars.get("params", {})}
         if self.uncertainty is not None:
             params["uncertainty"] = self.uncertainty.init(k_model, jnp.zeros(len(x)))["params"]

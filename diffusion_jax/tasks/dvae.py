@@ -12,7 +12,7 @@ but a few codes die in the first updates, `balance` does.
 rec is -ln p of the logit-Laplace distribution, (x - x')^2, |x - x'|, or the smooth L1 norm of them. With `straight_through` the
 decoder sees the one-hot of the largest entry of z, and the gradient is that of z.
 
-Over a run, with c the number of batches seen, tau and beta go from one value to another along half a cosine:
+Over a run, with c the number of updates done, tau and beta go from one value to another along half a cosine:
 
     v(c) = b + (a - b) (1 + cos(pi min(c / n, 1))) / 2                                (4)
 
@@ -24,6 +24,7 @@ The paper has tau from 1 to 1/16 in 150,000 updates (linear annealing diverges, 
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,13 +33,14 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.tasks.images import check_shape
+from diffusion_jax.diffusion.losses import mean_flat
+from diffusion_jax.tasks.images import check_output, check_shape
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw
 
 
 @dataclass(frozen=True)
 class Anneal:
-    """(4): from `start` to `end` in `steps` batches.
+    """(4): from `start` to `end` in `steps` updates.
 
     Raises:
       ConfigError: less than one step.
@@ -53,7 +55,7 @@ class Anneal:
             raise ConfigError(f"annealing takes at least one step, got {self.steps}")
 
     def __call__(self, count: Array) -> Array:
-        """The value after `count` batches."""
+        """The value after `count` updates."""
         return self.end + (self.start - self.end) * (1 + jnp.cos(jnp.pi * jnp.clip(count / self.steps, 0, 1))) / 2
 
 
@@ -129,13 +131,16 @@ class DiscreteVAE:
         """Fresh parameters; of the batch only shapes matter.
 
         Raises:
-          ConfigError: the images have another shape than the task.
+          ConfigError: the images have another shape than the task, or the network's have.
         """
         check_shape(batch, self.shape)
-        return {"model": self.model.init(key, jnp.zeros_like(batch["image"][:1]))["params"]}
+        params = {"model": self.model.init(key, jnp.zeros_like(batch["image"][:1]))["params"]}
+        codes = jnp.zeros((1, math.prod(self.grid)), jnp.int32)
+        check_output(jax.eval_shape(self.decode, params, codes).shape[1:], self.shape)
+        return params
 
     def memory(self) -> Memory:
-        """How many batches were seen: the c of (4)."""
+        """The number of updates: the c of (4)."""
         return {"count": jnp.zeros((), jnp.float32)}
 
     def project(self, params: Params) -> Params:
@@ -148,14 +153,28 @@ class DiscreteVAE:
         Logged beside its parts: tau; 'usage', the share of the codebook that the batch uses; 'perplexity', the exponential of the
         entropy of the codes in the batch.
         """
-        count = (frozen or {}).get("memory", self.memory())["count"]
+        return self.overall(params, frozen, self.outputs(params, frozen, batch, key, train), train)
+
+    def outputs(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> dict[str, Array]:
+        """Of each image: 'reconstruction' and 'kl' [B], see `terms`; [B, codes], of the codes, 'share',
+        their mean probability over places, and 'chosen', how often each is the most likely."""
         logits = self.logits(params, batch["image"])
-        tau = self.temperature(count)
+        tau = self.temperature(self._count(frozen))
         gumbel = jax.random.gumbel(key, logits.shape)
         z = self.relaxed(logits, gumbel, tau) if train else jax.nn.one_hot(jnp.argmax(logits, -1), self.codes)
         x = self.spread(batch["image"], jax.random.fold_in(key, 1)) if train and self.levels else batch["image"]
-        metrics = self.terms(params, x, logits, z, self.beta(count)) | {"temperature": tau, **usage(logits)}
+        return self._each(params, x, logits, z)
+
+    def overall(self, params: Params, frozen: Params, outputs: Params, train: bool) -> tuple[Array, Metrics]:
+        """(3) and all that is logged, of the outputs of the whole batch."""
+        count = self._count(frozen)
+        used = _used(jnp.mean(outputs["chosen"], axis=0))
+        metrics = self._total(outputs, self.beta(count)) | {"temperature": self.temperature(count), **used}
         return metrics["loss"], metrics | ({"memory": {"count": count + 1}} if train else {})
+
+    def _count(self, frozen: Params) -> Array:
+        """c of (4)."""
+        return (frozen or {}).get("memory", self.memory())["count"]
 
     def spread(self, x: Array, key: Key) -> Array:
         """Pixels [B, H, W, C] somewhere within the width of their gray value."""
@@ -175,6 +194,10 @@ class DiscreteVAE:
 
     def terms(self, params: Params, x: Array, logits: Array, z: Array, beta: Array | float) -> dict[str, Array]:
         """'loss' (3), and its parts 'reconstruction', per pixel and channel, and 'kl', per place, in nats."""
+        return self._total(self._each(params, x, logits, z), beta)
+
+    def _each(self, params: Params, x: Array, logits: Array, z: Array) -> dict[str, Array]:
+        """`outputs` of pixels x [B, H, W, C], logits and z [B, h, w, codes]."""
         out = self.model.apply({"params": params["model"]}, z, method="decode")
         if self.reconstruction == "logit_laplace":
             rec = self.model.nll(x, out)
@@ -182,12 +205,19 @@ class DiscreteVAE:
             rec = DISTANCES[self.reconstruction](x - self.model.pixels(out))
         log_q = jax.nn.log_softmax(logits)
         kl = jnp.sum(jnp.exp(log_q) * log_q, -1) + jnp.log(float(self.codes))                       # [B, h, w]
-        places, elements = kl[0].size, x[0].size
-        loss = jnp.mean(rec) + beta * jnp.mean(kl) * places / elements
+        chosen = jax.nn.one_hot(jnp.argmax(logits, -1), self.codes)                                 # [B, h, w, codes]
+        return {"reconstruction": mean_flat(rec), "kl": mean_flat(kl), "share": jnp.mean(jnp.exp(log_q), axis=(1, 2)),
+                "chosen": jnp.mean(chosen, axis=(1, 2))}
+
+    def _total(self, each: Params, beta: Array | float) -> dict[str, Array]:
+        """`terms` of `outputs`."""
+        rec, kl = jnp.mean(each["reconstruction"]), jnp.mean(each["kl"])
+        places, elements = math.prod(self.grid), math.prod(self.shape)
+        loss = rec + beta * kl * places / elements
         if self.balance:
-            share = jnp.mean(jnp.exp(log_q), axis=(0, 1, 2))                                        # [codes]
+            share = jnp.mean(each["share"], axis=0)                                                 # [codes]
             loss = loss + self.balance * (jnp.sum(share * jnp.log(share + 1e-20)) + jnp.log(float(self.codes)))
-        return {"loss": loss, "reconstruction": jnp.mean(rec), "kl": jnp.mean(kl)}
+        return {"loss": loss, "reconstruction": rec, "kl": kl}
 
     def logits(self, params: Params, images: Array) -> Array:
         """Of the codes, [B, h, w, codes], of images [B, H, W, C] in [-1, 1]."""
@@ -206,6 +236,10 @@ class DiscreteVAE:
 def usage(logits: Array) -> dict[str, Array]:
     """How much of a codebook the most likely codes of logits [..., codes] use: 'usage' 0 ... 1, 'perplexity' 1 ... codes."""
     codes = logits.shape[-1]
-    share = jnp.mean(jax.nn.one_hot(jnp.argmax(logits, -1).reshape(-1), codes), axis=0)             # [codes]
+    return _used(jnp.mean(jax.nn.one_hot(jnp.argmax(logits, -1).reshape(-1), codes), axis=0))
+
+
+def _used(share: Array) -> dict[str, Array]:
+    """`usage` of the share [codes] that each code has."""
     entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1)))
     return {"usage": jnp.mean(share > 0), "perplexity": jnp.exp(entropy)}

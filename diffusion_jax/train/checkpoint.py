@@ -2,7 +2,7 @@
 
     workdir/checkpoints/<step>/state     the TrainState (orbax, OCDBT)
                                config    the run's config, JSON
-                               meta      step, examples seen, versions of the packages, digests of the arrays
+                               meta      step, examples seen, versions of the packages, digests of the arrays, and the data
 
 A step's folder appears by one rename when it is complete, so a kill leaves the previous ones. Orbax notices a truncated file, but
 not a flipped bit in an array, hence the digests (train/digest.py).
@@ -12,9 +12,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +22,14 @@ import numpy as np
 from absl import logging
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.train import powersgd
-from diffusion_jax.train.digest import check, digests, parts
+from diffusion_jax.train import powersgd, resume
+from diffusion_jax.train.digest import check, parts, record
 from diffusion_jax.train.log import first_line, writing
-from diffusion_jax.train.state import migrated, plain, task_of
+from diffusion_jax.train.state import migrated, plain, stored, task_of
+from diffusion_jax.train.steps import newest, root_of, steps_in
 from diffusion_jax.types import Params, Task, TrainState
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "diffusion_jax")
-DIFFERENCES = 3                                            # how many differing keys an error names
-ABSENT = object()
 SAVE_CONCURRENT_GB = 1
 """How much is on its way to the disk at a time: what saving takes beside the arrays themselves."""
 
@@ -46,13 +44,14 @@ class Checkpoints:
       keep: how many of the latest stay.
       keep_every: those at multiples of this stay for ever (a multiple of `every`), None for none.
       may_change: top-level keys of the config in which a resumed run may differ from the stored one.
+      data: what tells the run's data from others (data/fingerprint.py), stored too; None where nobody knows.
 
     Raises:
       ConfigError: the folder holds another config; impossible numbers.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], config: Any, every: int = 1000, keep: int = 3,
-                 keep_every: int | None = None, may_change: Iterable[str] = ()):
+                 keep_every: int | None = None, may_change: Iterable[str] = (), data: Mapping[str, Any] | None = None):
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
@@ -61,8 +60,8 @@ class Checkpoints:
                               f"got every={every}, keep={keep}, keep_every={keep_every}")
         self.folder = Path(os.path.abspath(workdir)) / "checkpoints"
         self.every = every
-        self._config = plain(config)
-        _same_config(self.folder, self._config, frozenset(may_change))
+        self._config, self._data = plain(config), data
+        check_config(workdir, self._config, may_change)
         stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
         handlers = {"state": ocp.StandardCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB),
                     "config": ocp.JsonCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
@@ -93,8 +92,9 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             raise ConfigError(f"{self.folder} holds a checkpoint of step {step} already: choose another folder")
-        numbers = {name: int(value) for name, value in digests(parts(state)).items()}
-        meta = {"step": step, "examples": examples, "versions": versions(PACKAGES), "digests": numbers}
+        meta = {"step": step, "examples": examples, "versions": versions(PACKAGES)} | record(parts(state))
+        if self._data is not None:
+            meta["data"] = dict(self._data)
         with self._writing():
             self._manager.save(step, force=True, args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config), meta=ocp.args.JsonSave(meta)))
@@ -143,7 +143,7 @@ class Checkpoints:
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         def left() -> str:
-            good = _steps(self.folder)
+            good = steps_in(self.folder)
             return f"; the last good one is of step {good[-1]}" if good else "; there is no other"
 
         return writing("a checkpoint", self.folder, left)
@@ -182,7 +182,7 @@ class Checkpoints:
 
 def available(folder: str | os.PathLike[str]) -> list[int]:
     """The steps of the checkpoints in a run's folder (or its folder 'checkpoints'), ascending."""
-    return _steps(_root(folder))
+    return steps_in(root_of(folder))
 
 
 class Weights(NamedTuple):
@@ -205,7 +205,7 @@ def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = 
          sharding: jax.sharding.Sharding | None = None) -> tuple[Any, Task, Params]:
     """Config, task and one set of weights from a checkpoint folder, which alone is enough to sample.
 
-    The config is input from elsewhere: it is JSON, and `build` refuses foreign symbols.
+    The config is input from elsewhere: it is JSON, of which `build` makes no more than parts of pages.
 
     Args:
       folder, which, step, sharding: see `weights`.
@@ -218,9 +218,11 @@ def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = 
     """
     import ml_collections
 
-    root, step = find(folder, step)
-    config = config_of(root, step)
-    return ml_collections.ConfigDict(config), task_of(config), weights(root, which, step, sharding).params
+    def read(root: Path, step: int) -> tuple[Any, Task, Params]:
+        config = config_of(root, step)
+        return ml_collections.ConfigDict(config), task_of(config), weights(root, which, step, sharding).params
+
+    return newest(folder, step, read)
 
 
 def weights(folder: str | os.PathLike[str], which: str = "ema", step: int | None = None,
@@ -236,10 +238,14 @@ def weights(folder: str | os.PathLike[str], which: str = "ema", step: int | None
     Raises:
       ConfigError: no such folder, step or weights (the message names what there is), or a damaged checkpoint.
     """
+    return newest(folder, step, functools.partial(_read, which, sharding))
+
+
+def _read(which: str, sharding: jax.sharding.Sharding | None, root: Path, step: int) -> Weights:
+    """`weights` of one step."""
     import orbax.checkpoint as ocp
     from etils import epath
 
-    root, step = find(folder, step)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     path = epath.Path(root / str(step) / "state")
     handler = ocp.PyTreeCheckpointHandler()
@@ -265,11 +271,39 @@ def weights(folder: str | os.PathLike[str], which: str = "ema", step: int | None
 
 def config_of(folder: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
     """The config alone of a checkpoint folder; arguments and errors are those of `load`."""
-    root, step = find(folder, step)
-    try:
-        return migrated(_json(root, step, "config"))
-    except Exception as error:
-        raise _damaged(root, step, error) from None
+
+    def read(root: Path, step: int) -> dict[str, Any]:
+        try:
+            config = _json(root, step, "config")
+        except Exception as error:
+            raise _damaged(root, step, error) from None
+        return stored(config, root / str(step))
+
+    return newest(folder, step, read)
+
+
+def digest_of(folder: str | os.PathLike[str]) -> int:
+    """The digest of the weights that `weights` gives by default, without reading them."""
+
+    def read(root: Path, step: int) -> int:
+        try:
+            numbers = _json(root, step, "meta")["digests"]
+        except Exception as error:
+            raise _damaged(root, step, error) from None
+        averages = sorted(name.removeprefix("ema/") for name in numbers if name.startswith("ema/"))
+        name = _weights("ema", averages, root / str(step))
+        return numbers[name if name == "params" else f"ema/{name}"]
+
+    return newest(folder, None, read)
+
+
+def data_of(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What a run's newest checkpoint says of its data (data/fingerprint.py); None where it says nothing, or there is none."""
+    root = Path(os.path.abspath(folder)) / "checkpoints"
+    for step in reversed(steps_in(root)):
+        with contextlib.suppress(Exception):               # damaged: the one before it says the same
+            return _json(root, step, "meta").get("data")
+    return None
 
 
 @functools.cache
@@ -285,37 +319,6 @@ def versions(packages: tuple[str, ...]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:    # run from a source tree
             installed[package] = "not installed"
     return installed
-
-
-def _root(folder: str | os.PathLike[str]) -> Path:
-    """The folder that holds the steps."""
-    folder = Path(os.path.abspath(folder))
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder {folder}: give the workdir of a run")
-    return folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-
-
-def _steps(root: Path) -> list[int]:
-    """The finished checkpoints in a folder, ascending; none where there is no folder."""
-    inside = root.iterdir() if root.is_dir() else ()
-    return sorted(int(path.name) for path in inside if path.name.isdigit() and (path / "state").is_dir())
-
-
-def find(folder: str | os.PathLike[str], step: int | None = None) -> tuple[Path, int]:
-    """(folder of the checkpoints, step) of one that is there, the newest by default.
-
-    Raises:
-      ConfigError: there is none; the message names what there is.
-    """
-    root = _root(folder)
-    if root.name.isdigit() and (root / "state").is_dir():
-        root, step = root.parent, int(root.name) if step is None else step
-    steps = _steps(root)
-    if not steps:
-        raise ConfigError(f"{root} holds no checkpoint; it has: {', '.join(sorted(p.name for p in root.iterdir())) or 'nothing'}")
-    if step is not None and step not in steps:
-        raise ConfigError(f"{root} has no checkpoint of step {step}; it has: {', '.join(map(str, steps))}")
-    return root, steps[-1] if step is None else step
 
 
 def _weights(which: str, averages: list[str], folder: Path) -> str:
@@ -339,35 +342,18 @@ def _json(root: Path, step: int, item: str) -> Any:
 
 
 def _damaged(root: Path, step: int, error: Exception) -> ConfigError:
-    others = [str(other) for other in _steps(root) if other != step]
+    others = [str(other) for other in steps_in(root) if other != step]
     return ConfigError(f"checkpoint of step {step} in {root} does not read ({first_line(error)}); "
                        f"{'other steps: ' + ', '.join(others) if others else 'there is no other'}")
 
 
-def _same_config(root: Path, asked: dict[str, Any], may_change: frozenset[str]) -> None:
-    """Raises ConfigError where the newest stored config that reads differs from `asked`."""
-    for step in reversed(_steps(root)):
+def check_config(workdir: str | os.PathLike[str], asked: Any, may_change: Iterable[str] = ()) -> None:
+    """Raises ConfigError where the newest stored config of a run that reads differs from `asked` in more than may change."""
+    root = Path(os.path.abspath(workdir)) / "checkpoints"
+    for step in reversed(steps_in(root)):
         try:
-            stored = migrated(_json(root, step, "config"))
+            before = dict(migrated(_json(root, step, "config")))
         except Exception as error:
             logging.warning("config of step %d in %s does not read (%s): looking at an older one", step, root, first_line(error))
             continue
-        differences = _differences({k: v for k, v in stored.items() if k not in may_change},
-                                   {k: v for k, v in asked.items() if k not in may_change})
-        if differences:
-            more = f" and {len(differences) - DIFFERENCES} more" if len(differences) > DIFFERENCES else ""
-            raise ConfigError(f"{root.parent} holds a run with another config ({'; '.join(differences[:DIFFERENCES])}{more}): "
-                              "choose another workdir, or the same config to resume")
-        return
-
-
-def _differences(stored: Any, asked: Any, path: str = "") -> list[str]:
-    """'task.depth: 4 in the folder, 6 asked' for every leaf that differs."""
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        return [line for key in sorted(stored.keys() | asked.keys())
-                for line in _differences(stored.get(key, ABSENT), asked.get(key, ABSENT), f"{path}.{key}" if path else key)]
-    return [] if stored == asked else [f"{path}: {_shown(stored)} in the folder, {_shown(asked)} asked"]
-
-
-def _shown(value: Any) -> str:
-    return "absent" if value is ABSENT else json.dumps(value)[:60]
+        return resume.check_config(before, plain(asked), frozenset(may_change), root.parent)

@@ -4,10 +4,17 @@ the sum
     d = sum_i (2 i + 1) word_i  mod 2^32                                                         (1)
 
 over the words of its arrays, of 32 bits or less. Integer sums do not depend on their order, so (1)
-is the same on any mesh, and an odd factor times a changed word is never 0 mod 2^32.
+is the same on any mesh, and an odd factor times a changed word is never 0 mod 2^32. But it is
+linear: an even number of flipped signs cancels. So what is read is checked by a second sum too,
+
+    m = sum_i f(word_i + 2654435769 i)  mod 2^32                                                 (2)
+
+where f is a bijection of 32-bit words that mixes them well (MurmurHash3's last step, A. Appleby):
+any change of several words goes unseen once in 2^32 times. Checkpoints of before have (1) alone.
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +28,8 @@ DIGEST_BYTES = 2**28
 """Bytes of arrays that are digested together."""
 CHAIN = 1000003
 """The odd factor between two arrays of a part."""
+GOLDEN = 2654435769
+"""2^32 over the golden ratio, odd: equal words at different places are different terms of (2)."""
 
 
 def parts(state: TrainState) -> dict[str, Any]:
@@ -34,14 +43,24 @@ def digest(params: Any) -> int:
     return int(digests({"params": params})["params"])
 
 
-def digests(parts: Mapping[str, Any]) -> dict[str, Array]:
-    """(1) of each part, uint32; the sums of its arrays are chained, so that their order counts."""
+def digests(parts: Mapping[str, Any], mixed: bool = False) -> dict[str, Array]:
+    """(1), or (2), of each part, uint32; the sums of its arrays are chained, so that their order
+    counts."""
     sums = {}
     for name, tree in parts.items():
         sums[name] = np.uint32(0)
         for group in _groups(jax.tree.leaves(tree)):
-            sums[name] = _chained(sums[name], group)
+            sums[name] = _chained(sums[name], group, mixed)
     return sums
+
+
+def record(parts: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """What a checkpoint's meta holds of them, and `check` reads: (1) and (2) of each part."""
+    named = (("digests", False), ("mixed", True))
+    return {
+        key: {name: int(value) for name, value in digests(parts, mixed).items()}
+        for key, mixed in named
+    }
 
 
 def _groups(leaves: list[Array]) -> Iterator[list[Array]]:
@@ -59,15 +78,15 @@ def _groups(leaves: list[Array]) -> Iterator[list[Array]]:
     yield group
 
 
-@jax.jit
-def _chained(total: Array, leaves: list[Array]) -> Array:
+@functools.partial(jax.jit, static_argnames=("mixed",))
+def _chained(total: Array, leaves: list[Array], mixed: bool) -> Array:
     for leaf in leaves:
-        total = total * jnp.uint32(CHAIN) + _digest(leaf)
+        total = total * jnp.uint32(CHAIN) + _digest(leaf, mixed)
     return total
 
 
-def _digest(x: Array) -> Array:
-    """(1) of one array, uint32. Without a reshape, which would gather a sharded array."""
+def _digest(x: Array, mixed: bool) -> Array:
+    """(1) or (2) of one array, uint32. Without a reshape, which would gather a sharded array."""
     words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x  # bools have no bits to cast
     # Bits, not values: -0.0 and 0.0 differ, NaNs count. Numbers of 8 bytes become [..., 2].
     words = jax.lax.bitcast_convert_type(words, f"uint{8 * min(words.dtype.itemsize, 4)}")
@@ -79,11 +98,20 @@ def _digest(x: Array) -> Array:
         # The stride is a Python integer, which passes 2^32 in a large array: (1) is mod 2^32.
         index = index + along * jnp.uint32(stride % 2**32)
         stride *= words.shape[axis]
-    return jnp.sum((2 * index + 1) * words, dtype=jnp.uint32)
+    terms = _mix(words + jnp.uint32(GOLDEN) * index) if mixed else (2 * index + 1) * words
+    return jnp.sum(terms, dtype=jnp.uint32)
+
+
+def _mix(words: Array) -> Array:
+    """f of (2)."""
+    words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
+    words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
+    return words ^ (words >> 16)
 
 
 def check(parts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Raises ValueError where arrays are not those that were saved."""
-    for name, value in digests(parts).items():
-        if int(value) != meta["digests"][name]:
+    mixed = "mixed" in meta
+    for name, value in digests(parts, mixed).items():
+        if int(value) != meta["mixed" if mixed else "digests"][name]:
             raise ValueError(f"the arrays of {name!r} are not those that were saved")

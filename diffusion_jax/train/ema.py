@@ -4,7 +4,10 @@
 
     constant    beta_t = d,  or with warm-up  min(d, (1 + t) / (10 + t))                         (2)
     power       beta_t = (1 - dt/t)^(gamma + 1),             dt = 1                              (3)
-    half-life   beta_t = 2^(-dt / min(h, r t))                                                   (6)
+    half-life   beta_t = 2^(-dt / min(h, r (t - dt)))                                            (6)
+
+(6) counts what was trained on before this update, as EDM's code does: the first average is the parameters themselves. The code of
+EDM2 has (6) too, with t in place of t - dt.
 
 Under (3) the weight of params_i in ema_t is proportional to i^gamma whatever t is, so the average covers the same fraction of a
 run however long it gets. That fraction is named by the standard deviation of the profile relative to the run's length,
@@ -28,8 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.types import Array, Params
+
+COUNTED = ("before", "after")
 
 
 def exponent(std: float) -> float:
@@ -111,24 +116,30 @@ class HalfLife:
 
     Attributes:
       half_life: h, the updates after which half of a weight is forgotten.
-      rampup: r; None for a half-life that is the same from the start.
+      rampup: r, or None for a half-life that is the same from the start.
+      counted: whether r counts what came 'before' an update, as in EDM's code, or what there is 'after' it, as in EDM2's.
 
     Raises:
-      ConfigError: a half-life that is not positive.
+      ConfigError: a half-life or a ramp that is not positive, an unknown `counted`.
     """
 
     half_life: float
     rampup: float | None = 0.05
+    counted: str = "before"
 
     def __post_init__(self) -> None:
         if self.half_life <= 0:
             raise ConfigError(f"half_life of an average is a positive number of updates, got {self.half_life}")
+        if self.rampup is not None and self.rampup <= 0:
+            raise ConfigError(f"rampup of an average is a positive number, or None for none: got {self.rampup}")
+        if self.counted not in COUNTED:
+            raise unknown("value of counted", self.counted, COUNTED)
 
     def beta(self, step: Array, delta: Array | float = 1.0) -> Array:
         """(6) at `step` updates."""
         half = jnp.full_like(jnp.asarray(step, jnp.float32), self.half_life)
         if self.rampup is not None:
-            half = jnp.minimum(half, self.rampup * step)
+            half = jnp.minimum(half, self.rampup * (step if self.counted == "after" else step - delta))
         return jnp.exp2(-delta / jnp.maximum(half, 1e-8))
 
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.files import whole
 from diffusion_jax.types import Array
 
 
@@ -41,7 +42,7 @@ def writing(what: str, where: Path, left: Callable[[], str] = lambda: "") -> Ite
                           "disk, and run the same command to go on") from error
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error is and says, short."""
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
 
@@ -76,11 +77,11 @@ class Writer:
         self.close()
         self._purge = step + 1                             # TensorBoard hides older events from this step on
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-            fresh = self.path.with_suffix(".tmp")
             with self._writing():
-                fresh.write_text("".join(f"{line}\n" for line in kept))
-                os.replace(fresh, self.path)
+                # By line feeds alone, and whatever bytes: a torn line is left out, not a reason to fail.
+                lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+                with whole(self.path) as fresh:
+                    fresh.write_text("".join(f"{line}\n" for line in lines if _step(line) <= step), encoding="utf-8")
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl and TensorBoard's scalars; values are Python, NumPy or JAX scalars."""
@@ -178,6 +179,11 @@ class Trace:
 class Console:
     """The terminal: a bar with loss, images/s and time left, or where there is none one line for each logged step.
 
+    Speed is that of the steps that were timed from end to end. A pause hides what is left of the step before it, so that step is
+    counted neither as work nor as time. Nor is one that is fetched before the next was launched, as at a checkpoint: where data
+    are slow, the end of the step before it was noted too late. The time left is of training alone: what samples, measures and
+    saves take comes on top.
+
     Args:
       start: updates done so far.
       total: updates in the whole run.
@@ -189,45 +195,57 @@ class Console:
 
         self._main = jax.process_index() == 0
         self._total, self._batch = total, batch
-        self._mark: tuple[int, float] | None = None        # (step, clock) of the last that was shown
-        self._idle = self._left = 0.0
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=None if self._main else True)
+        self._since: tuple[int, float] | None = None       # (step, clock when it was done) from which on time counts
+        self._launched = self._alone = start               # the last that was launched; that on a device with nothing else to do
+        self._steps, self._seconds = 0, 0.0                # timed since the last that was shown
+        self._step_seconds = 0.05                          # of the last that was timed; a guess before there is one
+        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=None if self._main else True,
+                         bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]")
 
     def say(self, text: str) -> None:
         """A line or a table on standard output."""
         if self._main:
             self._bar.write(text)
 
-    def leave(self) -> None:
-        """Stops the clock: the caller's own work (samples, evaluation) is not training speed."""
-        self._left = time.perf_counter()
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Of work that is not training: samples, measures, saves."""
+        begun = time.perf_counter()
+        yield
+        # Beside a device that works, what takes no longer than a step is no pause at all.
+        idle = self._since is not None and self._since[0] == self._launched
+        if idle or time.perf_counter() - begun > self._step_seconds:
+            self._since = None
 
-    def enter(self) -> None:
-        """Starts the clock again."""
-        self._idle += time.perf_counter() - self._left
+    def launched(self, step: int) -> None:
+        """The device was given a step, after compilation if there was any."""
+        self._launched = step
+        if self._since is None:
+            self._since, self._alone = (step - 1, time.perf_counter()), step
 
-    def clock(self) -> float:
-        """Seconds of training, from an arbitrary start."""
-        return time.perf_counter() - self._idle
-
-    def advance(self, step: int, launched: float, loss: float | None = None) -> float | None:
-        """One update more.
+    def finished(self, step: int, loss: float | None = None) -> float | None:
+        """One update more is done.
 
         Args:
           step: its number.
-          launched: the clock when the device was given it, after compilation if there was any.
           loss: where it is shown.
 
         Returns:
-          Images/s since the last shown step; None where no loss is shown, and at the first step.
+          Images/s since the last shown step; None where no loss is shown, and where no step was timed.
         """
         self._bar.update(step - self._bar.n)
-        before, since = self._mark or (step, launched)
-        if self._mark is None or loss is not None:
-            self._mark = (step, launched)
-        speed = (step - before) * self._batch / (launched - since) if step > before else None
+        now = time.perf_counter()
+        if step == self._launched != self._alone:
+            self._since = None
+        elif self._since is not None and step > self._since[0]:
+            self._step_seconds = (now - self._since[1]) / (step - self._since[0])
+            self._steps += step - self._since[0]
+            self._seconds += now - self._since[1]
+            self._since = step, now
         if loss is None:
             return None
+        speed = self._steps * self._batch / self._seconds if self._steps and self._seconds else None
+        self._steps, self._seconds = 0, 0.0
         self._show(step, loss, speed)
         return speed
 
@@ -237,15 +255,16 @@ class Console:
 
     def _show(self, step: int, loss: float, speed: float | None) -> None:
         rate = f"{speed:.1f}" if speed else "?"
-        self._bar.set_postfix_str(f"loss={loss:.4g}, images/s={rate}")
+        left = self._bar.format_interval((self._total - step) * self._batch / speed) if speed else "?"
+        self._bar.set_postfix_str(f"loss={loss:.4g}, images/s={rate}, {left} left")
         if self._bar.disable:
-            left = self._bar.format_interval((self._total - step) * self._batch / speed) if speed else "?"
             self.say(f"step {step}/{self._total}  loss {loss:.4g}  {rate} images/s  {left} left")
 
 
 def _step(line: str) -> float:
     """The step of a line of metrics.jsonl; infinite where it cannot be read."""
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
+    return step if type(step) is int else float("inf")

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import math
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -31,7 +30,7 @@ from jax.sharding import Mesh, Sharding
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.nn import partition
-from diffusion_jax.train import shard
+from diffusion_jax.train import shard, stop
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.ema import Profile
 from diffusion_jax.train.log import Console, Writer
@@ -71,7 +70,7 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, e
     Raises:
       ConfigError: a loss or gradient that is not finite (nothing is saved from that step on); data that ends early; whatever
         `shard.shardings`, `Checkpoints.restore_latest` and `step.make_step` refuse.
-      SystemExit: code 0, after SIGTERM or a cluster's notice of preemption, once the state is saved.
+      stop.Saved: once the state is saved, after a signal (stop.py) or a cluster's notice of preemption.
     """
     if isinstance(optimizer, Compressed):
         optimizer, rules = dataclasses.replace(optimizer, shards=mesh.shape[AXIS]), (*RULES, *rules)
@@ -93,16 +92,15 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, e
                 due = stopping or step == total or checkpoints.due(step)
                 if due:
                     run.finish()
-                console.leave()
-                yield step, state
-                console.enter()
-                if due:
-                    checkpoints.save(state, examples=step * size)
+                with console.pause():
+                    yield step, state
+                    if due:
+                        checkpoints.save(state, examples=step * size)
                 if stopping:
                     checkpoints.wait()
-                    logging.warning("stopped by SIGTERM at step %d of %d, saved in %s: run the same command to go on",
-                                    step, total, checkpoints.folder)
-                    raise SystemExit(0)
+                    logging.warning("stopped by %s at step %d of %d, saved in %s: run the same command to go on",
+                                    stop.NAMES[stopping], step, total, checkpoints.folder)
+                    raise stop.Saved(stopping)
     finally:
         _close(stream)
         console.close()
@@ -135,11 +133,12 @@ class _Run:
 
     def __init__(self, checkpoints: Checkpoints, writer: Writer, console: Console, log_every: int):
         self._checkpoints, self._writer, self._console, self._log_every = checkpoints, writer, console, log_every
-        self._pending: tuple[int, float, dict[str, Array]] | None = None
+        self._pending: tuple[int, dict[str, Array]] | None = None
 
     def launched(self, step: int, metrics: dict[str, Array]) -> None:
         """Remembers the metrics of a step that may still be running."""
-        self._pending = (step, self._console.clock(), metrics)
+        self._console.launched(step)
+        self._pending = (step, metrics)
 
     def finish(self) -> None:
         """Waits for the remembered step, if there is one.
@@ -149,7 +148,7 @@ class _Run:
         """
         if self._pending is None:
             return
-        (step, launched, metrics), self._pending = self._pending, None
+        (step, metrics), self._pending = self._pending, None
         logged = step % self._log_every == 0
         values = jax.device_get(metrics if logged else {name: metrics[name] for name in FINITE})
         for name in FINITE:
@@ -157,7 +156,7 @@ class _Run:
                 raise self._stop(step, name, float(values[name]))
         if logged:
             self._writer.scalars(step, values)
-        speed = self._console.advance(step, launched, float(values["loss"]) if logged else None)
+        speed = self._console.finished(step, float(values["loss"]) if logged else None)
         if speed is not None:
             self._writer.speeds(step, {"images_per_second": speed})
 
@@ -168,31 +167,22 @@ class _Run:
         return ConfigError(f"{name} is {value} at step {step}, stopped; {good}: try a lower lr, clipping or float32")
 
 
-class _Preemption:
-    """Whether to stop at this step: JAX's notice where it is distributed, else SIGTERM. A context manager."""
+class _Preemption(stop.Later):
+    """Whether to stop at this step: JAX's notice where it is distributed, else a signal. A context manager."""
 
-    def __enter__(self) -> _Preemption:
-        self._asked = False
+    def __init__(self) -> None:
         self._distributed = jax.distributed.is_initialized()       # then JAX itself listens for SIGTERM
-        self._previous = None
-        if not self._distributed and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
-        return self
+        super().__init__(self._distributed)
 
-    def reached(self, step: int) -> bool:
-        """True at the same step on all processes; to be called at every step."""
+    def reached(self, step: int) -> int | None:
+        """The signal to stop for, at the same step on all processes; to be called at every step."""
         if not self._distributed:
-            return self._asked
+            return self.number
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
-
-    def __exit__(self, *exception: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _ask(self, *_: object) -> None:
-        self._asked = True
+        if not multihost_utils.reached_preemption_sync_point(step):
+            return None
+        return self.number or signal.SIGTERM               # the notice may have come to another process
 
 
 def _next(stream: Iterator[tuple[int, Raw]], step: int) -> Raw:

@@ -38,14 +38,14 @@ class RateState(NamedTuple):
     learning_rate: Array
 
 
-def learning_rate(schedule: str = "constant", lr: float = 1e-4, warmup: int = 0, steps: int | None = None,
+def learning_rate(schedule: str = "constant", lr: float = 1e-4, warmup: float = 0, steps: int | None = None,
                   ref: int | None = None) -> Rate:
     """The learning rate as a function of the number of updates done.
 
     Args:
       schedule: 'constant', 'cosine' (2) or 'inverse_sqrt' (3).
       lr: the peak.
-      warmup: updates of linear warm-up from 0; 0 for none.
+      warmup: updates of linear warm-up from 0, perhaps a fraction of one more; 0 for none.
       steps: length of the run in updates, for 'cosine' only.
       ref: updates before the decay begins, for 'inverse_sqrt' only (EDM2: 70,000 at batch 2,048).
 
@@ -86,7 +86,7 @@ def scale_by_rate(rate: Rate) -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
-def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant", warmup: int = 0, steps: int | None = None,
+def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant", warmup: float = 0, steps: int | None = None,
               ref: int | None = None, clip: float | None = None, weight_decay: float = 0.0,
               no_decay: tuple[str, ...] = ("bias", "scale", "tower"), b1: float | None = None, b2: float | None = None,
               eps: float | None = None, powersgd: int = 0) -> optax.GradientTransformation | Compressed:

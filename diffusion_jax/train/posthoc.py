@@ -13,6 +13,7 @@ for exponents g, h and times T, S; x is then scaled to sum 1. The system of a wh
 """
 from __future__ import annotations
 
+import bisect
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -83,6 +84,19 @@ def combine(snapshots: Iterable[Params], weights: np.ndarray) -> list[Params]:
     return totals
 
 
+def stds_of(profiles: Mapping[str, Profile], every: int, averages: Sequence[str] | None = None,
+            dtype: str = "") -> dict[str, float]:
+    """{name: std} of the averages that `Snapshots` keeps; arguments and errors are its own."""
+    powers = {name: profile.std for name, profile in profiles.items() if isinstance(profile, Power)}
+    for name in averages or ():
+        if name not in powers:
+            raise unknown("power average", name, powers)
+    stds = {name: std for name, std in powers.items() if averages is None or name in averages}
+    if not stds or every < 1:
+        raise ConfigError(f"snapshots are of power averages, every so many updates; got {list(profiles)} and every={every}")
+    return stds
+
+
 class Snapshots:
     """The snapshots of a run's power averages, in its folder 'snapshots'. A context manager.
 
@@ -102,13 +116,7 @@ class Snapshots:
                  averages: Sequence[str] | None = None, dtype: str = "float32"):
         import orbax.checkpoint as ocp
 
-        for name in averages or ():
-            if not isinstance(profiles.get(name), Power):
-                raise unknown("power average", name, [name for name, profile in profiles.items() if isinstance(profile, Power)])
-        kept = {name: profiles[name] for name in (profiles if averages is None else averages)}
-        self.stds = {name: profile.std for name, profile in kept.items() if isinstance(profile, Power)}
-        if not self.stds or every < 1:
-            raise ConfigError(f"snapshots are of power averages, every so many updates; got {list(profiles)} and every={every}")
+        self.stds = stds_of(profiles, every, averages)
         self.every, self._config, self._dtype, self._folder = every, config, dtype, _folder(workdir)
         self._manager = ocp.CheckpointManager(self._folder)
 
@@ -144,13 +152,13 @@ def reconstruct(workdir: str | Path, stds: Sequence[float], step: int | None = N
     Args:
       workdir: a run's folder.
       stds: relative standard deviations of the wanted averages.
-      step: the update at which they end; the last snapshot's by default.
+      step: the update at which they end, one of which there is a snapshot; the last one's by default.
 
     Returns:
       (the run's config, the step, the averages).
 
     Raises:
-      ConfigError: there are no snapshots, none as old as `step`, or a damaged one; a std that no average has.
+      ConfigError: there are no snapshots, none of `step` (the nearest are named), or a damaged one; a std that no average has.
     """
     import orbax.checkpoint as ocp
 
@@ -159,9 +167,14 @@ def reconstruct(workdir: str | Path, stds: Sequence[float], step: int | None = N
     for std in stds:
         Power(std)
     with ocp.CheckpointManager(_folder(workdir)) as manager:
-        steps = sorted(found for found in manager.all_steps() if step is None or found <= step)
-        if not steps:
-            raise ConfigError(f"there is no snapshot up to step {step}, but: {', '.join(map(str, sorted(manager.all_steps())))}")
+        there = sorted(manager.all_steps())
+        if not there:
+            raise ConfigError(f"{workdir} holds no snapshots yet: train to a multiple of config.snapshots.every")
+        end = there[-1] if step is None else step
+        if end not in there:
+            # What came after the last snapshot before it is in no average: (2) would give that one's under another name.
+            raise _none_of(end, there)
+        steps = there[: there.index(end) + 1]
         with _reading(workdir, steps[-1]):
             last = manager.restore(steps[-1], args=ocp.args.Composite(config=ocp.args.JsonRestore(), stds=ocp.args.JsonRestore()))
         names = sorted(last["stds"])
@@ -173,8 +186,15 @@ def reconstruct(workdir: str | Path, stds: Sequence[float], step: int | None = N
                 yield from (stored[name] for name in names)
 
         at, wide = [number for number in steps for _ in names], [last["stds"][name] for _ in steps for name in names]
-        end = steps[-1] if step is None else step
         return last["config"], end, combine(trees(), coefficients(at, wide, [end] * len(stds), stds))
+
+
+def _none_of(step: int, steps: Sequence[int]) -> ConfigError:
+    """The error for a step of which there is no snapshot."""
+    place = bisect.bisect(steps, step)
+    nearest = [str(near) for near in steps[max(place - 1, 0): place + 1]]
+    return ConfigError(f"there is no snapshot of step {step}: the nearest {'are' if len(nearest) > 1 else 'is'} "
+                       f"{' and '.join(nearest)}, give one of the {len(steps)} as --step")
 
 
 @contextlib.contextmanager

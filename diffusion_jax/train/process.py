@@ -1,13 +1,25 @@
 """How a process starts: its log, the other processes, and what was compiled before."""
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import functools
 import os
+import stat
+import time
+from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags, logging
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.train import stop
+
+LARGEST = 5 * 10**9
+"""Bytes of compiled programs that are kept; of more, those that were used longest ago go."""
+UNBOUNDED = -1
+"""JAX's own bound of its cache: none."""
 
 
 def log() -> None:
@@ -36,22 +48,89 @@ def join() -> None:
     except ValueError as error:
         variables = "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"
         raise ConfigError(f"--distributed: {error} Set {variables}") from None
+    stop.listen()
 
 
-def keep_compiled(folder: str | None, workdir: str) -> None:
+def keep_compiled(folder: str | None) -> None:
     """Keeps what XLA compiles for the next start.
 
     It is found again by the program's text, its options and the compiler's version.
 
     Args:
-      folder: where; '' for nowhere, None for '.compiled' beside the run's folder.
-        JAX_COMPILATION_CACHE_DIR goes before it.
-      workdir: the run's folder.
+      folder: where; '' for nowhere, None for `own_cache`. JAX_COMPILATION_CACHE_DIR goes before it.
     """
-    if folder is None:
-        around = os.path.dirname(os.path.abspath(os.path.expanduser(workdir)))
-        folder = os.path.join(around, ".compiled")
-    if folder and not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", folder)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    replace_damaged()
+    config = jax.config
+    if config.values["jax_compilation_cache_dir"]:
+        return
+    folder = own_cache() if folder is None else os.path.expanduser(folder)
+    if not folder:
+        return
+    config.update("jax_compilation_cache_dir", folder)
+    config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if config.values["jax_compilation_cache_max_size"] == UNBOUNDED:
+        config.update("jax_compilation_cache_max_size", LARGEST)
+        _date(Path(folder))
+
+
+def own_cache() -> str:
+    """The user's own folder for compiled programs, made where it is missing; '' where there is none that is safe, which is said.
+
+    A program that is found there runs as it is. So the folder is no one else's to write, and does not lie beside a run, which
+    may have come from elsewhere.
+    """
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    around = Path(root if os.path.isabs(root) else os.path.expanduser("~/.cache"), "diffusion_jax")
+    try:
+        for folder in (around, around / "compiled"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            there = folder.stat()
+            if there.st_uid != os.geteuid():
+                raise PermissionError(f"{folder} belongs to another user")
+            if there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                raise PermissionError(f"others may write to {folder} (chmod 700 it)")
+    except OSError as error:
+        logging.warning("compiled programs are not kept: %s; --compiled FOLDER keeps them elsewhere", error)
+        return ""
+    return str(around / "compiled")
+
+
+def _date(folder: Path) -> None:
+    """Gives a date of use to the programs that have none: without it, JAX keeps no further ones.
+
+    Those of a JAX without a bound have none, and those whose writer was killed in between.
+    """
+    now = time.time_ns().to_bytes(8, "little")
+    for program in folder.glob("*-cache"):
+        date = program.with_name(program.name.removesuffix("-cache") + "-atime")
+        with contextlib.suppress(OSError):
+            if not date.exists():
+                date.write_bytes(now)
+
+
+def replace_damaged() -> None:
+    """From here on a kept program that does not read is removed, so that the one compiled in its place is kept.
+
+    JAX alone compiles it at every start, and leaves the damaged one, for it writes over none. Only its own function knows which
+    file it was: where a newer JAX has that elsewhere, nothing is changed.
+    """
+    from jax._src import compilation_cache
+
+    read = getattr(compilation_cache, "get_executable_and_time", None)
+    if read is None or hasattr(read, "__wrapped__"):
+        return
+
+    @functools.wraps(read)
+    def reading(key: str, *args: Any, **options: Any) -> Any:
+        try:
+            return read(key, *args, **options)
+        except OSError:                                    # a disk that refuses now, a cache that another process has locked
+            raise
+        except Exception as error:
+            file = Path(jax.config.values["jax_compilation_cache_dir"], f"{key}-cache")
+            file.unlink(missing_ok=True)
+            logging.warning("the compiled program %s is damaged (%s): compiled again", file, type(error).__name__)
+            return None, None
+
+    compilation_cache.get_executable_and_time = reading

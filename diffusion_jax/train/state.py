@@ -8,14 +8,14 @@ device filling only its own shard.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.build import ConfigError, build, unknown
+from diffusion_jax.build import ConfigError, build, check, check_names, short, unknown
 from diffusion_jax.train.ema import Profile
 from diffusion_jax.train.powersgd import Compressed
 from diffusion_jax.types import Array, Key, Params, Raw, Task, TrainState
@@ -40,12 +40,49 @@ def plain(config: Any) -> dict[str, Any]:
       ConfigError: something in it is not JSON.
     """
     try:
-        tree = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        config = json.loads(json.dumps(tree))
-    except TypeError as error:
+        tree = config.to_dict() if hasattr(config, "to_dict") else config
+        tree = json.loads(json.dumps(tree))
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError("a config holds JSON only (name objects as "
                           f"'diffusion_jax.<module>:<Name>'): {error}") from None
-    return migrated(config)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"a config is a mapping of sections, got {short(tree)}")
+    return migrated(tree)
+
+
+def stored(config: Any, where: Any) -> dict[str, Any]:
+    """The config of a checkpoint, input from elsewhere, as this version names its task.
+
+    Nothing of it is made or imported, so that what it names is refused before that.
+
+    Args:
+      config: JSON, as it was read.
+      where: its folder, for errors.
+
+    Raises:
+      ConfigError: it is none, or has no task, or names what no config may name.
+    """
+    config = migrated(config)
+    try:
+        if not isinstance(config, dict):
+            raise ConfigError(f"it is a {type(config).__name__} and no mapping of sections")
+        check_names(config)
+        dotted = next((key for key in _keys(config) if "." in key), None)
+        if dotted is not None:
+            raise ConfigError(f"no key of a config has a dot in it, {short(dotted)} has")
+        if not isinstance(config.get("task"), dict) or "name" not in config["task"]:
+            raise ConfigError(f"it has no section 'task' {{'name': ...}}; it has: {', '.join(sorted(config)) or 'nothing'}")
+    except ConfigError as error:
+        raise ConfigError(f"the config in {where}: {error}") from None
+    return config
+
+
+def _keys(tree: Any) -> Iterator[str]:
+    """All keys of a tree of mappings and lists, which is not deep."""
+    if isinstance(tree, dict):
+        yield from tree
+    for part in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from _keys(part)
 
 
 def migrated(config: Any) -> Any:
@@ -77,7 +114,8 @@ def task_of(config: Any) -> Task:
     """Builds `config['task']`, giving it `config['model']` (built first) as its argument `model` where the config has one.
 
     Args:
-      config: a whole run's config; read from a checkpoint it is input from elsewhere, and `build` refuses foreign symbols.
+      config: a whole run's config; read from a checkpoint it is input from elsewhere, of which `build` makes no more than parts
+        of pages.
 
     Raises:
       ConfigError: no 'task', or anything that `build` refuses.
@@ -85,6 +123,8 @@ def task_of(config: Any) -> Task:
     config = plain(config)
     if "task" not in config:
         raise ConfigError(f"the config has no 'task'; it has: {', '.join(sorted(config)) or 'nothing'}")
+    if "model" in config:
+        check(config["task"], model=None)                  # all names of both, before either is made
     parts = {"model": build(config["model"])} if "model" in config else {}
     return build(config["task"], **parts)
 

@@ -10,6 +10,15 @@
 key_a = fold_in(key, a) (A = 1: key itself). Microbatch a takes rows a, a + A, a + 2A, ... so that each device keeps its own:
 where N devices hold B/N consecutive rows each, [B] -> [B/A, A] splits no device's block, and neither does swapping the two.
 
+(2) is the gradient of the whole batch where the loss is a mean over examples. A loss that looks at its whole batch at once, as
+CLIP's does, is a function L of what the network puts out for each example (types.py:WholeBatch), and
+
+    y_a = outputs(params, batch_a, key_a),   loss = L(params, y),   y = [y_1 ... y_A]                (5)
+    g   = dL/dparams + sum_a (dy_a/dparams)^T dL/dy_a                                               (6)
+
+is its gradient exactly, for one more forward pass (Gao et al. 2021, arXiv 2101.06983). A task that can be split in neither way
+says so (types.py:Undivided) and is refused.
+
 Weights that are stored split over `fsdp` are gathered before the loss and their gradient is split again. That is not left to
 XLA: given weights split over fsdp and tensor at once, its partitioner (JAX 0.10.2) drops an all-reduce and returns wrong
 gradients next to the right loss, see openxla/xla#40034 and tests/train/test_step.py. gather='step' gathers all weights at once,
@@ -17,11 +26,12 @@ gather='use' each one where a layer uses it (train/gather.py), for models that a
 
 An optimiser that compresses (train/powersgd.py) is given the gradient of each shard of the data axis, before anything is averaged
 over it: (2) runs inside a `shard_map`, shard d with the key fold_in(key, d) (one shard: key itself). A loss that looks at its
-whole batch at once, as CLIP's does, then sees the shard's.
+whole batch would see the shard's, and is refused.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,7 +46,18 @@ from diffusion_jax.train import ema as averages
 from diffusion_jax.train.gather import at_use, split_like
 from diffusion_jax.train.powersgd import AXIS, Compressed, PowerState
 from diffusion_jax.train.shard import BATCH_AXES, batch_sharding, gathered, replicated
-from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw, Task, TrainState
+from diffusion_jax.types import (
+    Array,
+    Key,
+    Memory,
+    Metrics,
+    Params,
+    Raw,
+    Task,
+    TrainState,
+    Undivided,
+    WholeBatch,
+)
 
 GATHER = ("step", "use")
 Step = Callable[[TrainState, Params, Raw], tuple[TrainState, dict[str, Array]]]
@@ -55,7 +76,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
       emas: name -> profile, the names of `state.ema`.
       mesh: from `shard.make_mesh`.
       state_shardings: from `shard.shardings`, for the whole state.
-      accumulate: A of (2); the batch must be a multiple of A x (data x fsdp).
+      accumulate: A of (2) or (5); the batch must be a multiple of A x (data x fsdp).
       seed: of (1).
       loss_scale: see `gradients`.
       gather: 'step' or 'use', see the top of this file.
@@ -66,14 +87,17 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
       param_norm, and lr where the optimiser keeps its learning rate (lr/<part> where several do).
 
     Raises:
-      ConfigError: accumulate < 1, an unknown `gather`, what PowerSGD does not go with; when called, a batch that does not divide.
+      ConfigError: accumulate < 1, or more than 1 for a task that cannot be split, an unknown `gather`, what PowerSGD does not go
+        with; when called, a batch that does not divide.
     """
     if gather not in GATHER:
         raise unknown("gather", gather, GATHER)
-    if accumulate < 1:
-        raise ConfigError(f"accumulate is a number of microbatches, at least 1: got {accumulate}")
+    check_split(task, accumulate)
     if isinstance(optimizer, Compressed) and (gather != "step" or activations):
         raise ConfigError("powersgd takes the gradient of each shard by itself: leave out gather='use' and rules of activations")
+    if isinstance(optimizer, Compressed) and mesh.shape[AXIS] > 1 and (isinstance(task, WholeBatch) or _undivided(task)):
+        raise ConfigError(f"powersgd shows each shard its own part of the batch, and the loss of {task.noun} looks at all of it: "
+                          "leave powersgd out, or set mesh.data=1")
     if isinstance(optimizer, Compressed) and mesh.shape[AXIS] > 1 and _counts(task):
         raise ConfigError("powersgd averages what shards remember, counts too: leave out importance sampling, or set mesh.data=1")
 
@@ -101,13 +125,27 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
                    out_shardings=(state_shardings, replicated(mesh)), donate_argnums=0)
 
 
+def check_split(task: Task, accumulate: int) -> None:
+    """Refuses a number of microbatches that a task cannot be trained in.
+
+    Raises:
+      ConfigError: less than one, or more for a task that cannot be split.
+    """
+    if accumulate < 1:
+        raise ConfigError(f"accumulate is a number of microbatches, at least 1: got {accumulate}")
+    if accumulate > 1 and _undivided(task):
+        raise ConfigError(f"accumulate {accumulate} splits the batch, but {_undivided(task)}: set accumulate=1, "
+                          "and a smaller batch or more devices")
+
+
 def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, mesh: Mesh | None, shardings: Any,
               accumulate: int = 1, memory: Memory = FrozenDict(), loss_scale: float = 1.0,
               gather: str = "step") -> tuple[Array, Metrics, Params, Memory]:
-    """Loss, metrics, gradient and next memory of a batch, (2), the gradient stored like the parameters (`shardings`).
+    """Loss, metrics, gradient and next memory of a batch, (2) or (6), the gradient stored like the parameters (`shardings`).
 
-    A network that computes in float16 loses small gradients, unless the loss is scaled up (`loss_scale`, 100 in EDM2) while they
-    are taken. What then overflows is replaced as in EDM2's published training: NaN by 0, infinity by 1e5.
+    A network that computes in float16 loses small gradients, unless the loss is scaled up (`loss_scale`) while they are taken.
+    What then overflows is left out of the update: NaN and both infinities become 0, as in EDM2's published training. At scale 1
+    they stay, for the loop to stop at.
 
     Without a mesh nothing is said of where arrays live: inside a `shard_map`.
 
@@ -117,33 +155,82 @@ def gradients(task: Task, params: Params, frozen: Params, batch: Raw, key: Key, 
     later, stored = gather == "use", mesh is None or gather == "use"
     whole = params if stored else jax.lax.with_sharding_constraint(params, jax.tree.map(gathered, shardings))
 
-    def scaled(params: Params, known: Params, batch: Raw, key: Key) -> tuple[Array, Metrics]:
-        params = at_use(params, shardings) if later else params
-        loss, metrics = task.loss(params, known, batch, key, True)
-        return loss_scale * loss, metrics
+    def opened(params: Params) -> Params:
+        return at_use(params, shardings) if later else params
 
-    def part(batch: Raw, key: Key, memory: Memory) -> tuple[Array, Metrics, Params, Memory]:
-        known = {**(frozen or {}), "memory": memory} if memory else frozen
-        (loss, metrics), grads = jax.value_and_grad(scaled, has_aux=True)(whole, known, batch, key)
-        loss, metrics = loss / loss_scale, dict(metrics)
-        if loss_scale != 1:
-            grads = jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0, posinf=1e5, neginf=-1e5) / loss_scale, grads)
-        memory = metrics.pop("memory", memory)
-        return loss, metrics, grads if mesh is None else jax.tree.map(split_like, grads, shardings), memory
+    def laid_out(grads: Params) -> Params:
+        return grads if mesh is None else jax.tree.map(split_like, grads, shardings)
 
     if accumulate == 1:
-        return part(batch, key, memory)
-
-    def add(carry: tuple[Params, Memory], item: tuple[Raw, Array]) -> tuple[tuple[Params, Memory], tuple[Array, Metrics]]:
-        (total, memory), (micro, number) = carry, item
-        loss, metrics, grads, memory = part(micro, jax.random.fold_in(key, number), memory)
-        return (jax.tree.map(jnp.add, total, grads), memory), (loss, metrics)
-
+        loss, metrics, grads, memory = _part(task, whole, frozen, batch, key, memory, loss_scale, opened)
+        return loss / loss_scale, metrics, _unscaled(laid_out(grads), loss_scale), memory
     micro = jax.tree.map(lambda x: split(x, accumulate, mesh), batch)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(accumulate))
+    if isinstance(task, WholeBatch):
+        loss, metrics, total, memory = _overall(task, whole, frozen, (micro, keys), memory, loss_scale, opened, laid_out, mesh)
+        return loss / loss_scale, metrics, _unscaled(total, loss_scale), memory
+
+    def add(carry: tuple[Params, Memory], item: tuple[Raw, Key]) -> tuple[tuple[Params, Memory], tuple[Array, Metrics]]:
+        total, memory = carry
+        loss, metrics, grads, memory = _part(task, whole, frozen, *item, memory, loss_scale, opened)
+        return (jax.tree.map(jnp.add, total, laid_out(grads)), memory), (loss, metrics)
+
     zero = jax.tree.map(jnp.zeros_like, params)
-    (total, memory), logged = jax.lax.scan(add, (zero, memory), (micro, jnp.arange(accumulate)))
+    (total, memory), logged = jax.lax.scan(add, (zero, memory), (micro, keys))
     loss, metrics = jax.tree.map(lambda x: x.mean(0), logged)
-    return loss, metrics, jax.tree.map(lambda x: x / accumulate, total), memory
+    return loss / loss_scale, metrics, _unscaled(jax.tree.map(lambda x: x / accumulate, total), loss_scale), memory
+
+
+def _part(task: Task, whole: Params, frozen: Params, batch: Raw, key: Key, memory: Memory, loss_scale: float,
+          opened: Callable[[Params], Params]) -> tuple[Array, Metrics, Params, Memory]:
+    """Loss and gradient of one microbatch, both times `loss_scale`, what is logged of it, and the next memory."""
+    def scaled(params: Params) -> tuple[Array, Metrics]:
+        loss, metrics = task.loss(opened(params), _known(frozen, memory), batch, key, True)
+        return loss_scale * loss, metrics
+
+    (loss, metrics), grads = jax.value_and_grad(scaled, has_aux=True)(whole)
+    metrics = dict(metrics)
+    memory = metrics.pop("memory", memory)
+    return loss, metrics, grads, memory
+
+
+def _overall(task: WholeBatch, whole: Params, frozen: Params, items: tuple[Raw, Key], memory: Memory, loss_scale: float,
+             opened: Callable[[Params], Params], laid_out: Callable[[Params], Params],
+             mesh: Mesh | None) -> tuple[Array, Metrics, Params, Memory]:
+    """(5) and (6), loss and gradient times `loss_scale`; `items` are the microbatches and their keys."""
+    known, (micro, keys) = _known(frozen, memory), items
+
+    def outputs(params: Params, item: tuple[Raw, Key]) -> Params:
+        return task.outputs(opened(params), known, *item, True)
+
+    def scaled(params: Params, y: Params) -> tuple[Array, Metrics]:
+        loss, metrics = task.overall(opened(params), known, y, True)
+        return loss_scale * loss, metrics
+
+    y = jax.tree.map(lambda x: joined(x, mesh), jax.lax.map(partial(outputs, whole), items))
+    (loss, metrics), (direct, pulls) = jax.value_and_grad(scaled, argnums=(0, 1), has_aux=True)(whole, y)
+
+    def add(total: Params, item: tuple[tuple[Raw, Key], Params]) -> tuple[Params, None]:
+        _, back = jax.vjp(lambda params: outputs(params, item[0]), whole)
+        return jax.tree.map(jnp.add, total, laid_out(back(item[1])[0])), None
+
+    pulls = jax.tree.map(lambda x: split(x, len(keys), mesh), pulls)
+    total, _ = jax.lax.scan(add, laid_out(direct), ((micro, keys), pulls))
+    metrics = dict(metrics)
+    memory = metrics.pop("memory", memory)
+    return loss, metrics, total, memory
+
+
+def _known(frozen: Params, memory: Memory) -> Params:
+    """What a loss sees beside its parameters."""
+    return {**(frozen or {}), "memory": memory} if memory else frozen
+
+
+def _unscaled(grads: Params, loss_scale: float) -> Params:
+    """A gradient without the scale of its loss, and without what overflowed under it."""
+    if loss_scale == 1:
+        return grads
+    return jax.tree.map(lambda g: jnp.nan_to_num(g, nan=0, posinf=0, neginf=0) / loss_scale, grads)
 
 
 def compressed_gradients(
@@ -187,10 +274,21 @@ def split(x: Array, accumulate: int, mesh: Mesh | None) -> Array:
     return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(None, BATCH_AXES)))
 
 
+def joined(x: Array, mesh: Mesh | None) -> Array:
+    """[A, B/A, ...] -> [B, ...], the inverse of `split`."""
+    x = x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+
+
 def _check_rows(x: Array, accumulate: int, mesh: Mesh) -> None:
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if x.shape[0] % (accumulate * devices):
         raise ConfigError(f"batch size {x.shape[0]} must be a multiple of accumulate x devices = {accumulate} x {devices}")
+
+
+def _undivided(task: Task) -> str:
+    """Why a task's batch cannot be split; '' where it can."""
+    return task.undivided if isinstance(task, Undivided) else ""
 
 
 def _counts(task: Task) -> bool:

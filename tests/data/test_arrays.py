@@ -100,8 +100,10 @@ def test_zip_with_labels_and_a_bare_list_of_captions(tmp_path):
 def test_zip_members_are_sorted_and_others_left_out(tmp_path):
     path = write_zip(tmp_path / "a.zip", ["2_x.png", "0_x.PNG", "1_x.png", "1_y.png", "0_y.png", "2_y.png"])
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("readme.txt", "text")
-        archive.writestr("__MACOSX/._0_x.png", "not an image")
+        for name in ("readme.txt", "__MACOSX/._0_x.png", "._1_x.png", ".DS_Store", "Thumbs.db", ".cache/1_x.png",
+                     "@eaDir/1_x.png"):
+            archive.writestr(name, "not an image")
+        archive.mkdir("folder.png")
     order = [1, 4, 2, 3, 0, 5]  # 0_x 0_y 1_x 1_y 2_x 2_y
     meta = write_json(tmp_path / "labels.json", {"names": NAMES})
     source = Arrays(path, label="prefix", meta=(meta,))
@@ -114,6 +116,26 @@ def test_zip_labels_from_names(tmp_path, label, form):
     path = write_zip(tmp_path / "a.zip", [form.format(NAMES[k], i) for i, k in enumerate(LABELS)])
     source = Arrays(path, label=label)
     assert [source[i]["label"] for i in range(6)] == sorted(LABELS) and source.names == tuple(NAMES)
+
+
+def test_folders_of_an_archive_sort_as_folders_do(tmp_path):
+    path = write_zip(tmp_path / "a.zip", [f"{i}/0.png" for i in (1, 2, 8, 9, 10, 11)])
+    source = Arrays(path, label="folder")
+    assert source.names == ("1", "10", "11", "2", "8", "9") and source.labels.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_images_are_not_looked_for_in_the_files_of_labels(tmp_path):
+    path = write_npz(tmp_path / "a.npz", image=IMAGES)
+    rows = [{"image": f"{i}.png", "caption": caption} for i, caption in enumerate(CAPTIONS)]
+    check(Arrays(path, meta=(write_json(tmp_path / "captions.json", rows),)), range(6), None, CAPTIONS)
+
+
+def test_labels_captions_and_places_are_known_without_the_images(tmp_path):
+    meta = (write_json(tmp_path / "labels.json", {"label": LABELS.tolist(), "caption": CAPTIONS, "split": SPLITS}),)
+    array = Arrays(write_npz(tmp_path / "a.npz", image=IMAGES), split="val", meta=meta)
+    archive = Arrays(write_zip(tmp_path / "a.zip", [f"{i}.png" for i in range(6)]), split="val", meta=meta)
+    for source, place in ((array, f"{tmp_path}/a.npz, row 4"), (archive, f"{tmp_path}/a.zip/4.png")):
+        assert source.labels.tolist() == [0, 0] and source.captions == [CAPTIONS[1], CAPTIONS[4]] and source.place(1) == place
 
 
 def test_part_of_the_classes_keeps_their_numbers(tmp_path):
@@ -154,7 +176,23 @@ def test_a_corrupt_member_is_named(tmp_path):
     ({"label": "gaps"}, "without gaps"),
     ({"label": "short"}, "6 images but 2"),
     ({"caption": "label"}, "captions must be"),
-    ({"label": "large"}, "do not fit"),
+    ({"label": "large"}, "a.npz, row 3: label 3 does not fit"),
+    ({"label": "negative"}, "a.npz, row 1: label -1 does not fit"),
+    ({"label": "half"}, "a.npz, row 5: label '0.5': labels must be"),
+    ({"label": "truth"}, "a.npz, row 0: label 'True'"),
+    ({"caption": "few"}, "a.npz, row 2: caption 'None': captions must be"),
+    ({"meta": ("twice.json",)}, "'names' has 'bee' twice"),
+    ({"meta": ("numbered.json",)}, "list of the class names"),
+    ({"meta": ("empty.json",)}, "list of the class names"),
+    ({"path": "none.npz"}, "want uint8"),
+    ({"path": "five.npz"}, "want uint8"),
+    ({"path": "columns.npz", "meta": ()}, "row 0: label '2.0': labels must be"),
+    ({"path": "short.npz", "meta": ()}, "6 images but 5 values of 'arr_1'"),
+    ({"path": "scalar.npz", "meta": ()}, "6 images but 1 values of 'arr_1'"),
+    ({"path": "hot.npz", "meta": ()}, "row 0: label .*labels must be"),
+    ({"path": "empty.zip", "meta": ()}, "holds no images"),
+    ({"path": "twice.zip", "meta": ()}, "holds two files '0.png'"),
+    ({"path": "folder.npz"}, "must end in .npz or .zip, and be a file"),
     ({"label": "strange"}, "'dog'"),
     ({"meta": "labels.json"}, "tuple"),
     ({"meta": ("label.json",)}, "no such file"),
@@ -176,7 +214,9 @@ def test_mistakes_are_one_line_that_helps(tmp_path, options, message):
     write_npz(tmp_path / "float.npz", image=IMAGES / 255)
     write_npz(tmp_path / "other.npz", mu=np.zeros(3))
     columns = {"names": NAMES, "split": SPLITS, "caption": CAPTIONS, "gaps": [1, None, 2, 0, 0, 0], "short": [0, 1],
-               "large": [0, 1, 2, 3, 0, 0], "strange": ["ant", "dog", "ant", "bee", "cat", "cat"]}
+               "large": [0, 1, 2, 3, 0, 0], "negative": [0, -1, 0, 0, 0, 0], "half": [0, 0, 0, 0, 0, 0.5],
+               "truth": [True, 0, 0, 0, 0, 0], "few": ["a", "b", None, "d", "e", "f"],
+               "strange": ["ant", "dog", "ant", "bee", "cat", "cat"]}
     write_json(tmp_path / "labels.json", columns)
     for bad in ("bad.npz", "bad.zip", "bad.json"):
         (tmp_path / bad).write_text("{not this")
@@ -184,6 +224,16 @@ def test_mistakes_are_one_line_that_helps(tmp_path, options, message):
     (tmp_path / "named.json").write_text('{"names": 5}')
     (tmp_path / "latin.json").write_bytes('["süß"]'.encode("latin-1"))
     (tmp_path / "empty.npz").write_bytes(b"")
+    for name, names in (("twice", ["ant", "bee", "bee"]), ("numbered", [1, 2]), ("empty", [])):
+        write_json(tmp_path / f"{name}.json", {"names": names})
+    write_npz(tmp_path / "none.npz", image=IMAGES[:0])
+    write_npz(tmp_path / "five.npz", image=np.zeros((6, 4, 4, 5), np.uint8))
+    for name, labels in (("columns", LABELS.astype(float)), ("short", LABELS[:5]), ("scalar", np.int64(3)), ("hot", np.eye(6))):
+        write_npz(tmp_path / f"{name}.npz", arr_0=IMAGES, arr_1=labels)
+    write_zip(tmp_path / "empty.zip", ["__MACOSX/._0.png"], IMAGES[:1])
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        write_zip(tmp_path / "twice.zip", ["0.png", "0.png"], IMAGES[:2])
+    (tmp_path / "folder.npz").mkdir()
     with (tmp_path / "npy.npz").open("wb") as file:
         np.save(file, IMAGES)
     options = {"meta": ("labels.json",)} | options
@@ -225,3 +275,17 @@ def test_tiles_are_cut_row_by_row(tmp_path):
         len(Tiles(str(tmp_path), "trian"))
     with pytest.raises(ConfigError, match="tiles of 5"):
         len(Tiles(str(tmp_path), tile=5))
+    (tmp_path / "._train_dog.png").write_bytes(b"no image")
+    (tmp_path / "train_cow.png").mkdir()
+    assert Tiles(str(tmp_path), tile=4).names == ("cat", "dog")
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "train_ant.png")
+    grey = Tiles(str(tmp_path), tile=4)
+    assert grey[0]["image"].shape == (4, 4, 3) and grey.labels.tolist() == [0] + [1] * 6 + [2] * 6
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "train_ant.jpg")
+    with pytest.raises(ConfigError, match="train_ant.png: is a second sheet of a class, beside train_ant.jpg"):
+        len(Tiles(str(tmp_path), tile=4))
+    with pytest.raises(ConfigError, match="is a file; give the folder"):
+        len(Tiles(str(tmp_path / "train_dog.png")))
+    for tile in (0, -4, 1.5, float("nan"), 10**9):
+        with pytest.raises(ConfigError, match="tile of Tiles"):
+            Tiles(str(tmp_path), tile=tile)

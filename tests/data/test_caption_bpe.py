@@ -61,6 +61,15 @@ def test_decode_draws_for_training_only(merges):
     assert max((decode(record, np.random.default_rng(seed))["tokens"] > 0).sum() for seed in range(5)) > 1
 
 
+def test_a_spelling_that_is_drawn_too_long_gives_way_to_the_usual_one(merges):
+    tokenizer = CaptionBPE(length=2, merges=merges, dropout=0.9)
+    usual = CaptionBPE(length=2, merges=merges)("lower newer")
+    for seed in range(5):                                                       # as good as every draw has more than two symbols
+        np.testing.assert_array_equal(tokenizer("lower newer", rng=np.random.default_rng(seed)), usual)
+    with pytest.raises(ConfigError, match="a text of 3 tokens is longer than the context of 2"):
+        tokenizer("lower newer low", rng=np.random.default_rng(0))
+
+
 def test_what_it_refuses(merges):
     with pytest.raises(ConfigError, match="probability below 1"):
         CaptionBPE(length=4, dropout=1.0)

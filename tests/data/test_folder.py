@@ -1,5 +1,6 @@
 """Folders of images, written here and read back."""
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,6 @@ def pick(source):
 def test_class_folders(tmp_path):
     source = write(tmp_path, "dog/1.png", "cat/b/2.PNG", "cat/a.png", "dog/0.png")
     (tmp_path / "cat" / "notes.txt").write_text("text")
-    (tmp_path / "empty").mkdir()
     (tmp_path / ".cache").mkdir()
     assert source.names == ("cat", "dog") and len(source) == 4
     assert pick(source) == [2, 1, 3, 0]
@@ -61,29 +61,85 @@ def test_metadata_labels(tmp_path, labels, want, names):
     assert [source[i]["label"] for i in range(2)] == want and source.names == names
 
 
+GOOD = {"file_name": "0.png", "text": "a", "label": 3}
+
+
 @pytest.mark.parametrize(("row", "message"), [
-    ({"file_name": "../0.png"}, "refused"),
-    ({"file_name": "/etc/passwd.png"}, "refused"),
-    ({"file_name": "2.png"}, "there is no"),
+    (GOOD | {"file_name": "../0.png"}, "jsonl:2: refused"),
+    (GOOD | {"file_name": "/etc/passwd.png"}, "jsonl:2: refused"),
+    (GOOD | {"file_name": "x/../../0.png"}, "jsonl:2: refused"),
+    (GOOD | {"file_name": "C:\\0.png"}, "jsonl:2: refused"),
+    (GOOD | {"file_name": ""}, "jsonl:2: refused"),
+    (GOOD | {"file_name": "2.png"}, "jsonl:2: there is no"),
+    (GOOD | {"file_name": "x"}, "jsonl:2: there is no"),                        # a folder
+    (GOOD | {"file_name": "pipe.png"}, "jsonl:2: there is no"),                 # which would be read for ever
     ({"file": "0.png"}, "jsonl:2: not a JSON object"),
-    ({"file_name": 3}, "jsonl:2: not a JSON object"),
+    (GOOD | {"file_name": 3}, "jsonl:2: not a JSON object"),
+    (GOOD | {"file_name": None}, "jsonl:2: not a JSON object"),
     ("[1]", "jsonl:2: not a JSON object"),
     ("{", "jsonl:2: not a JSON object"),
-    ({"file_name": "1.png"}, "1 of 2 lines have 'text'"),
-    ({"file_name": "1.png", "text": ["a"]}, "one string each"),
-])
+    ('{"file_name": "1.png", "te', "jsonl:2: not a JSON object"),              # torn
+    ("[" * 100_000, "jsonl:2: not a JSON object"),
+    ({"file_name": "1.png", "label": 3}, r"jsonl:2 \(1.png\): 1 of 2 lines have 'text', this one has not"),
+    ({"file_name": "1.png", "text": "b"}, r"jsonl:2 \(1.png\): 1 of 2 lines have 'label'"),
+    *((GOOD | {"text": text}, r"jsonl:2 \(0.png\): caption .* one string each") for text in (["a"], 5, None, {"a": 1}, True)),
+    ('{"file_name": "0.png", "text": "\\ud800", "label": 3}', r"jsonl:2 \(0.png\): caption .*ud800' holds half a letter"),
+    *((GOOD | {"label": label}, r"jsonl:2 \(0.png\): label .*one integer or one string each")
+      for label in (0.5, 3.0, True, None, [3], "cat", float("nan"), 10**30)),
+    (GOOD | {"label": -3}, r"jsonl:2 \(0.png\): label -3 is not within 0"),
+    (GOOD | {"label": 2**31}, r"jsonl:2 \(0.png\): label 2147483648 is not within 0"),
+    (GOOD | {"label": 4}, r"jsonl:2 \(0.png\): is of class 4, and of class 3 in .*jsonl:1"),
+], ids=lambda value: str(value)[:60])
 def test_bad_metadata(tmp_path, row, message):
-    source = write(tmp_path, "0.png", "1.png")
-    metadata(tmp_path, {"file_name": "0.png", "text": "a"}, row)
+    source = write(tmp_path, "0.png", "1.png", "x/0.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    metadata(tmp_path, GOOD, row)
+    with pytest.raises(ConfigError, match=message) as error:
+        len(source)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    (b"", "lists no images"),
+    (b"\n \n", "lists no images"),
+    ('{"file_name": "0.png", "text": "a"}\n\n{"file_name": "0.png", "text": "süß"}'.encode("latin-1"), "jsonl:3: is not UTF-8"),
+    ('{"file_name": "0.png"}'.encode("utf-16"), "jsonl:1: is not UTF-8"),
+    (b"\x89PNG\r\n\x1a\n", "jsonl:1: is not UTF-8"),
+], ids=str)
+def test_metadata_that_is_none(tmp_path, text, message):
+    source = write(tmp_path, "0.png")
+    (tmp_path / "metadata.jsonl").write_bytes(text)
     with pytest.raises(ConfigError, match=message):
         len(source)
 
 
-def test_metadata_in_another_encoding(tmp_path):
-    source = write(tmp_path, "0.png")
-    (tmp_path / "metadata.jsonl").write_bytes('{"file_name": "0.png", "text": "süß"}'.encode("latin-1"))
-    with pytest.raises(ConfigError, match="not UTF-8"):
-        len(source)
+@pytest.mark.parametrize("caption", ["one\u2028line", "an\x85other", "\u2029", "", "猫\U0001f408", "b\x0bc\x0cd\x1ce"], ids=ascii)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"], ids=ascii)
+def test_a_line_ends_where_json_lines_end(tmp_path, caption, end):
+    source = write(tmp_path, "0.png", "1.png")
+    rows = [json.dumps({"file_name": f"{i}.png", "text": text}, ensure_ascii=False) for i, text in enumerate((caption, "b"))]
+    # After the mark that some editors write.
+    (tmp_path / "metadata.jsonl").write_bytes(("\ufeff" + end.join(rows)).encode())
+    assert [source[i]["caption"] for i in range(2)] == [caption, "b"] and pick(source) == [0, 1]
+
+
+def test_a_picture_with_several_captions_is_several_records(tmp_path):
+    source = write(tmp_path, "0.png", "1.png")
+    rows = (("1.png", "a"), ("0.png", "b"), ("1.png", "c"))
+    metadata(tmp_path, *({"file_name": name, "text": text, "label": 1} for name, text in rows))
+    assert pick(source) == [1, 0, 1] and source.captions == ["a", "b", "c"] and source.labels.tolist() == [1, 1, 1]
+
+
+def test_links_are_followed(tmp_path):
+    write(tmp_path / "store", "0.png", "1.png")
+    source = Folder(str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    for name in ("0.png", "1.png"):
+        (tmp_path / "data" / name).symlink_to(tmp_path / "store" / name)
+    assert pick(source) == [0, 1]
+    (tmp_path / "store" / "1.png").unlink()
+    with pytest.raises(ConfigError, match="1.png: is a link to a file that is not there"):
+        len(Folder(str(tmp_path / "data")))
 
 
 def test_bad_folders(tmp_path):
@@ -93,6 +149,23 @@ def test_bad_folders(tmp_path):
         len(Folder(str(tmp_path / "nowhere")))
     with pytest.raises(ConfigError, match="both"):
         len(write(tmp_path, "a.png", "cat/b.png"))
+    with pytest.raises(ConfigError, match="a.png: is a file; give the folder"):
+        len(Folder(str(tmp_path / "a.png")))
+    (tmp_path / "a.png").unlink()
+    for inside in ((), ("notes.txt",), (".hidden.png",)):
+        (tmp_path / "bee").mkdir(exist_ok=True)
+        for name in inside:
+            (tmp_path / "bee" / name).write_text("text")
+        # Left out, it would move the labels of all classes behind it.
+        with pytest.raises(ConfigError, match="bee: is a class folder without images; fill it, remove it, or put a dot"):
+            len(Folder(str(tmp_path)))
+
+
+@pytest.mark.parametrize("path", [3, None, b"x", "x" * 5000, "a\0b", "~nobody-knows/x"], ids=lambda path: str(path)[:20])
+def test_paths_that_are_none(path):
+    with pytest.raises(ConfigError) as error:
+        len(Folder(path))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
 def test_a_corrupt_image_is_named(tmp_path):
@@ -123,6 +196,26 @@ def test_a_file_that_the_disk_refuses_once_is_asked_for_again(tmp_path, monkeypa
 
 def test_what_a_system_leaves_in_a_folder_is_no_class(tmp_path):
     source = write(tmp_path, "cat/0.png", "dog/0.png", "__MACOSX/cat/0.png", "cat/.cache/1.png")
-    for name in (".DS_Store", "Thumbs.db", "cat/._0.png", "dog/Thumbs.db"):
+    for name in (".DS_Store", "Thumbs.db", "cat/._0.png", "dog/Thumbs.db", "@eaDir/0.png", "cat/@eaDir/0.png/SYNO_THUMB.jpg",
+                 ".ipynb_checkpoints/0.png", "$RECYCLE.BIN/0.png", "lost+found/x", "cat/__MACOSX/._0.png", "desktop.ini"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"no image")
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "cat" / "folder.png").mkdir()
     assert source.names == ("cat", "dog") and pick(source) == [0, 1]
+
+
+def test_all_grey_or_one_coloured(tmp_path):
+    source = write(tmp_path, "1.png")
+    Image.fromarray(IMAGES[0, ..., 0]).save(tmp_path / "0.png")
+    assert Folder(str(tmp_path)).channels == 3
+    (tmp_path / "1.png").unlink()
+    assert Folder(str(tmp_path)).channels == 1 and source[0]["image"].shape == (6, 5, 1)
+
+
+def test_a_record_has_the_name_of_its_file(tmp_path):
+    source = write(tmp_path, "cat/0.png", "dog/1.png")
+    assert [source.place(i) for i in range(2)] == [str(tmp_path / "cat/0.png"), str(tmp_path / "dog/1.png")]
+    Image.fromarray(np.zeros((1, 3000, 3), np.uint8)).save(tmp_path / "cat" / "0.png")
+    with pytest.raises(ConfigError, match=r"cat/0.png: a picture of 3000x1 pixels would become one of 768000x256"):
+        loader.Batches(source, Decode(256), batch=2, seed=0, shuffle=False)[0]

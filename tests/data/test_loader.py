@@ -197,6 +197,96 @@ def test_workers_end_with_a_parent_that_is_killed():
     assert not any(map(alive, workers))
 
 
+@dataclass(frozen=True)
+class Holding(Numbered):
+    """A source with what cannot be sent to another process."""
+
+    held: object = None
+
+
+def test_a_source_that_no_other_process_can_have_is_refused(sharding):
+    with pytest.raises(ConfigError, match="Holding cannot be given to other processes .*lock.*: set config.workers=0") as error:
+        next(stream(Batches(Holding(held=threading.Lock()), PLAIN, 8, 0), 0, sharding, workers=1))
+    assert "\n" not in str(error.value)
+    assert next(stream(Batches(Holding(held=threading.Lock()), PLAIN, 8, 0), 0, sharding))[0] == 0
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Records as they are."""
+
+    rows: tuple
+    names: tuple[str, ...] | None = None
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return self.rows[i]
+
+    def place(self, i):
+        return f"pets/{i}.png"
+
+
+class AsIs:
+    """What a decoder of the user's own may do: nothing."""
+
+    random = False
+
+    def __call__(self, record, rng=None):
+        return record
+
+
+class Together(AsIs):
+    """One that makes a batch at once."""
+
+    def batch(self, pairs, size):
+        rows = [record for record, _ in pairs]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def row(shape=(2, 2, 1), fill=0.0, **more):
+    return {"image": np.full(shape, fill, np.float32), **more}
+
+
+@pytest.mark.parametrize(("second", "names", "says"), [
+    (row((3, 2, 1)), None, "pets/1.png: is image float32 [3, 2, 1], where pets/0.png is image float32 [2, 2, 1]"),
+    ({"image": np.zeros((2, 2, 1), np.uint8)}, None, "pets/1.png: is image uint8 [2, 2, 1], where"),
+    (row(label=np.int32(1)), None, "pets/1.png: is image float32 [2, 2, 1], label int32 [], where"),
+    ({}, None, "pets/1.png: is , where"),
+    (row(fill=np.nan), None, "pets/1.png: has numbers that are not finite"),
+    (row(fill=np.inf), None, "pets/1.png: has numbers that are not finite"),
+    (row(fill=-np.inf), None, "pets/1.png: has numbers that are not finite"),
+    (row(label=np.int32(-3)), None, "pets/1.png: label -3 is none of 0 ... 2147483647"),
+    (row(label=np.int32(1000)), ("a", "b"), "pets/1.png: label 1000 is none of the 2 classes"),
+], ids=str)
+def test_records_that_do_not_fit_are_named(second, names, says):
+    first = row(label=np.int32(0)) if says.count("label") == 1 and "none" in says else row()
+    for decode in (AsIs(), Together()):
+        if decode.__class__ is Together and ("where" in says):
+            continue
+        with pytest.raises(ConfigError) as error:
+            Batches(Rows((first, second), names), decode, 2, 0, shuffle=False)[0]
+        assert str(error.value).startswith(says) and "\n" not in str(error.value)
+
+
+def test_numbers_that_are_large_but_finite_are_taken():
+    large = row(fill=3e38)
+    assert Batches(Rows((large, large)), AsIs(), 2, 0)[0]["image"].max() > 1e38
+
+
+def test_what_a_decoder_refuses_has_the_name_of_its_record():
+    batches = Batches(Rows(({"image": np.zeros((2, 2, 1), np.uint8)}, {"image": None})), Decode(2), 2, 0, shuffle=False)
+    with pytest.raises(ConfigError, match=r"^pets/1.png: an image is uint8"):
+        batches[0]
+
+
+@pytest.mark.parametrize("batch", [1.5, True, float("nan"), None])
+def test_a_batch_is_a_number_of_records(batch):
+    with pytest.raises(ConfigError, match="batch is"):
+        Batches(Numbered(), PLAIN, batch, 0)
+
+
 @pytest.mark.parametrize("finish", ["close", "drop", "error"])
 def test_stopping_early_does_not_hang(sharding, finish):
     before = threading.active_count()

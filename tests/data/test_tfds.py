@@ -96,6 +96,28 @@ def test_other_formats_are_refused(root, tmp_path):
         len(TFDS("old", "train", str(tmp_path)))
 
 
+def test_labels_that_are_none(root, tmp_path):
+    """As held-out sets have them: -1 for a class that nobody tells."""
+    f = tfds.features
+    columns = {"whole": f.Scalar(np.int64), "half": f.Scalar(np.float32), "truth": f.Scalar(np.bool_),
+               "many": f.Tensor(shape=(2,), dtype=np.int64)}
+    write(tmp_path, "odd", {"image": f.Tensor(shape=(6, 5, 3), dtype=np.uint8), **columns},
+          [{"image": IMAGES[0], "whole": value, "half": 0.5, "truth": True, "many": [1, 2]} for value in (3, -1)])
+    for label, row, says in (("whole", 1, "label -1 is not within 0"), ("half", 0, "label '0.5'"), ("truth", 0, "label 'True'"),
+                             ("many", 0, "labels must be one integer")):
+        with pytest.raises(ConfigError, match=f"odd train, record {row}: .*{says}"):
+            TFDS("odd", "train", str(tmp_path), label=label)[row]
+    source = TFDS("odd", "train", str(tmp_path), label="whole")
+    assert source[0]["label"] == 3
+    assert "label" not in TFDS("pets", "train", str(root), label="")[0]
+
+
+@pytest.mark.parametrize("value", [[], {"text": []}, {"words": [b"a"]}, 5, np.zeros(3), np.array([])], ids=str)
+def test_what_holds_no_text_is_refused(value):
+    with pytest.raises(ConfigError, match="is no text: choose another caption feature"):
+        first_text(value)
+
+
 @pytest.mark.parametrize("value", [
     b"a cat", "a cat", [b"a cat", b"b"], np.array([b"a cat"], object), {"text": [b"a cat", b"b"], "id": [1, 2]},
 ])

@@ -301,3 +301,63 @@ def test_the_first_of_a_chain_sees_what_the_others_made():
     double = lambda denoise: lambda *args: Prediction(2 * denoise(*args).x0)  # noqa: E731
     np.testing.assert_allclose(at(chain(Clip(), double)).x0, jnp.clip(2 * at(chain()).x0, -1, 1), atol=1e-6)
     np.testing.assert_allclose(at(chain(double, Clip())).x0, 2 * jnp.clip(at(chain()).x0, -1, 1), atol=1e-6)
+
+
+# Edges ----------------------------------------------------------------------------------------------------------------------
+
+
+ENDS = {
+    "ddpm": (P, (-1, 0, 999, 1000)), "zero_snr": (process.DDPM(zero_snr=True), (-1, 999)),
+    "edm": (process.EDM(), (0.0, 80.0, 113.0)), "cosine": (process.Cosine(), (0.0, 1.0)),
+    "flow": (process.Flow(3.0), (0.0, 1.0, 1.0000001)),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_schedules_are_finite_at_both_ends(kind):
+    """And beyond: churn goes above t_max, and a clean table below 0."""
+    p, ends = ENDS[kind]
+    schedules = [guidance.power_cosine(3.0, p.unit, power) for power in (0.0, 0.5, 4.0)]
+    schedules += [guidance.dynamic_cfg(3.0, p.unit), guidance.dynamic_cfg(3.0, p.unit, -1.0, 2.0)]
+    schedules += [guidance.in_interval(3.0, p, low, high) for low, high in ((0.0, float("inf")), (0.2, 5.0))]
+    for t in ends:
+        for number, schedule in enumerate(schedules):
+            w = float(schedule(jnp.asarray(t)))
+            assert -1e-6 <= w <= 3.00001, (number, t, w)
+    guide = guidance.interval(CFG(3.0, NULL), p, 0.2, float("inf"))
+    for t in ends[:2]:
+        denoise = lambda x, t, cond, key: Prediction(x + cond["vec"][:, None, None])  # noqa: E731
+        assert np.isfinite(at(guide, denoise, t=jnp.asarray(t)).x0).all()
+
+
+def test_a_negative_power_is_refused():
+    with pytest.raises(ConfigError, match="power is 0 or more, got -1"):
+        guidance.power_cosine(3.0, P.unit, -1.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3, 4), (2, 1, 1, 1), (2, 1)], ids=str)
+def test_what_is_constant_has_no_spread_to_rescale(shape):
+    """A black picture, and a picture of a single value, whose unbiased deviation is 0 / 0."""
+    c, n = jnp.full(shape, 0.5), jnp.zeros(shape)
+    np.testing.assert_allclose(guidance.mix_outputs(c, n, jnp.float32(2.0), Mix(phi=0.7)), 1.0)
+    np.testing.assert_allclose(guidance.mix_outputs(c, n, jnp.float32(0.0), Mix(phi=0.7)), 0.0)
+    kept = guidance.corrupt(c, n, jnp.float32(1.0), 0.1, 1.0, True, "sample")
+    np.testing.assert_allclose(kept, c)
+
+
+def test_conditions_and_scales_stay_float32_where_the_default_is_float64():
+    with jax.enable_x64(True):
+        cfg = CFG(guidance.power_cosine(3.0, P.unit), NULL, Mix(phi=0.5))
+        guide = chain(Clip(), CADS(P.unit), guidance.interval(cfg, P, 0.1, 9.0))
+
+        def denoise(x, t, cond, key):
+            assert x.dtype == cond["vec"].dtype == cond["seq"].dtype == jnp.float32
+            return Prediction(x)
+
+        assert at(guide, denoise).x0.dtype == jnp.float32
+
+
+def test_eps_gives_no_x0_where_alpha_is_0():
+    for p in (process.Flow(), process.DDPM(zero_snr=True)):
+        with pytest.raises(ConfigError, match="predict v, x0 or velocity"):
+            at(CFG(3.0, NULL, Mix(space=(p, EPS))), lambda x, t, cond, key: Prediction(x))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gaussian import Gaussian
 
-from diffusion_jax.diffusion import losses, process, scales
+from diffusion_jax.diffusion import losses, process, scales, times
 from diffusion_jax.types import Prediction
 
 P = process.DDPM()
@@ -116,3 +116,37 @@ def test_the_bound_of_an_exact_denoiser_is_the_loss_in_snr():
     t = np.asarray(t)
     left = 1 / (1 / data.std**2 + snr[t])                                    # the variance of x0 given x_t
     np.testing.assert_allclose(found, (snr[t - 1] - snr[t]) / 2 * left, rtol=0.05)
+
+
+ENDS = {                       # processes whose last time holds no signal, a parametrisation of them, and EDM's weight there
+    "flow, velocity": (process.Flow(), scales.Velocity(), 1.0, 4.0), "flow, x0": (process.Flow(), scales.X0(), 1.0, 4.0),
+    "flow, v": (process.Flow(3.0), scales.V(), 1.0, 4.0), "flow, edm": (process.Flow(), scales.EDM(0.5), 1.0, 1.0),
+    "zero terminal snr, v": (process.DDPM("linear", zero_snr=True), scales.V(), 999, 4.0),
+    "zero terminal snr, x0": (process.DDPM("linear", zero_snr=True), scales.X0(), 999, 4.0),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("weight", [losses.Simple(), losses.MinSNR(), losses.P2(), losses.EDM(0.5)], ids=repr)
+def test_weights_are_finite_where_nothing_of_x0_is_left(name, weight):
+    p, scale, last, edm = ENDS[name]
+    t = jnp.asarray([last])
+    assert p.alpha(t) == 0
+    got = weight(p, t, scale(p, t))
+    assert np.isfinite(got).all()
+    if isinstance(weight, losses.EDM):
+        np.testing.assert_allclose(got, edm, rtol=1e-6)             # out^2 / sigma_data^2
+        near = weight(process.Flow(), jnp.array([1 - 1e-4]), scales.Velocity()(process.Flow(), jnp.array([1 - 1e-4])))
+        np.testing.assert_allclose(near, 4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("draws", [times.Stratified(), times.Uniform(), times.LogitNormal(0.0, 60.0), times.LogitNormal(50.0)])
+@pytest.mark.parametrize("largest", [1 - 2.0**-23, 0.0])
+def test_draws_stay_between_the_ends(draws, largest, monkeypatch):
+    """With the largest number that a float32 uniform draw gives, and the smallest, in each of 1 to 4,096 strata."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype=None: jnp.full(shape, largest, jnp.float32))
+    for n in (1, 3, 64, 4096):
+        t = draws(process.Flow(), jax.random.key(0), n)
+        assert t.shape == (n,) and t.min() > 0 and t.max() < 1
+        counted = draws(process.DDPM(), jax.random.key(0), n)
+        assert counted.min() >= 0 and counted.max() <= 999

@@ -102,7 +102,7 @@ def test_third_order_formulas_are_the_better_second_order_ones():
 def test_the_stochastic_solver_ends_on_x0(form, steps):
     """Whatever came before: nothing of the noise is left at a clean time."""
     sampler = multistep.dpm_solver(DDPM, form=form, sde=True, noise=wave)
-    x, grid = jnp.linspace(-1, 1, 6).reshape(2, 3), times.respace(DDPM, steps)
+    x, grid = jnp.linspace(-1, 1, 6).reshape(2, 3), times.uniform(DDPM, steps)
     found = samplers.sample(lambda x, t, cond, key: Prediction(jnp.full_like(x, 0.3)), sampler, x, grid, {}, KEY)
     np.testing.assert_allclose(found, 0.3, rtol=1e-5)
 

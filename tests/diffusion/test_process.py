@@ -160,13 +160,54 @@ def test_noised_and_bcast():
     np.testing.assert_allclose(process.noised(p, x0, t[0], eps)[:, 0, 0, 0], want[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("options, message", [
-    (dict(schedule="liner"), "did you mean 'linear'"), (dict(schedule="squaredcos", end=0.1), "no 'end'"),
-    (dict(steps=0), "at least 1"), (dict(steps=20), "use more steps"),
-])
-def test_refusals(options, message):
+REFUSED = [
+    (lambda: process.DDPM(schedule="liner"), "did you mean 'linear'"),
+    (lambda: process.DDPM("squaredcos", end=0.1), "no 'end'"),
+    (lambda: process.DDPM(steps=0), "1 ... 1000000, got 0"),
+    (lambda: process.DDPM(steps=10**10), "1 ... 1000000, got 10000000000"),
+    (lambda: process.DDPM(steps=1e10), "1 ... 1000000"),
+    (lambda: process.DDPM(steps=2.5), "whole number"),
+    (lambda: process.DDPM(steps=20), "use more steps"),
+    (lambda: process.DDPM(start=float("nan")), "start is nan"),
+    (lambda: process.DDPM(end="much"), "end is a number, got 'much'"),
+    (lambda: process.DDPM(start=0.0), "betas outside"),
+    (lambda: process.DDPM("squaredcos", 1, zero_snr=True), "2 ... 1000000, got 1"),
+    (lambda: process.Cosine(float("-inf")), "logsnr_min is -inf"),
+    (lambda: process.Cosine(1.0), "-80 ... 0"),
+    (lambda: process.EDM(0.0), "sigma_min > 0"),
+    (lambda: process.EDM(80.0, 80.0), "sigma_min > 0"),
+    (lambda: process.EDM(0.002, float("inf")), "not finite"),
+    (lambda: process.Flow(0.0), "above 0"),
+    (lambda: process.Flow(float("nan")), "not finite"),
+]
+
+
+@pytest.mark.parametrize("call, message", REFUSED)
+def test_refusals(call, message):
     with pytest.raises(ConfigError, match=message):
-        process.DDPM(**options)
+        call()
+
+
+def test_a_whole_number_of_json_is_an_int():
+    assert process.DDPM(steps=1000.0) == process.DDPM() and type(process.DDPM(steps=1000.0).t_max) is int
+
+
+EVERYWHERE = {
+    "ddpm": (process.DDPM(), (-1, 0, 500, 999)), "rounded": (process.DDPM("squaredcos", rounded=True), (-1, 0, 500, 999)),
+    "zero_snr": (process.DDPM(zero_snr=True), (-1, 999)), "float": (process.DDPM(), (-1.0, -0.5, 0.0, 500.5, 999.0)),
+    "cosine": (process.Cosine(), (0.0, 0.5, 1.0)), "edm": (process.EDM(), (0.0, 1.0, 80.0)),
+    "flow": (process.Flow(3.0), (0.0, 0.5, 1.0)),
+}
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+def test_the_posterior_of_a_step_of_length_zero_is_the_identity(name):
+    """At a clean time and at one without signal too."""
+    p, moments = EVERYWHERE[name]
+    t = jnp.asarray(moments)
+    q = process.posterior(p, t, t)
+    np.testing.assert_array_equal(process.ratio(p, t, t), 1)
+    np.testing.assert_array_equal(q, np.array([[0], [1], [0], [0]]) * np.ones(len(moments)))
 
 
 def test_rounding_changes_little_but_at_the_noisy_end():

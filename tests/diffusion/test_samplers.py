@@ -152,6 +152,95 @@ def test_pairs_and_kept_states():
     np.testing.assert_array_equal(chain, path[-1])
 
 
+dpm = partial(partial, multistep.dpm_solver, lower_order_final=False)
+STILL = {       # every sampler
+    "ancestral": samplers.ancestral, "fixed_large": partial(samplers.ancestral, variance="fixed_large"),
+    "learned_range": partial(samplers.ancestral, variance="learned_range"),
+    "learned": partial(samplers.ancestral, variance="learned"), "ddim": samplers.ddim, "ddim_1": partial(samplers.ddim, eta=1.0),
+    "ddim_inversion": samplers.ddim_inversion, "euler_ancestral": samplers.euler_ancestral, "heun": samplers.heun,
+    "edm": samplers.edm, "edm_churn": partial(samplers.edm, s_churn=40.0), "euler_churn": partial(samplers.euler, s_churn=4.0),
+    "plms": multistep.plms, "dpmpp_1": dpm(order=1), "dpmpp_2m": dpm(), "dpmpp_2m_heun": dpm(corrector="heun"),
+    "dpmpp_2m_sde": dpm(sde=True), "dpmpp_3m": dpm(order=3), "dpm_2": dpm(form="eps", corrector="heun"),
+    "dpm_3": dpm(form="eps", order=3), "dpm_2_sde": dpm(form="eps", sde=True),
+}
+SILENT = ("ddim_inversion", "heun", "plms")
+LEVELS = {"ddpm": (999, 700, 300, 0, -1), "rounded": (999, 700, 300, 0, -1), "edm": (80.0, 9.0, 1.0, 0.1, 0.0)}
+STANDS = [(name, "ddpm") for name in STILL] + [(name, "rounded") for name in ("ancestral", "learned_range")]
+STANDS += [(name, "edm") for name in ("ancestral", "heun", "edm", "plms", "dpmpp_3m", "dpm_2")]
+
+
+@pytest.mark.parametrize("name, kind", STANDS)
+def test_a_step_of_length_zero_is_the_identity_and_leaves_no_trace(name, kind):
+    """At the start, twice in the middle, next to the end, and at the end; raw variances lie around -1."""
+    p = process.DDPM(rounded=True) if kind == "rounded" else PROCESSES[kind]
+    exact = DATA.denoiser(p)
+
+    def denoise(x, t, cond, key):
+        return Prediction(exact(x, t, cond, key).x0, logvar=jnp.linspace(-1.5, -0.5, x.size).reshape(x.shape))
+
+    top, a, b, c, clean = LEVELS[kind]
+    plain = np.array([[top, a], [a, b], [b, c], [c, clean]])
+    still = np.array([[top, top], [top, a], [a, a], [a, a], [a, b], [b, c], [c, c], [c, clean], [clean, clean]])
+    if name == "ddim_inversion":
+        plain, still = plain[::-1, ::-1], still[::-1, ::-1]
+    make = STILL[name]
+    sampler = make(p) if name in SILENT else make(p, noise=wave)
+    with jax.disable_jit():                                                             # of programs that run once
+        path = run(sampler, p, still, keep=True, denoise=denoise)
+        ends = run(sampler, p, plain, keep=True, denoise=denoise)
+    rests = np.array([t == s for t, s in still])
+    before = np.concatenate([jnp.linspace(-1, 1, 6).reshape(1, 2, 3), path[:-1]])
+    np.testing.assert_array_equal(path[rests], before[rests])
+    np.testing.assert_allclose(path[~rests], ends, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tiny_step_is_no_slope():
+    """Across it the x0 of a network differs by rounding, here of bfloat16, which the next step must not draw out."""
+    p = process.Flow()
+    rough = lambda x, t, cond, key: Prediction(DATA.x0(p, x, t) + 1e-2 * jnp.cos(1e8 * t))  # noqa: E731
+    for make in (multistep.dpmpp_2m, partial(multistep.dpm_solver, order=3), multistep.dpmpp_2m_sde):
+        sampler = make(p) if make is multistep.dpmpp_2m else make(p, noise=wave)
+        plain, tiny = np.float32([0.6, 0.3, 0.0]), np.float32([0.6, 0.6 - 1e-6, 0.3, 0.0])
+        np.testing.assert_allclose(run(sampler, p, tiny, denoise=rough), run(sampler, p, plain, denoise=rough), atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["ddpm", "edm"])
+def test_plms_of_a_single_step_that_is_left_is_ddim(kind):
+    p, grid = PROCESSES[kind], {"ddpm": np.array([300, 300, -1]), "edm": np.array([2.0, 2.0, 0.0])}[kind]
+    np.testing.assert_allclose(run(multistep.plms(p), p, grid), run(samplers.ddim(p), p, grid[1:]), rtol=1e-5, atol=1e-6)
+
+
+def test_a_condition_belongs_to_a_step_and_all_its_calls():
+    """Heun's second call is made at the time at which the next step begins."""
+    p, grid, calls = process.Flow(), np.float32([1.0, 0.75, 0.5, 0.25]), []
+
+    def denoise(x, t, cond, key):
+        calls.append((float(t), float(cond["vec"])))
+        return Prediction(x)
+
+    with jax.disable_jit():
+        samplers.sample(denoise, samplers.heun(p), jnp.zeros(2), grid, lambda t: {"vec": t > 0.6}, KEY)
+    assert calls == [(1.0, 1), (0.75, 1), (0.75, 1), (0.5, 1), (0.5, 0), (0.25, 0)]
+
+
+@pytest.mark.parametrize("name, kind", [(name, "ddpm") for name in STILL] + [
+    ("ddim", "flow"), ("heun", "flow"), ("dpmpp_2m", "flow"), ("edm_churn", "edm"), ("ancestral", "cosine")])
+def test_images_stay_float32_where_the_default_is_float64(name, kind):
+    p = PROCESSES[kind]
+    with jax.enable_x64(True):
+        make = STILL[name]
+        sampler = make(p) if name in SILENT else make(p, noise=wave)
+        grid = times.uniform(p, 3)[:: -1 if name == "ddim_inversion" else 1]
+
+        def denoise(x, t, cond, key):
+            assert x.dtype == jnp.float32
+            return Prediction(p.alpha(t) * x, logvar=x)                                 # of a network that knows no better
+
+        x = samplers.start(p, grid, KEY, (2, 3))
+        out = jax.eval_shape(lambda x: samplers.sample(denoise, sampler, x, grid, {}, KEY, keep=True), x)
+        assert x.dtype == out.dtype == jnp.float32
+
+
 def test_known_region():
     p = PROCESSES["ddpm"]
     known, x, grid = jnp.ones((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), 9.0), times.respace(p, 10)
@@ -169,23 +258,7 @@ def test_start_has_the_width_of_the_process():
         np.testing.assert_allclose(x.std(), width, rtol=0.02)
 
 
-# Variances and gradients ----------------------------------------------------------------------------------------------------
-
-
-def test_learned_range_interpolates_the_logs():
-    p, t, s, above = PROCESSES["ddpm"], jnp.int32(500), jnp.int32(400), jnp.int32(600)
-    small, large = (samplers.log_variance(p, kind, t, s, above, None) for kind in ("fixed_small", "fixed_large"))
-    raw = jnp.array([-1.0, 0.0, 1.0])
-    found = samplers.log_variance(p, "learned_range", t, s, above, raw)
-    np.testing.assert_allclose(found, [small, (small + large) / 2, large], rtol=1e-6)
-    np.testing.assert_array_equal(samplers.log_variance(p, "learned", t, s, above, raw), raw)
-
-
-def test_the_last_log_variance_is_that_of_the_step_before():
-    p = PROCESSES["ddpm"]
-    last = samplers.log_variance(p, "fixed_small", jnp.int32(0), jnp.int32(-1), jnp.int32(1), None)
-    bar, beta = np.cumprod(1 - p.betas), p.betas
-    np.testing.assert_allclose(last, np.log(beta[1] * (1 - bar[0]) / (1 - bar[1])), rtol=1e-5)
+# Gradients ------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_gradient_shifts_the_ancestral_mean_by_the_variance():
@@ -207,7 +280,10 @@ REFUSED = [
     (lambda: samplers.ddim(process.DDPM(), 1.5), "0 ... 1: got 1.5"),
     (lambda: samplers.euler_ancestral(process.DDPM(), -0.1), "0 ... 1: got -0.1"),
     (lambda: samplers.ancestral(process.DDPM(), "fixed_smal"), "did you mean 'fixed_small'"),
-    (lambda: samplers.log_variance(process.DDPM(), "learned", 5, 4, 6, None), "learned"),
+    (lambda: samplers.edm(process.EDM(), s_churn=float("nan")), "s_churn is nan"),
+    (lambda: samplers.edm(process.EDM(), s_churn=-1.0), "s_churn is 0 or more"),
+    (lambda: samplers.euler(process.EDM(), s_churn=1.0, s_min=2.0, s_max=1.0), "s_min <= s_max"),
+    (lambda: samplers.euler(process.EDM(), s_noise=float("inf")), "s_noise is inf"),
 ]
 
 

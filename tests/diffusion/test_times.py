@@ -47,6 +47,9 @@ GRIDS = {       # (grid, steps) -> its times
     ("trailing", 7): [999, 856, 713, 570, 428, 285, 142, -1],
     ("linspace", 4): [999, 666, 333, 0, -1],
     ("uniform", 2): [999, 0, -1],
+    ("uniform", 1): [999, -1],
+    ("linspace", 1): [999, -1],
+    ("trailing", 1): [999, -1],
 }
 
 
@@ -62,12 +65,28 @@ def test_leading_with_an_offset_and_strings():
     np.testing.assert_array_equal(times.respace(DDPM, "ddim4"), [750, 500, 250, 0, -1])
 
 
-@pytest.mark.parametrize("steps", [1, 3, 7, 30, 999, 1000])
+@pytest.mark.parametrize("steps", [2, 3, 7, 30, 999, 1000])
 @pytest.mark.parametrize("name", times.GRIDS[:4])
 def test_counted_grids_descend(name, steps):
     grid = getattr(times, name)(DDPM, steps)
     assert len(grid) == steps + 1 and grid[-1] == -1 and grid[0] <= 999
     assert (np.diff(grid) < 0).all()
+
+
+@pytest.mark.parametrize("p", [process.DDPM("squaredcos", 4), process.Cosine(), process.EDM(), process.Flow(3.0)])
+def test_a_single_step_leads_from_the_noisiest_time_to_a_clean_one(p):
+    for name in ("uniform", "karras", "log_snr") + (("linspace", "trailing") if isinstance(p, process.DDPM) else ()):
+        grid = getattr(times, name)(p, 1)
+        assert len(grid) == 2 and grid[1] == p.t_clean
+        np.testing.assert_allclose(grid[0], min(p.t_max, p.time(process.LARGEST_RATIO)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("total", "count"), [(1000, 300), (1000, 501), (1000, 999), (1000, 5000), (100, 30), (4, 3), (7, 6)])
+def test_a_stride_that_there_is_not_names_one_that_there_is(total, count):
+    with pytest.raises(ConfigError, match="is the nearest that there is") as error:
+        times.space(f"ddim{count}", total)
+    near = str(error.value).split("'")[1]
+    assert len(times.space(near, total)) == int(near[4:])
 
 
 def test_trailing_takes_any_number_of_steps():
@@ -119,6 +138,25 @@ REFUSED = [
     (lambda: times.linspace(DDPM, 0), "1 ... 1000"),
     (lambda: times.leading(DDPM, 1000, offset=1), "1 ... 1000 leave 0 ... 999"),
     (lambda: times.leading(DDPM, 10, offset=-1), "-1 ... 899 leave"),
+    (lambda: times.leading(DDPM, 10, offset=0.5), "whole number"),
+    (lambda: times.leading(DDPM, 10, last=500), "-1, clean, or 0"),
+    (lambda: times.leading(DDPM, 1), "choose times 'trailing'"),
+    (lambda: times.leading(DDPM, 1, offset=1), "choose times 'trailing'"),
+    (lambda: times.respace(DDPM, 1), "choose times 'trailing'"),
+    (lambda: times.respace(DDPM, "ddim1"), "choose times 'trailing'"),
+    (lambda: times.space(",,,", 1000), "no respacing"),
+    (lambda: times.space("10,,5", 1000), "no respacing"),
+    (lambda: times.space("ddim\u0663", 1000), "no respacing"),
+    (lambda: times.space("9" * 5000, 1000), "no respacing"),
+    (lambda: times.trailing(DDPM, 2.5), "1 ... 1000, got 2.5"),
+    (lambda: times.uniform(process.Flow(), 0), "1 or more, got 0"),
+    (lambda: times.uniform(DDPM, True), "whole number"),
+    (lambda: times.karras(process.EDM(), 0), "1 or more"),
+    (lambda: times.log_snr(process.EDM(), -1), "1 or more"),
+    (lambda: times.karras(DDPM, 10, rho=0), "rho is 1.0 ... 1000.0"),
+    (lambda: times.karras(DDPM, 10, rho=float("nan")), "rho is nan"),
+    (lambda: times.karras(DDPM, 10, sigma_max=float("inf")), "sigma_max=inf"),
+    (lambda: times.log_snr(DDPM, 10, sigma_min=float("nan")), "sigma_min=nan"),
     (lambda: times.karras(DDPM, 10, sigma_min=0), "sigma_min=0,"),
     (lambda: times.log_snr(process.EDM(), 10, 1.0, 0.5), "fall from sigma_max"),
 ]

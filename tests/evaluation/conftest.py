@@ -59,6 +59,7 @@ def network():
 def stub(monkeypatch, network):
     """The cheap network in place of the published ones, under the name 'stub'."""
     monkeypatch.setattr(features, "network_of", with_stub(features.network_of, network))
+    monkeypatch.setattr(features, "named", with_stub(features.named, ("", "stub")))
 
 
 @pytest.fixture(scope="session")

@@ -50,3 +50,11 @@ def test_what_is_refused(fresh, clip):
     ):
         with pytest.raises(ConfigError, match=says):
             metrics.measured(run, measuring(metric="clip", **options))
+
+
+def test_a_judge_that_reads_no_captions_is_refused_before_a_sample_is_made(fresh, clip, monkeypatch):
+    monkeypatch.setattr(clip_metric, "generated", lambda *_: pytest.fail("samples are made"))
+    mute = clip._replace(config={name: part for name, part in clip.config.items() if name != "data"})
+    monkeypatch.setattr(clip_metric, "open_run", lambda folder: mute)
+    with pytest.raises(ConfigError, match="came without a tokenizer"):
+        metrics.measured(fresh("digits"), measuring(metric="clip", features=clip.folder, num=4))

@@ -49,6 +49,20 @@ def test_features_in_a_plane(clip):
         figures = metrics.measured(clip, measuring(metric="tsne", num=20)).figures
     assert figures["images"] == 20 and figures["picture"] == str(Path(clip.folder, "tsne.png"))
     assert read(figures["picture"]).shape[:2] == (800, 800)
+    figures = metrics.measured(clip, measuring(metric="tsne", num=4)).figures
+    assert figures["picture"] == str(Path(clip.folder, "tsne-2.png"))            # the first one stays
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (dict(metric="tsne", num=1), "tsne needs at least 4 images, there are 1: raise num"),
+    (dict(metric="tsne", num=3), "tsne needs at least 4 images"),
+    *((dict(metric="zero_shot", template=text), "write {} once") for text in ("a photo", "{} {}", "{", "}{", "{0.a}", "")),
+    (dict(metric="zero_shot", template="{}" + " digit" * 500), "tokens"),
+])
+def test_what_cannot_be_measured_is_refused_before_an_image_is_seen(clip, monkeypatch, options, says):
+    monkeypatch.setattr(contrast, "_features_of", lambda *_: pytest.fail("images are seen"))
+    with pytest.raises(ConfigError, match=says):
+        metrics.measured(clip, measuring(**{"num": 5} | options))
 
 
 @pytest.mark.parametrize(("metric", "data", "says"), [

@@ -1,5 +1,4 @@
 """In whose features, and against what: references of every kind, what is kept under which name, and what is refused."""
-import os
 import pickle
 
 import jax
@@ -26,12 +25,32 @@ def test_edm2s_statistics_are_read_by_network(network, tmp_path):
 @pytest.mark.parametrize(("where", "resize", "says"), [
     (None, None, "--metric features needs --features"),
     ("runs/x", "clean_fid", "--resize is a convention of --features inception=FILE"),
+    ("x=clean_fid", "clean_fid", "--resize is a convention of --features inception=FILE"),
+    ("dinov2=x", "clean_fid", "--resize is a convention of --features inception=FILE"),
+    ("inception=x", "clean", "unknown resize convention 'clean': did you mean 'clean_fid'"),
     ("incepton=x", None, "did you mean 'inception'"),
     (__file__, None, "is a file: say whose weights it holds"),
+    ("inception", None, "--features inception: say where its weights are, inception=FILE"),
+    ("dinov2", None, "--features dinov2: say where its weights are, dinov2=FILE"),
+    ("inception=", None, "say where its weights are, inception=FILE"),
+    ("runs/c=ls", None, "--features runs/c=ls: there is no such folder: give that of a classifier, inception=FILE or dinov2"),
+    ("../c=1,d=2", None, "there is no such folder"), ("=x", None, "there is no such folder"), ("", None, "needs --features"),
 ])
 def test_networks_that_nobody_knows(where, resize, says):
-    with pytest.raises(ConfigError, match=says):
-        features.network_of(where, resize)
+    for function in (features.named, features.network_of):
+        with pytest.raises(ConfigError, match=says) as error:
+            function(where, resize)
+        assert "\n" not in str(error.value)
+
+
+def test_a_name_may_have_the_sign_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cfg=2").mkdir()
+    (tmp_path / "inception").mkdir()
+    assert features.named("cfg=2") == ("", "cfg=2") and features.named("inception") == ("", "inception")
+    assert features.named("inception=a=b.pth", "clean_fid") == ("inception", "a=b.pth")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert features.named("dinov2=~/x.pth") == ("dinov2", str(tmp_path / "x.pth"))
 
 
 def test_a_classifier_trained_here_is_a_network(judge, fresh):
@@ -57,12 +76,33 @@ def test_what_is_kept_has_a_name_of_all_that_it_depends_on(network, digits, tmp_
     assert len(set(names)) == 5 and kept(network, {}) == names[0]
 
 
-def test_files_that_changed_are_other_images(tmp_path):
-    save_png(tmp_path / "x" / "0.png", np.zeros((8, 8, 1), np.uint8))
-    before = features.identity_at(str(tmp_path / "x"))
-    assert features.identity_at(str(tmp_path / "x")) == before
-    os.utime(tmp_path / "x" / "0.png", ns=(1, 1))
-    assert features.identity_at(str(tmp_path / "x")) != before
+def pictures(path, value):
+    for i in range(3):
+        save_png(path / f"{i}.png", np.full((8, 8, 1), value + i, np.uint8))
+
+
+def batch(path, value):
+    np.savez(path, arr_0=np.arange(3, dtype=np.uint8)[:, None, None, None] + np.full((1, 8, 8, 1), value, np.uint8))
+
+
+@pytest.mark.parametrize(("name", "write", "of_page"), [("x", pictures, False), ("x.npz", batch, False), ("x", pictures, True)])
+def test_a_reference_that_was_replaced_is_looked_at_again(network, tmp_path, name, write, of_page):
+    """With other pictures of the same number, sizes and names, in a folder, in an .npz, in the data of a page."""
+    extractor = features.Extractor(network, str(tmp_path / "work"), 2)
+    data = {"train": dict(name="diffusion_jax.data.folder:Folder", path=str(tmp_path / name)),
+            "decode": dict(name="diffusion_jax.data.image:Decode", size=8, channels=1)}
+
+    def mean():
+        path = None if of_page else str(tmp_path / name)
+        return features.reference_of(extractor, path, data if of_page else None).moments["features"].mean
+
+    means = []
+    for value in (10, 20, 10):
+        write(tmp_path / name, value)
+        means.append(mean())
+    assert np.abs(means[1] - means[0]).max() > 0.1
+    np.testing.assert_array_equal(means[2], means[0])
+    np.testing.assert_allclose(means[1], (np.full((1, 64), 21) / 255 @ network.params)[0], rtol=1e-5)
 
 
 class Evil:

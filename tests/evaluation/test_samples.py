@@ -34,6 +34,14 @@ def test_samples_do_not_depend_on_their_batches(run):
     np.testing.assert_array_equal(middle["image"], parts["image"][16:32])
 
 
+def test_bytes_are_rounded_as_in_adms_files_where_that_is_asked(run):
+    options = {**QUICK, "num": 16}
+    down, nearest = (rows(samples.sampled(run, measuring(**options, **more)).images, 16)["image"].astype(int)
+                     for more in ({"rounding": "down"}, {}))
+    assert set(np.unique(nearest - down)) <= {0, 1} and 0.2 < np.mean(nearest - down) < 0.8 - np.mean(nearest == 0) / 4
+    assert samples.sampled(run, measuring(**options, rounding="down")).figures["rounding"] == "down"
+
+
 def test_the_report_says_how_they_are_made(run):
     options = measuring(num=20, changes={"guidance": 2.0, "steps": "2"})
     assert samples.sampled(run, options).figures == {"samples": 20, "sampler": "ddim", "steps": 2, "guidance": 2.0}
@@ -45,6 +53,7 @@ def test_what_they_depend_on_tells_them_apart(run, fresh, judge):
     in_memory = run._replace(digest=0)
     guided = {**QUICK, "classifier": judge.folder}
     changes = [(run, QUICK), (other, QUICK), (run, QUICK | {"num": 30}), (run, QUICK | {"seed": 2}), (run, guided),
+               (run, QUICK | {"rounding": "down"}),
                (run, QUICK | {"changes": {"steps": "3"}}), (run, QUICK | {"rerank": judge.folder, "candidates": 2})]
     identities = [samples.sampled(each, measuring(**options)).identity for each, options in changes]
     assert len({str(identity) for identity in identities}) == len(changes)

@@ -1,5 +1,8 @@
 """Rows of figures as a table that grows, and as panels."""
 import csv
+from pathlib import Path
+
+import pytest
 
 from diffusion_jax.data import image
 from diffusion_jax.evaluation import series
@@ -32,3 +35,14 @@ def test_what_varies_is_drawn(tmp_path):
 def test_one_row_is_no_reason_to_fail(tmp_path):
     series.write(tmp_path / "sweep", "guidance", ROWS[:1])
     assert (tmp_path / "sweep.png").is_file()
+
+
+def test_names_are_no_formulas_and_files_are_whole(tmp_path, monkeypatch):
+    rows = [{"$\\frac{": value, "FID[$x]": float(value)} for value in (1, 2)]
+    series.write(tmp_path / "sweep", "$\\frac{", rows)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    for function, between in ((series.write_table, ()), (series.draw, ("guidance",))):
+        with pytest.raises(KeyboardInterrupt):
+            function(tmp_path / "sweep", *between, ROWS)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -7,24 +7,31 @@ A fork is a process of its own from then on: JAX makes its backend in it, nothin
 """
 from __future__ import annotations
 
+import functools
 import importlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORTS = ("jax", "grain", "orbax.checkpoint", "tensorboardX", "clu.parameter_overview", "diffusion_jax.main",
-           "diffusion_jax.data.digits", "diffusion_jax.models.dit", "diffusion_jax.modes.train")
+           "diffusion_jax.data.digits", "diffusion_jax.models.dit", "diffusion_jax.modes.train", "diffusion_jax.modes.sample",
+           "diffusion_jax.modes.encode", "diffusion_jax.modes.import_weights", "diffusion_jax.models.vae", "sklearn.svm")
 
 
 class Nursery:
     """The parent's side. A context manager."""
 
     def __enter__(self) -> Nursery:
+        self._cache = tempfile.TemporaryDirectory()        # of compiled programs: warm from the second start on, nobody else's
         environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-        environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1",
+                        "XDG_CACHE_HOME": self._cache.name}
         self._process = subprocess.Popen([sys.executable, "-W", "ignore", __file__], cwd=ROOT, env=environment, text=True,
                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self
@@ -46,6 +53,7 @@ class Nursery:
     def __exit__(self, *exception: object) -> None:
         self._process.stdin.close()
         self._process.wait()
+        self._cache.cleanup()
 
 
 def _run(arguments: list[str], environment: dict[str, str], log: str) -> None:
@@ -57,7 +65,25 @@ def _run(arguments: list[str], environment: dict[str, str], log: str) -> None:
     sys.argv = ["main", *arguments]
     from diffusion_jax import main
 
+    if "FAULT" in os.environ:
+        _break(*os.environ["FAULT"].split(","))
     main.run()
+
+
+def _break(where: str, calls: str) -> None:
+    """Lets 'module:name' or 'module:class.name' raise at its call number `calls`, and say when."""
+    module, _, path = where.partition(":")
+    *owners, name = path.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    work, number = getattr(owner, name), itertools.count(1)
+
+    def broken(*arguments: object, **options: object) -> object:
+        if next(number) == int(calls):
+            os.write(1, f"\nRAISED {time.time()}\n".encode())
+            raise RuntimeError("injected")
+        return work(*arguments, **options)
+
+    setattr(owner, name, broken)
 
 
 def _serve() -> None:

@@ -102,15 +102,17 @@ def being_written(workdir: Path, since: float) -> bool:
     return False
 
 
-def test_two_processes_stop_together_at_sigterm_and_go_on(nursery, both, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_two_processes_stop_together_at_a_signal_and_go_on(nursery, both, tmp_path, number):
     processes = pair(nursery, tmp_path / "run")
     patience = time.time() + 200
     while not (met := last_step(tmp_path / "run") >= 5) and time.time() < patience:
         time.sleep(0.002)
-    os.kill(processes[1], signal.SIGTERM)
+    os.kill(processes[1], number)
     assert met
     for i, process in enumerate(processes):
-        assert "same command" in finish(nursery, process, tmp_path / f"log{i}.txt")
+        code = 130 if i == 1 and number == signal.SIGINT else 0
+        assert "same command" in finish(nursery, process, tmp_path / f"log{i}.txt", code)
     assert available(tmp_path / "run")[-1] < STEPS
     for i, process in enumerate(pair(nursery, tmp_path / "run")):
         finish(nursery, process, tmp_path / f"log{i}.txt")

@@ -35,7 +35,8 @@ def ema(case: Case) -> Found:
     """Both kinds of average after every update of a moving weight, with batches of changing size."""
     c, inputs = case.config, case.inputs
     o = {"rampup_ratio": 0.09} | c["TraditionalEMA"]
-    profiles = [averages.Power(std) for std in c["stds"]] + [averages.HalfLife(o["halflife_Mimg"] * 1e6, o["rampup_ratio"])]
+    traditional = averages.HalfLife(o["halflife_Mimg"] * 1e6, o["rampup_ratio"], "after")
+    profiles = [*(averages.Power(std) for std in c["stds"]), traditional]
     state, images, rows = [jnp.asarray(case.weights["weight"])] * len(profiles), 0, []
     for weight, batch in zip(inputs["weights"], inputs["batch_sizes"], strict=True):
         images += batch

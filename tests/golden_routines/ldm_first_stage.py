@@ -127,8 +127,8 @@ def discriminator(case: Case) -> Found:
     found["adopt_weight"] = np.float32([gan.started(0.8, step, 50001) for step in (0, 50000, 50001, 60000)])
     if model.norm == "act":
         first, fitted = initialised(model, params, jnp.asarray(real))
-        found |= {"train_init_logits_real": first, "init_loc": fitted["loc"], "init_scale": fitted["scale"]}
-        found |= {name: nchw(jnp.reshape(found[name], (1, 1, 1, -1))) for name in ("init_loc", "init_scale")}
+        norm = {f"init_{name}": jnp.reshape(fitted[name], (1, 1, 1, -1)) for name in ("loc", "scale")}
+        found |= {"train_init_logits_real": first} | norm
     return official(found)
 
 

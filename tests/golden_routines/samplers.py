@@ -5,6 +5,7 @@ What a scheduler adds to its method is a grid (scheduler_grids.py). Euler and He
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,10 @@ import numpy as np
 from golden_routines.replay import nchw, nhwc, record, replay, watched
 from golden_routines.scheduler_grids import Grid, chained, ddpm_of, dpm_grid, euler_grid, inverse, on_x0, ratio, spaced, strided
 
+from diffusion_jax.build import build
 from diffusion_jax.diffusion import guidance, multistep, process, samplers, scales
+from diffusion_jax.pipelines.recipe import Recipe, Strengths
+from diffusion_jax.pretrained import schedulers
 
 SCALES = {"epsilon": scales.Eps(), "sample": scales.X0(), "v_prediction": scales.V(), "flow_prediction": scales.Velocity()}
 KEY = jax.random.key(0)
@@ -182,6 +186,32 @@ def churned_x0(kind: str, states, y, x0, r, r_s, raised):
 
 
 scheduler_inverse = scheduler
+
+
+def imported(case) -> dict:
+    """Schedulers as their configs are imported: the times that networks are shown, and the last state of some."""
+    found, start = {}, nhwc(case.inputs["x_start"])
+    for name, run in case.config["runs"].items():
+        ours = schedulers.read({"_class_name": run["scheduler_class"]} | run["scheduler"])
+        p, left = build(ours.process), iter(nhwc(case.inputs["noise"]))
+        task = SimpleNamespace(process=p, scale=SCALES[ours.prediction], variance="fixed_large")
+        recipe = Recipe.of(ours.sample | {"steps": case.config["set_timesteps"]})
+        times = recipe.grid(p)
+        found[f"times/{name}"] = p.label(times[:-1])
+        if f"x/{name}" not in case.want:
+            continue
+        denoise = recipe.make_guidance(task, Strengths(), None, None)(scales.denoiser(plain(case.inputs), p, task.scale))
+        sampler = recipe.make_sampler(task, lambda *_, left=left: jnp.asarray(next(left)))
+        x = recipe.temperature * samplers.start(p, times, KEY, start.shape, lambda *_: jnp.asarray(start))
+        with jax.disable_jit():                            # many runs of a few products: compiling takes longer
+            found[f"x/{name}"] = nchw(samplers.sample(denoise, sampler, x, times, {}, KEY))
+    return found
+
+
+def plain(inputs: dict):
+    """The network of `toy`, which records nothing."""
+    a, b = jnp.asarray(inputs["A"].T), jnp.asarray(inputs["b"])[None, None, None]
+    return lambda x, label, cond: jnp.dot(x, a, precision="highest") + label[:, None, None, None] / 1000 * b
 
 
 # Inversion and switches -----------------------------------------------------------------------------------------------------

@@ -42,6 +42,24 @@ def test_what_is_killed_goes_on_where_it_was(tmp_path):
     assert all((tmp_path / "killed" / name).stat().st_mtime_ns == time for name, time in kept.items())
 
 
+def test_a_batch_is_whole_or_not_there_and_may_be_gone(tmp_path, monkeypatch):
+    savez = np.savez
+
+    def torn(file, **arrays):
+        savez(file, **arrays)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", torn)
+    with pytest.raises(KeyboardInterrupt):
+        e.extract(NETWORK, pictures(), tmp_path / "x", 45)
+    assert not list((tmp_path / "x").iterdir())
+    monkeypatch.setattr(np, "savez", savez)
+    found = e.extract(NETWORK, pictures(), tmp_path / "x", 10)
+    found.files[1].unlink()
+    found.forget()
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_damaged_file_is_named(tmp_path):
     found = e.extract(NETWORK, pictures(), tmp_path, 10)
     (tmp_path / "00000020.npz").write_bytes(b"PK\x03\x04 cut")

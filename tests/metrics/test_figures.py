@@ -1,4 +1,5 @@
 """The figures of sets of features: which there are, what they are of sets that are known, and what is refused."""
+import jax
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist, pdist
@@ -36,6 +37,18 @@ def test_what_the_figures_cannot_say_is_said(tmp_path):
     other = figures.Reference("statistics", {"features": e.moments(RNG.normal(size=(9, 7)))})
     with pytest.raises(ConfigError, match="have 7 numbers, those of stub have 4: it was made with another network"):
         figures.figures("stub", fake, other)
+
+
+def test_what_does_not_go_together_is_known_before_the_features_are_there(tmp_path):
+    _, real = compared(tmp_path, PIXELS[:4], PIXELS)
+    for labels, says in ((np.array([0, 1, 1]), "no sample of class '2'"), (np.zeros(4), "no sample of class '1'")):
+        with pytest.raises(ConfigError, match=says):
+            figures.check_classes(real, labels)
+    for labels in (None, np.arange(9), LABELS):
+        figures.check_classes(real, labels)
+    figures.check_sizes("stub", {"features": jax.ShapeDtypeStruct((1, 4), np.float32), "other": None}, real)
+    with pytest.raises(ConfigError, match="have 4 numbers, those of stub have 5: it was made with another network"):
+        figures.check_sizes("stub", {"features": jax.ShapeDtypeStruct((1, 5), np.float32)}, real)
 
 
 def in_file(path, **arrays):

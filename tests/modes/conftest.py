@@ -34,6 +34,7 @@ def token_runs(tmp_path_factory):
 def stub(monkeypatch):
     """A cheap network in place of the published ones, under the name 'stub'."""
     monkeypatch.setattr(features, "network_of", with_stub(features.network_of, stub_network()))
+    monkeypatch.setattr(features, "named", with_stub(features.named, ("", "stub")))
 
 
 @pytest.fixture(scope="session")

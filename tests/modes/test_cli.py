@@ -1,12 +1,15 @@
 """The command line: one line of error, an exit code that is not 0, and nothing lost."""
 import shutil
+import signal
 
 import numpy as np
 import pytest
 from pages import ROOT, files, refused
 from PIL import Image
 
+from diffusion_jax.modes import module_of
 from diffusion_jax.train.checkpoint import available
+from diffusion_jax.train.stop import Stopped
 
 DIGITS = f"{ROOT / 'configs' / 'digits.py'}:tiny"
 
@@ -21,7 +24,7 @@ DIGITS = f"{ROOT / 'configs' / 'digits.py'}:tiny"
         (("--config", "no_such_page.py", "--workdir", "run"), "no_such_page.py"),
         (("--config", DIGITS, "--workdir", "run", "--config.stpes=3"), "did you mean 'steps'"),
         (("--config", DIGITS, "--workdir", "run", "--config.steps=many"), "many"),
-        (("--config", DIGITS, "--workdir", "run", "--config.task.scale.name=os:system"), "symbols of this package only"),
+        (("--config", DIGITS, "--workdir", "run", "--config.task.scale.name=os:system"), "of which configs name nothing"),
         (("--config", DIGITS, "--workdir", "run", "--steps", "100"), "--steps belongs to modes edit, evaluate, sample, sweep"),
         (("--workdir", "run", "--mode", "smaple"), "train|edit|encode"),
         (("--workdir", "run", "--mode", "sample"), "there is no folder"),
@@ -86,7 +89,7 @@ def test_a_page_that_fails_shows_where(cli, tmp_path, change, says):
     (tmp_path / "page.py").write_text(PAGE.format(digits=str(ROOT / "configs" / "digits.py"), change=change))
     result = cli("--config", tmp_path / "page.py", "--workdir", tmp_path / "run")
     last = result.err.splitlines()[-1]
-    assert result.code == 2 and last.startswith(f"error: the page {tmp_path / 'page.py'} fails: ") and says in last
+    assert result.code == 2 and last.startswith(f"error: the page {tmp_path / 'page.py'}:6 fails: ") and says in last
     frames = [line for line in result.err.splitlines() if line.startswith("  File")]
     assert frames[0].startswith(f'  File "{tmp_path / "page.py"}", line 6')
     assert not (tmp_path / "run").exists()
@@ -157,3 +160,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(cli, 
         assert refused(result, "at step 2, stopped; the last good checkpoint is step 1"), result.err
         assert available(run) == [1]                                      # where the rate was still 0
         assert [line.split(",")[0] for line in (run / "metrics.jsonl").read_text().splitlines()] == ['{"step": 1']
+
+
+@pytest.mark.parametrize(("mode", "error", "code", "says"), [
+    ("sample", KeyboardInterrupt(), 130, "stopped by Ctrl-C"), ("evaluate", Stopped(signal.SIGTERM), 143, "stopped by SIGTERM"),
+    ("encode", Stopped(signal.SIGHUP), 129, "stopped by SIGHUP"),
+    ("train", Stopped(signal.SIGINT), 130, "stopped by Ctrl-C: run the same command to go on"),
+    ("train", Stopped(signal.SIGTERM), 0, "stopped by SIGTERM: run the same command to go on"),
+    ("train", Stopped(signal.SIGHUP), 0, "stopped by SIGHUP: run the same command to go on"),
+])
+def test_a_signal_is_one_line_in_every_mode(cli, tmp_path, monkeypatch, mode, error, code, says):
+    def stops(*_):
+        raise error
+
+    monkeypatch.setattr(module_of(mode), "run", stops)
+    options = {"train": ("--config", "digits:tiny"), "encode": ("--out", tmp_path / "out")}.get(mode, ())
+    done = cli("--mode", mode, "--workdir", tmp_path / "run", *options)
+    assert (done.code, done.err) == (code, f"{says}\n")

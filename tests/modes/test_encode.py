@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pages import ask, page
+from pages import ask, page, without_data
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.data.latents import Draw, Latents
+from diffusion_jax.data.latents import Draw, Latents, Writer
 from diffusion_jax.data.pictures import save_png
+from diffusion_jax.modes import encode
 from diffusion_jax.pipelines.pipeline import pipeline
 from diffusion_jax.pipelines.session import replayed
 from diffusion_jax.train.checkpoint import load
@@ -50,3 +51,88 @@ def test_a_model_of_encoded_digits_samples_digits(arg, tmp_path, monkeypatch):
             ask("encode", "vae", **options)
     with pytest.raises(ConfigError, match="holds a diffusion model: give the folder of an autoencoder"):
         ask("encode", "ldm", out="other")
+
+
+# Ended half-way, and what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coders(tmp_path, monkeypatch):
+    """Autoencoders of the digits by their digest, whose latents are that number: their folder is its name."""
+    pytest.importorskip("array_record")
+    data = page("digits_vae").to_dict()["data"] | {"train": dict(name="diffusion_jax.data.digits:Digits", split="test")}
+    run = without_data("digits_vae", tmp_path, data=data)
+
+    def opened(folder, *_):
+        number = int(Path(folder).name)
+        params = {"model": {"w": np.full(3, number, np.float32)}}
+        return run._replace(folder=folder, digest=number, model=run.model.replace(params=params))
+
+    monkeypatch.setattr(encode, "open_run", opened)
+    monkeypatch.setattr(encode, "_moments", lambda model, rows, views: np.full(
+        (len(rows), views, 2, 2, 2, 1), model.params["model"]["w"][0]))
+    return run
+
+
+def ends_at(monkeypatch, place):
+    """Encoding is ended by Ctrl-C at a place: in a split, at the first stage, at latents.json."""
+    write, save_scaled, whole = Writer.write, encode.save_scaled, encode.whole
+
+    records = iter(range(10_000))
+
+    def written(self, *arguments):
+        write(self, *arguments)
+        if next(records) == {"train": 100, "test": 400}.get(place):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "write", written)
+    if place == "first_stage":
+        monkeypatch.setattr(encode, "save_scaled", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    if place == "latents.json":
+        monkeypatch.setattr(encode, "whole", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    return lambda: [monkeypatch.setattr(*each) for each in (
+        (Writer, "write", write), (encode, "save_scaled", save_scaled), (encode, "whole", whole))]
+
+
+@pytest.mark.parametrize("place", ["train", "test", "first_stage", "latents.json"])
+def test_an_encoding_that_was_ended_is_done_anew_with_other_weights(coders, tmp_path, monkeypatch, capsys, place):
+    on = ends_at(monkeypatch, place)
+    with pytest.raises(KeyboardInterrupt):
+        ask("encode", tmp_path / "1", out=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="latents.json: no such file"):
+        len(Latents(str(tmp_path / "out")).about)
+    on()
+    ask("encode", tmp_path / "2", out=str(tmp_path / "out"))
+    assert "holds an encoding that was ended: it is done anew" in capsys.readouterr().out
+    latents = Latents(str(tmp_path / "out"))
+    assert len(latents) == 297 and {float(latents[i]["moments"].max()) for i in range(297)} == {2.0}
+    assert latents.about["autoencoder"] == {"run": str(tmp_path / "2"), "which": "params", "step": 0, "digest": 2}
+    assert load(tmp_path / "out" / "first_stage")[2]["model"]["w"].tolist() == [2, 2, 2]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "first_stage", "latents.json", "test.array_record", "train.array_record"]
+    with pytest.raises(ConfigError, match="holds latents, or a run, already: choose another --out"):
+        ask("encode", tmp_path / "2", out=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["train.array_record", "test.array_record", "latents.json"])
+def test_what_others_left_is_not_written_over(coders, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("theirs")
+    with pytest.raises(ConfigError, match="choose another --out"):
+        ask("encode", tmp_path / "1", out=str(tmp_path / "out"))
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"test": None}, "needs data.test"), ({"decode": None}, "needs data.decode"),
+    ({"decode": {"name": "diffusion_jax.data.latents:Draw", "path": "x"}}, "data.decode is of something else"),
+    ({"decode": {"name": "diffusion_jax.data.image:Decode", "size": 8, "channels": 3}}, "reads images of 1 channels, .* gives 3"),
+])
+def test_data_that_are_none_for_this_autoencoder_are_refused_first(coders, tmp_path, monkeypatch, changes, says):
+    data = {name: part for name, part in (coders.config["data"] | changes).items() if part is not None}
+    other = coders._replace(config=coders.config | {"data": data})
+    monkeypatch.setattr(encode, "open_run", lambda *_: other)
+    monkeypatch.setattr(encode, "encoded", lambda *_: pytest.fail("it is encoded"))
+    with pytest.raises(ConfigError, match=says):
+        ask("encode", tmp_path / "1", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()

@@ -56,7 +56,7 @@ def test_a_dit_is_imported_and_sampled_from_the_command_line(cli, tmp_path):
     table = case.weights["y_embedder.embedding_table.weight"]
     np.testing.assert_array_equal(params["cond"]["table"], table)
     out = tmp_path / "x.npz"
-    done = cli("--workdir", run, "--mode", "sample", "--num", 2, "--steps", 2, "--guidance", 1, "--out", out)
+    done = cli("--workdir", run, "--mode", "sample", "--num", 2, "--steps", 10, "--guidance", 1, "--out", out)
     assert done.code == 0, done.err
     with np.load(out) as found:
         assert found["arr_0"].shape == (2, *task.shape)
@@ -77,6 +77,7 @@ def test_imported_weights_are_measured_against_given_images(tmp_path, monkeypatc
     np.savez(tmp_path / "real.npz", arr_0=np.random.default_rng(0).integers(0, 255, (20, 8, 8, 1), np.uint8))
     see = Network("stub", lambda params, x: {"features": x.reshape(len(x), -1)[:, :6] / 255.0}, np.zeros(1))
     monkeypatch.setattr(features, "network_of", lambda *names: see)
+    monkeypatch.setattr(features, "named", lambda *names: ("", str(tmp_path)))
     monkeypatch.setattr(samples.Samples, "batches", batches)
     options = {"features": "stub", "reference": str(tmp_path / "real.npz"), "num": 12, "batch": 4}
     report = metrics.measured(model, measuring(**options)).figures
@@ -93,7 +94,11 @@ def test_imported_weights_are_measured_against_given_images(tmp_path, monkeypatc
 ])
 def test_what_is_measured_on_own_data_needs_some(name, options, says, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "network_of", lambda *names: Network("stub", lambda params, x: {}, np.zeros(1)))
+    monkeypatch.setattr(features, "named", lambda *names: ("", str(tmp_path)))
     model = without_data(name, tmp_path, sample=dict(sampler="ddim", steps=2))
+    if "num" in options:                                                       # all that is asked for, but for data
+        np.savez(tmp_path / "real.npz", arr_0=np.zeros((4, 8, 8, 1), np.uint8))
+        options = options | {"reference": str(tmp_path / "real.npz")}
     with pytest.raises(ConfigError, match=f"without data.*{says}"):
         metrics.measured(model, measuring(**options))
 

@@ -4,7 +4,7 @@ import re
 from dataclasses import fields
 
 import pytest
-from pages import ROOT, ask, page
+from pages import ROOT, ask, page, refused
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.modes import MODES
@@ -29,7 +29,8 @@ def test_help_shows_the_flags_of_the_mode_and_no_others(cli, mode):
     shown = {line.strip().partition(":")[0] for line in done.out.splitlines() if re.match(r"  --\w+:", line)}
     page_flag = ["config"] if "config" in {part.name for part in fields(options_of(mode))} else []
     assert (done.code, done.err) == (0, "")
-    assert shown == {f"--{name}" for name in (*leaves(options_of(mode)), *page_flag, "workdir", "distributed", "compiled")}
+    of_all = ("workdir", "distributed", "compiled", "allow")
+    assert shown == {f"--{name}" for name in (*leaves(options_of(mode)), *page_flag, *of_all)}
     assert all(other in done.out.rpartition("Other modes")[2] for other in MODES if other != mode)
 
 
@@ -92,12 +93,77 @@ def test_options_of_absl_are_still_taken(cli):
     ("edit", dict(op="mix", to_label=3, values=(0.5,), phi=0.7), "phi .* is of guidance"),
     ("edit", dict(op="inpaint", images="x.png", rect=("0,0,4,4",), strength=2.0), "strength is 0 ... 1"),
     ("edit", dict(op="strength", images="x.png", values=(0.5,), seed=-1), "seed is 0"),
+    ("edit", dict(op="mix", to_label=3, values=(0.5,), schedule="dynamic_cfg"), "schedule .* is of guidance"),
+    ("edit", dict(op="mix", to_label=3, values=(0.5,), augment=0.3), "augment .* is for an upsampler"),
+    ("edit", dict(op="mix", to_label=3, values=(0.5,), negative="x"), "negative"),
+    ("edit", dict(op="guidance", values=(2,), guidance=3.0), "takes its own from --values"),
+    ("sample", dict(clip=1.0, threshold=0.9), "clip .* finds nothing beyond 1 after threshold"),
+    ("sample", dict(guidance=3.0, channels=1), "channels .* are all that the model has"),
+    ("sample", dict(guidance=3.0, channels=99), "channels .* are all that the model has"),
+    ("sample", dict(sampler="edm,s_noise=2"), "s_noise changes nothing where s_churn is 0"),
+    ("sample", dict(plus_plus=True, sampler="dpmpp_2m"), "DPM-Solver.. do not read"),
+    ("sample", dict(top_p=0.5), "unknown sampling option 'top_p'"),
+    ("sample", dict(prior="text"), "a prior .* is for a decoder of unCLIP"),
+    ("sample", dict(prompt=("a three",)), "reads no text"),
+    ("sample", dict(rerank="RUN", candidates=2), "holds a diffusion model"),
+    ("sample", dict(upsampler=("RUN",)), "must read low_res: no upsampler"),
+    ("evaluate", dict(phi=0.7, num=20), "phi .* is of guidance"),
+    ("evaluate", dict(sampler="edm,s_min=2", num=20), "s_min changes nothing"),
+    ("evaluate", dict(weak="RUN", num=20), "a weak model .* guidance is 1"),
+    ("evaluate", dict(classifier_scale=3.0, num=20), "needs a --classifier"),
+    ("evaluate", dict(candidates=3, num=20), "reranking needs both"),
+    ("evaluate", dict(metric="bpd", guidance=3.0), "--guidance is for samples"),
+    ("sweep", dict(over="steps", values="2,3", phi=0.7, num=20), "phi .* is of guidance"),
+    ("sweep", dict(over="steps", values="2,3", augment=0.5, num=20), "augment .* is for an upsampler"),
     ("likelihood", dict(step=-1), "step is 0 or more"),
 ])
 def test_what_changes_nothing_or_has_no_such_value_is_refused(tiny_run, mode, given, says):
-    given = {name: str(tiny_run) if value == "RUN" else value for name, value in given.items()}
+    run = {"RUN": str(tiny_run), ("RUN",): (str(tiny_run),)}
+    given = {name: run.get(value, value) if isinstance(value, str | tuple) else value for name, value in given.items()}
     with pytest.raises(ConfigError, match=says):
         ask(mode, tiny_run, **given)
+
+
+NUMBERS = {
+    "guidance": ("nan", "inf", "1e400", "1_000", "\u0663", "\u00b2", "", " ", "0x10", "1,5", "True"),
+    "seed": ("-1", "4294967296", "9223372036854775808", "1e3", "1.0", "1_0", "\u0663", "nan", "", "9" * 5000),
+    "num": ("0", "-1", "1e12", "1000000000000", "2.5", "\u0663", ""),
+    "batch": ("0", "1_0"),
+    "step": ("-1", "1.5"),
+    "steps": ("00", ",,,", "\u00b2", "1_0", "-3", "5.0", "1e9", "9" * 50),
+    "label": ("-1", "--3", "\u0663", "9" * 40),
+    "interval": ("nan,1", "-1,2"),
+    "sampler": ("ddim,eta=nan", "heun,s_churn=-1", "edm,s_churn=-1"),
+    "times": ("karras,rho=0", "leading,offset=0.5"),
+    "schedule": ("power_cosine,power=nan",),
+    "cads": ("s=-1", "psi=2"),
+    "clip": ("-1",),
+    "threshold": ("2",),
+    "channels": ("1.5",),
+    "temperature": ("-1",),
+    "keep_parallel": ("-1",),
+    "phi": ("inf",),
+    "augment": ("1_0",),
+    "candidates": ("0", "\u0663"),
+    "weak_step": ("-1",),
+    "prior_guidance": ("nan",),
+    "prior_best": ("0",),
+}
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"), [(flag, text) for flag, texts in NUMBERS.items() for text in texts], ids=lambda value: ascii(value)[:30])
+def test_numbers_of_flags_are_checked_in_one_place(cli, tiny_run, tmp_path, flag, text):
+    """Finite, in range, whole where they count, and in the digits 0 to 9: refused in a line that names the flag."""
+    done = cli("--workdir", tiny_run, "--mode", "sample", "--out", tmp_path / "x.png", f"--{flag}={text}")
+    named = repr(text) if "=" in text else "class" if flag == "label" and text != "-1" else flag
+    assert refused(done, named), done
+    assert not list(tmp_path.iterdir())
+
+
+def test_space_around_a_number_is_none_of_it():
+    options = built(options_of("sample"), dict(num=" 3 ", guidance=" 2", seed="07"))
+    assert (options.num, options.sampling.changes, options.seed) == (3, {"guidance": 2.0}, 7)
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("train", "plan", "reference", "encode")])

@@ -40,6 +40,14 @@ def test_mistakes(options, says, tmp_path):
         ask("plan", tmp_path, config=plain(page("digits")), **options)
 
 
+@pytest.mark.parametrize(("value", "text"), [
+    (0, "0 FLOP"), (7, "7.00 FLOP"), (999, "999 FLOP"), (1e3, "1.00 kFLOP"), (22_190_080, "22.2 MFLOP"), (1.234e9, "1.23 GFLOP"),
+    (5.25e14, "525 TFLOP"), (3.2e17, "320 PFLOP"), (3.2e22, "32,000 EFLOP"), (1.5e-3, "1.50 mFLOP"), (7.2e-7, "720 nFLOP"),
+])
+def test_numbers_have_a_unit_that_fits(value, text):
+    assert plan.scaled(value, "FLOP") == text
+
+
 def test_kernels_that_the_roofline_leaves_out_are_said(capsys):
     keys = ("peak", "compile_s", "bytes", "work_s", "hidden_s", "exposed_s", "step_s")
     report = {"memory": {}, "collectives": {}, "fits": True} | dict.fromkeys(keys, 0)

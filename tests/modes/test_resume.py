@@ -30,9 +30,9 @@ def launch(workdir, *overrides, devices=1, steps=STEPS, **environment):
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def finish(process):
+def finish(process, code=0):
     _, stderr = process.communicate(timeout=500)
-    assert process.returncode == 0, stderr
+    assert process.returncode == code, stderr
     return stderr
 
 
@@ -94,11 +94,13 @@ def test_three_kills_change_nothing(straight, tmp_path):
     same(tmp_path, straight)
 
 
-def test_sigterm_saves_says_how_to_go_on_and_exits_with_0(straight, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_says_how_to_go_on_and_exits(straight, tmp_path, number, code):
     process = launch(tmp_path)
     wait_for_step(tmp_path, 33, process)
-    process.send_signal(signal.SIGTERM)
-    assert "same command" in finish(process)
+    process.send_signal(number)
+    says = finish(process, code)
+    assert "same command" in says and "Traceback" not in says
     stopped = logged(tmp_path)[-1]["step"]
     assert (tmp_path / "checkpoints" / str(stopped)).exists() and stopped < STEPS
     finish(launch(tmp_path))

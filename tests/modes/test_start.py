@@ -14,6 +14,7 @@ PAGE = ("--config", str(ROOT / "configs" / "digits.py:tiny"), "--config.evaluate
 
 def start(workdir, *arguments):
     clean = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    clean["XDG_CACHE_HOME"] = str(workdir.parent / "cache")
     done = subprocess.run([sys.executable, "-m", "diffusion_jax.main", *PAGE, "--workdir", str(workdir), *arguments], cwd=ROOT,
                           env=clean, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -21,16 +22,17 @@ def start(workdir, *arguments):
 
 
 def programs(folder):
-    return {path.name for path in folder.iterdir() if not path.name.endswith("-atime")} if folder.exists() else set()
+    return {path.name for path in folder.glob("*-cache")}
 
 
 @pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path):
     start(tmp_path / "first", "--config.steps=3")
-    kept = programs(tmp_path / ".compiled")
-    assert kept
+    folder = tmp_path / "cache" / "diffusion_jax" / "compiled"
+    kept = programs(folder)
+    assert kept and not (tmp_path / ".compiled").exists()
     start(tmp_path / "second", "--config.steps=3")
-    assert programs(tmp_path / ".compiled") == kept
+    assert programs(folder) == kept
     assert (tmp_path / "first" / "metrics.jsonl").read_bytes() == (tmp_path / "second" / "metrics.jsonl").read_bytes()
 
 
@@ -39,7 +41,7 @@ def test_steps_are_traced_and_nothing_is_kept_where_it_is_not_wanted(tmp_path):
     said = start(tmp_path / "run", "--config.steps=5", "--profile_steps=3:4", "--compiled=")
     assert "trace of steps 3 to 4" in said
     assert list((tmp_path / "run" / "tensorboard").rglob("*.xplane.pb"))
-    assert not (tmp_path / ".compiled").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("steps", ["10", "5:3", "1:3", "a:b", ""])

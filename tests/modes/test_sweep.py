@@ -43,15 +43,63 @@ def test_the_table_grows_with_every_value(tiny_run, tmp_path, monkeypatch):
     assert table(tmp_path / "x.csv") == [{"guidance": "1", "FID[x]": "1.0"}, {"guidance": "2", "FID[x]": "2.0"}]
 
 
+def test_a_sweep_that_was_ended_half_way_is_not_lost(tiny_run, tmp_path, monkeypatch, capsys):
+    """Without --out the next one has another name; with it the command says what it writes over."""
+    (tmp_path / "checkpoints").symlink_to(tiny_run / "checkpoints")
+    ending: list = [None]
+
+    def measure(run, options):
+        if options.changes["guidance"] == ending[0]:
+            raise KeyboardInterrupt
+        return metrics.Measured({"FID[x]": float(options.changes["guidance"])})
+
+    monkeypatch.setattr(metrics, "measured", measure)
+    for out in (None, str(tmp_path / "named")):
+        ending[0] = 2.0
+        with pytest.raises(KeyboardInterrupt):
+            ask("sweep", tmp_path, over="guidance", values="1,2", num=20, out=out)
+        ending[0] = None
+        ask("sweep", tmp_path, over="guidance", values="1,2,3", num=20, out=out)
+    assert [len(table(tmp_path / name)) for name in ("sweep.csv", "sweep-2.csv", "named.csv")] == [1, 3, 3]
+    assert f"{tmp_path / 'named.csv'} holds 1 values of an earlier sweep" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("stub")
+@pytest.mark.parametrize(("options", "says"), [
+    (dict(over="blur", values="0,1"), "need a --reference"),
+    (dict(over="guidance", values="1,2", reference="x.npz"), "for samples"),
+    (dict(over="blur", values="0,1", reference="missing"), "no such file"),
+])
+def test_all_values_of_images_are_checked_too(digits, tmp_path, monkeypatch, options, says):
+    monkeypatch.setattr("diffusion_jax.evaluation.compare.of_images", None)
+    monkeypatch.chdir(digits)
+    with pytest.raises(ConfigError, match=says):
+        ask("sweep", tmp_path, images="digits.npz", features="stub", **options)
+
+
 @pytest.mark.parametrize(("options", "says"), [
     (dict(over="sampler", values="ddim,ddum"), "did you mean 'ddim'"),
     (dict(over="step", values="2,3"), "step 3"),
     (dict(over="run", values=".,missing"), "missing"),
     (dict(over="which", values="ema,emma"), "emma"),
-    (dict(over="cads.s", values="0.1,x", guidance=2.0), "s takes a number, not 'x'"),
+    (dict(over="run", values=".,,."), "value 2 is empty"),
+    (dict(over="cads.s", values="0.1,x", guidance=2.0), "'x'"),
+    (dict(over="guidance", values="1,,2"), "--values '1,,2': value 2 is empty"),
+    (dict(over="guidance", values="1,2,"), "value 3 is empty"), (dict(over="guidance", values=","), "value 1 is empty"),
+    (dict(over="guidance", values='1,"2'), "--values"), (dict(over="guidance", values="1\n2"), "--values"),
+    *((dict(over="guidance", values=f"1,{value}"), "guidance .--values. is") for value in ("nan", "inf", "x", "1_0", "\u00b2")),
+    *((dict(over="step", values=f"2,{value}"), "step .--values. is") for value in ("nan", "-3", "1.7", "x")),
+    *((dict(over="channels", values=f"1,{value}", guidance=2.0), "channels") for value in ("nan", "-3", "1.7", "x")),
+    *((dict(over="candidates", values=f"1,{value}", rerank="x"), "candidates .--values. is") for value in ("nan", "0", "1.7")),
+    *((dict(over="steps", values=f"2,{value}"), "steps") for value in ("nan", "-3", "0", "1.7", "x")),
+    *((dict(over="blur", values=f"1,{value}", features="stub"), "blur") for value in ("nan", "-1", "1e9", "x")),
+    (dict(over="plus_plus", values="true,maybe", guidance=2.0), "plus_plus is true or false"),
+    (dict(over="guidance", values="1,2", num=5), "5 samples do not cover the 10 classes"),
+    (dict(over="guidance", values="1,2", metric="features", features="stub", reference="missing"), "no such file"),
     (dict(over="phi", values="0,0.5"), "phi .* is of guidance, which is 1 here"),
     (dict(over="sampler", values='"ddim,eta=0.5",plms', metric="bpd"), "--sampler is for samples"),
 ])
+@pytest.mark.usefixtures("stub")
 def test_all_values_are_checked_before_the_first_is_measured(tiny_run, monkeypatch, options, says):
     monkeypatch.setattr(metrics, "measured", None)
     with pytest.raises(ConfigError, match=says):
@@ -77,17 +125,26 @@ def test_every_value_has_its_place(tiny_run):
 
 
 def test_values_that_have_commas_stand_in_quotes():
-    assert sweep.split("1, 2,3,") == ["1", "2", "3"]
+    assert sweep.split("1, 2,3") == ["1", "2", "3"]
     assert sweep.split('"ddim,eta=0.5", plms') == ["ddim,eta=0.5", "plms"]
 
 
 @pytest.mark.parametrize(("options", "says"), [
     (dict(values="1"), "needs --over"), (dict(over="guidance"), "needs --values"),
     (dict(over="guidence", values="1"), "did you mean 'guidance'"),
-    (dict(over="guidance", values="one"), "guidance takes a number"),
+    (dict(over="guidance", values="one"), "guidance .--values. is a number, got 'one'"),
     (dict(over="guidance.x", values="1"), "guidance has no options"),
     (dict(over="guidance", values="1", metric="features"), "needs --features"),
     (dict(over="step", values="1", images="x.npz"), "--over step is of a run"),
+    (dict(over="guidance", values="1,2", guidance=3.0), "--over guidance takes its own from --values: leave --guidance out"),
+    (dict(over="candidates", values="1,2", rerank="x", candidates=3), "--over candidates takes its own"),
+    (dict(over="step", values="2,4", step=2), "--over step takes its own"),
+    (dict(over="which", values="ema", which="params"), "--over which takes its own"),
+    (dict(over="blur", values="0,1", blur=2.0), "--over blur takes its own"),
+    (dict(over="guidance", values="1,nan"), "guidance"),
+    (dict(over="guidance", values="1,1_0"), "guidance"),
+    (dict(over="steps", values="5,00"), "at least 1"),
+    (dict(over="cads.s", values="0.1,-1"), "s is 0 or more, got -1"),
 ])
 def test_wrong_sweeps_are_refused(tiny_run, options, says):
     with pytest.raises(ConfigError, match=says):

@@ -1,7 +1,11 @@
 """Mode `train`: what a run leaves, that it goes on, what it measures of itself, and which pages it refuses first."""
+import functools
 import json
 import math
+import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,9 +13,12 @@ from pages import ROOT, ask, files, page
 from PIL import Image
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data import loader
 from diffusion_jax.data.pictures import save_png
 from diffusion_jax.evaluation import features
+from diffusion_jax.modes import train
 from diffusion_jax.train.checkpoint import available
+from diffusion_jax.train.lock import one_writer
 
 SHARES = ("accuracy[pixel SVC]", "accuracy[pixel SVC] of held-out images")
 
@@ -87,11 +94,11 @@ def changed(path, value=...):
         (("sample.sampler", "ddmi"), "did you mean 'ddim'"),
         (("sample.sampler", "edm,s_chrun=3"), "did you mean 's_churn'"),
         (("sample.times", "karas"), "did you mean 'karras'"),
-        (("sample.every", 0), "config.sample.every is a number, at least 1: got 0"),
-        (("sample.num",), "config.sample.num is a number, at least 1: got None"),
+        (("sample.every", 0), "config.sample.every is 1 ... 2147483647, got 0"),
+        (("sample.num",), "lacks 'sample.num'"),
         (("log_every", 0), "config.log_every"),
         (("steps", 2.5), "config.steps"),
-        (("workers", -1), "config.workers is a number of processes, 0 for none: got -1"),
+        (("workers", -1), "config.workers is 0 ... 1024, got -1"),
         (("batch", 20), "batch 20 is no multiple of accumulate 1 x 8 devices"),
         (("accumulate", 3), "no multiple of accumulate 3"),
         (("mesh.data", 3), "exactly 8 devices"),
@@ -104,7 +111,7 @@ def changed(path, value=...):
         (("ema.ema.decay", 2.0), "decay"),
         (("evaluate.num", 9), "9 samples do not cover the 10 classes"),
         (("sharding", (("no such parameter", "fsdp"), (".*", "replicate"))), "decides nothing"),
-        (("task.scale.name", "os:system"), "symbols of this package only"),
+        (("task.scale.name", "os:system"), "'os:system' is of Python itself, of which configs name nothing"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -153,3 +160,106 @@ def test_what_a_run_cannot_measure_is_said_before_it_starts(stub, tmp_path, name
     with pytest.raises(ConfigError, match=says):
         ask("train", tmp_path / "run", config=page(name, evaluate=section))
     assert not (tmp_path / "run").exists()
+
+
+# One writer, its data, its end ----------------------------------------------------------------------------------------------
+
+
+def small(**changes):
+    """Two steps of a small network, nothing sampled or measured."""
+    config = page("digits", steps=2).to_dict()
+    config["model"].update(width=16)
+    config["task"]["cond"].update(width=16)
+    config["sample"]["every"], config["evaluate"] = 1000, dict(num=0, guidance=1.0)
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        functools.reduce(lambda place, name: place.setdefault(name, {}), sections, config)[key] = value
+    return config
+
+
+def test_a_second_trainer_is_refused_and_writes_nothing(tmp_path):
+    with one_writer(tmp_path / "run", "trained"):
+        before = files(tmp_path)
+        says = f"being trained by process {os.getpid()} on .* since"
+        with ThreadPoolExecutor(1) as other, pytest.raises(ConfigError, match=says):
+            other.submit(ask, "train", tmp_path / "run", config=small()).result()
+        assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (dict(init="nowhere"), "there is no folder .*nowhere"), (dict(first_stage="nowhere"), "there is no folder .*nowhere"),
+    (dict(optim__schedule="cosin"), "did you mean 'cosine'"), (dict(snapshots=dict(every=1)), "snapshots are of power averages"),
+    (dict(ema__ema__name="diffusion_jax.train.ema:Powerr"), "did you mean 'Power'"),
+    (dict(checkpoint__keep_every=3), "keep_every"),
+], ids=lambda value: next(iter(value)) if isinstance(value, dict) else "")
+def test_a_refused_start_leaves_nothing_at_all(tmp_path, change, says):
+    with pytest.raises(ConfigError, match=says):
+        ask("train", tmp_path / "run", config=small(**change))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def images(tmp_path):
+    for name in ("cat", "dog", "emu"):
+        for i in range(6):
+            save_png(tmp_path / "images" / name / f"{i}.png", np.full((8, 8, 1), 40 * i, np.uint8))
+    return tmp_path / "images"
+
+
+def test_a_run_goes_on_with_its_own_data_only_unless_that_is_meant(images, tmp_path):
+    config, run = small(data__train=dict(name="diffusion_jax.data.folder:Folder", path=str(images))), tmp_path / "run"
+    ask("train", run, config=config)
+    before = files(run)
+    train.checked(config | dict(steps=3), run)                                 # nothing happened to them
+    (images / "cat").rename(images / "zebra")                                  # all labels shift
+    with pytest.raises(ConfigError, match="trained on other data .3 classes then, 3 now; without 'cat'; new: 'zebra'.: .*"
+                                          "--config.data.changed=True") as error:
+        ask("train", run, config=config | dict(steps=4))
+    assert "\n" not in str(error.value) and files(run) == before
+    start = train.checked(config | dict(steps=4, data=config["data"] | dict(changed=True)), run)
+    assert start.data["classes"] == ["dog", "emu", "zebra"]                    # from here on these are its data
+    assert "changed" not in start.run.config["data"] and start.initial is None
+    (images / "dog" / "3.png").unlink()
+    with pytest.raises(ConfigError, match="18 records then, 17 now"):
+        train.checked(config, run)
+    with pytest.raises(ConfigError, match="another config .*seed"):            # which is the graver of two
+        train.checked(config | dict(seed=9), run)
+    meta = next(run.glob("checkpoints/*/meta/metadata"))                       # of an older version: it has no fingerprint
+    stored = json.loads(meta.read_text())
+    assert stored.pop("data")["records"] == 18
+    meta.write_text(json.dumps(stored))
+    assert train.checked(config, run).data["records"] == 17
+
+
+def fails(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+POWER = dict(name="diffusion_jax.train.ema:Power", std=0.1)
+PLACES = {
+    "grid": ("diffusion_jax.data.pictures.save_png", dict(sample__every=1)),
+    "measure": ("diffusion_jax.evaluation.metrics.measured", dict(evaluate=dict(num=0, guidance=1.0, every=1, samples=20))),
+    "snapshot": ("diffusion_jax.train.posthoc.Snapshots.offer", dict(snapshots=dict(every=1), ema=dict(ema=POWER))),
+    "writer": ("diffusion_jax.train.log.Writer.scalars", {}),
+    "data": ("diffusion_jax.data.loader._stack", {}),
+    "save": ("diffusion_jax.train.checkpoint.Checkpoints.save", {}),
+    "final evaluation": ("diffusion_jax.evaluation.report.write", dict(evaluate=dict(num=20, guidance=1.0))),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_error_anywhere_ends_the_run_with_everything_closed(tmp_path, monkeypatch, place):
+    what, changes = PLACES[place]
+    monkeypatch.setattr(loader, "RETRIES", ())
+    monkeypatch.setattr(what, fails)
+    threads = set(threading.enumerate())
+    with pytest.raises((ConfigError, OSError), match="No space left"):
+        ask("train", tmp_path / "run", config=small(**changes))
+    left = [thread for thread in set(threading.enumerate()) - threads if not thread.daemon]
+    for thread in left:
+        thread.join(5)
+    assert not [thread for thread in left if thread.is_alive()]
+    monkeypatch.undo()
+    if place != "final evaluation":
+        ask("train", tmp_path / "run", config=small(**changes | dict(evaluate=dict(num=0, guidance=1.0), sample__every=1000)))
+        assert available(tmp_path / "run")[-1] == 2                            # nobody holds it, and it goes on

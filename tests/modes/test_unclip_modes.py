@@ -84,7 +84,8 @@ def test_pictures_are_varied_interpolated_and_taken_apart(runs, tmp_path):
         assert image.read(out).shape == (rows * 10 - 2, columns * 10 - 2, 1)
     assert len(pictures) == 3
     for given, says in (({"op": "interpolate"}, "needs --images and --values"),
-                        ({"op": "components", "images": str(tmp_path / "x.npz"), "values": (0,)}, "numbers of components"),
+                        ({"op": "components", "images": str(tmp_path / "x.npz"), "values": (0,)},
+                         "a value of components .--values. is 1 or more"),
                         ({"op": "text_diff", "images": str(tmp_path / "x.npz"), "values": (0,)}, "needs --prompt")):
         with pytest.raises(ConfigError, match=says):
             ask("edit", runs / "decoder", **given)

@@ -69,6 +69,14 @@ def test_likelihood_is_in_bits_per_token(trained):
 def test_ways_to_draw_that_mean_nothing_are_refused():
     with pytest.raises(ConfigError, match="temperature is positive"):
         Draw(temperature=0)
+    for temperature in (1e-300, -1.0):
+        with pytest.raises(ConfigError, match="temperature is positive"):
+            Draw(temperature=temperature)
+    for options, says in ((dict(top_k=1, temperature=0.5), "1 takes the most likely token at every temperature"),
+                          (dict(top_k=2.5), "top_k is a whole number, got 2.5"), (dict(guidance="2"), "guidance is a number"),
+                          (dict(top_p=float("nan")), "top_p is nan"), (dict(temperature=None), "temperature is a number")):
+        with pytest.raises(ConfigError, match=says):
+            Draw(**options)
     with pytest.raises(ConfigError, match="did you mean 'top_k'"):
         Draw.of({"topk": 3})
     with pytest.raises(ConfigError, match="top_p is 0 ... 1, got 1.5"):

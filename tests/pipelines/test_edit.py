@@ -12,7 +12,7 @@ from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.diffusion.scales import X0
 from diffusion_jax.models.cond import Nothing
 from diffusion_jax.pipelines.conditions import conditions
-from diffusion_jax.pipelines.edit import Change, Inputs, check_values, edit, invert, rectangles, sweep
+from diffusion_jax.pipelines.edit import Change, Inputs, check_values, edit, from_strength, invert, rectangles, sweep, switched
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import generate, per_image
 from diffusion_jax.runs.folder import Model
@@ -71,6 +71,25 @@ def test_a_switch_at_k_is_two_runs_one_after_the_other():
     np.testing.assert_allclose(swept("switch", [2], second=ONE)[0], x, atol=1e-5)
 
 
+@pytest.mark.parametrize("name, sampler", [("ddpm", "heun"), ("edm", "edm"), ("ddpm", "dpmpp_2m"), ("flow", "heun")])
+def test_the_first_steps_of_a_switch_see_the_first_condition_alone(name, sampler):
+    """After k steps x is what the first alone makes of it: a corrector's call is made at the time of the switch."""
+    task, recipe = make(name), Recipe(sampler=sampler, steps=6)
+    times = recipe.grid(task.process)
+    x = start(task.process, times, jax.random.key(0), IMAGE.shape)
+    first, second = (task.embed(PARAMS, raw) for raw in (ZERO, ONE))
+    own = recipe.make_sampler(task, per_image(jnp.arange(2)))
+
+    def path(cond):
+        return sample(task.denoiser(PARAMS), own, x, times, cond, jax.random.key(0), keep=True)
+
+    alone = path(first)
+    for k in (1, 3, 6):
+        got = path(switched(first, second, times[k]))
+        np.testing.assert_allclose(got[:k], alone[:k], atol=1e-6)
+        assert k == 6 or np.abs(got[k] - alone[k]).max() > 1e-3
+
+
 def test_a_mix_ends_at_one_condition_or_the_other():
     rows, half = swept("mix", [0.0, 1.0], second=ONE), swept("mix", [0.5], second=ONE)[0]
     for got, raw in zip(rows, (ZERO, ONE), strict=True):
@@ -84,6 +103,40 @@ def test_strength_leads_from_the_picture_to_a_new_one():
     distance = [np.abs(row - IMAGE).mean() for row in rows]
     assert distance[0] < 0.02 < distance[1] < distance[2]
     np.testing.assert_allclose(swept("strength", [1.0], image=IMAGE)[0], swept("guidance", [1.0])[0], atol=1e-5)
+
+
+LEADING, TRAILING = Recipe(steps=5, times="leading"), Recipe(steps=5, times="trailing")
+
+
+@pytest.mark.parametrize(("name", "recipe", "strength", "first"), [
+    ("ddpm", TRAILING, 0.001, 1), ("ddpm", TRAILING, 0.05, 50), ("ddpm", TRAILING, 0.24, 240), ("ddpm", TRAILING, 0.57, 570),
+    ("ddpm", TRAILING, 0.9999, 999), ("ddpm", LEADING, 0.95, 950), ("ddpm", LEADING, 0.0, -1),
+    ("ddpm", Recipe(steps=5, times="karras"), 0.2505, 250.5), ("flow", Recipe(steps=5), 0.001, 0.001),
+    ("flow", Recipe(steps=5), 0.24, 0.24), ("flow", Recipe(steps=5), 0.0, 0.0), ("edm", Recipe(steps=5), 0.5, 2.5152),
+    ("edm", Recipe(steps=5, times="karras"), 0.0, 0.0), ("cosine", Recipe(steps=5, times="log_snr"), 0.3, 0.3)])
+def test_a_strength_begins_at_its_own_time(name, recipe, strength, first):
+    """And goes on with what is left of the grid."""
+    p = PROCESSES[name]
+    times = recipe.grid(p)
+    got = np.asarray(from_strength(p, jnp.asarray(times), jnp.float32(strength)))
+    assert got.dtype == times.dtype and len(got) == len(times)
+    np.testing.assert_allclose(got[0], first, rtol=1e-4)
+    left = times[times < got[0]] if got[0] <= times[0] else times[1:]
+    np.testing.assert_array_equal(got[len(got) - len(left):], left)
+    assert (got[: len(got) - len(left)] == got[0]).all()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddim,eta=1", "ancestral", "heun", "plms", "dpm_solver,order=3"])
+def test_the_noise_of_a_strength_is_that_of_its_time(sampler):
+    """Of a denoiser that leaves x0 as it is: what comes back is what one step from there makes of the picture."""
+    task = Exact(PROCESSES["ddpm"])
+    recipe = Recipe(sampler=sampler, steps=5, times="trailing")
+    rows = sweep(Model({}, None, task), recipe, {}, 0, "strength", [0.0, 0.001, 0.03, 0.1], Inputs(image=IMAGE))
+    np.testing.assert_array_equal(rows[0], IMAGE)
+    moved = [float(np.abs(row - IMAGE).mean()) for row in rows]
+    noise = np.asarray(PROCESSES["ddpm"].sigma(jnp.array([1, 30, 100])))
+    assert np.isfinite(moved).all() and moved[1] < moved[2] < moved[3]
+    assert (moved[1:] < 1.2 * noise).all()                                              # rounded up to 199 all were 0.3
 
 
 def test_scales_that_are_swept_are_those_of_the_recipe():

@@ -69,6 +69,17 @@ def test_the_way_back_is_ddim_under_the_recipe_s_guidance(pipe, again):
     assert far(pipe.using(guidance=3.0).edit.variations(DIGITS, values=[0.0]).images[0], again) > 0
 
 
+def test_components_are_sampled_as_the_recipe_says(pipe):
+    """They start from the seed's noise, so that no sampler has to go back."""
+    y = np.asarray(embed(jnp.asarray(to_unit(DIGITS))))
+    heun = pipe.using(sampler="heun", temperature=0.8)
+    rows = heun.edit.components(DIGITS, values=[FEATURES], seed=4).images
+    assert far(rows[0], heun(Request(embedding=y), num=3, seed=4).images) <= 1
+    assert far(rows[0], pipe.edit.components(DIGITS, values=[FEATURES], seed=4).images[0]) > 1
+    with pytest.raises(ConfigError, match="op variations starts from the pictures' own noise: leave temperature at 1"):
+        heun.edit.variations(DIGITS)
+
+
 def test_upsamplers_follow(pipe):
     larger = Pipeline(Run("runs/up", 0, "params", {}, model_of(page(LOW_RES, side=16))), Recipe(steps=2))
     rows = replace(pipe, upsamplers=(larger,)).edit.variations(DIGITS, values=[0.0]).images
@@ -77,15 +88,22 @@ def test_upsamplers_follow(pipe):
 
 @pytest.mark.parametrize(("edit", "says"), [
     (lambda e: e.variations(DIGITS, values=[]), "op variations needs values"),
-    (lambda e: e.variations(DIGITS, values=[1.5]), "0 ... 1: got 1.5"),
-    (lambda e: e.variations(DIGITS, num=0), "num is a whole number, at least 1: got 0"),
+    (lambda e: e.variations(DIGITS, values=[1.5]), "a value of variations .--values. is 0 ... 1, got 1.5"),
+    (lambda e: e.variations(DIGITS, num=0), "num is 1 ... 10000000, got 0"),
     (lambda e: e.interpolate(DIGITS[:1]), "op interpolate needs two pictures or more"),
     (lambda e: e.text_diff(DIGITS, "a thre", ONE), "unknown word 'thre'"),
-    (lambda e: e.components(DIGITS, values=[0]), "--values are numbers of components, 1 ... 6"),
+    (lambda e: e.components(DIGITS, values=[0]), "a value of components .--values. is 1 or more, got 0"),
     (lambda e: e.components(DIGITS, values=[7]), "--values are numbers of components, 1 ... 6"),
-    (lambda e: e.components(DIGITS, values=[1.5]), "--values are numbers of components, 1 ... 6"),
+    (lambda e: e.components(DIGITS, values=[1.5]), "a value of components .--values. is a whole number, got 1.5"),
     (lambda e: e.components(np.zeros((1, 4, 4, 1), np.uint8)), r"--images has pictures of \(4, 4, 1\)"),
-], ids=["no values", "eta", "num", "single", "word", "none", "many", "half", "shape"])
+    (lambda e: e.text_diff(DIGITS, 3, ONE), "prompt .--prompt. is a text"),
+    (lambda e: e.interpolate(DIGITS, seed=1), "op interpolate draws nothing here: leave seed"),
+    (lambda e: e.text_diff(DIGITS, ONE, THREE, seed=1), "op text_diff draws nothing here"),
+    (lambda e: e.variations(DIGITS, values=[0], seed=1), "op variations draws nothing here"),
+    (lambda e: e.interpolate(DIGITS, values=[1.5]), "a value of interpolate .--values. is 0 ... 1"),
+    (lambda e: e.text_diff(DIGITS, ONE, THREE, values=[float("nan")]), "not finite"),
+], ids=["no values", "eta", "num", "single", "word", "none", "many", "half", "shape",
+        "no text", "no draw", "of texts", "eta 0", "beyond", "nan"])
 def test_edits_that_make_no_sense_are_one_line(pipe, edit, says):
     with pytest.raises(ConfigError, match=says) as error:
         edit(pipe.edit)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.pipelines import rerank
 from diffusion_jax.pipelines.cascade import STRIDE
 from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
 from diffusion_jax.pipelines.recipe import Recipe
@@ -176,17 +177,25 @@ def test_what_has_no_such_steps_has_no_stream(folders, options):
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    (dict(num=0), "num is a whole number, at least 1: got 0"),
-    (dict(num=-2), "num is a whole number"),
-    (dict(num=2.0), "num is a whole number, at least 1: got 2.0"),
+    (dict(num=0), "num is 1 ... 10000000, got 0"),
+    (dict(num=-2), "num is 1 ... 10000000"),
+    (dict(num=10**12), "num is 1 ... 10000000, got 1000000000000"),
+    (dict(num=2.0), "num is a whole number, 1 ... 10000000: got 2.0"),
     (dict(num=True), "num is a whole number"),
-    (dict(num="4"), "num is a whole number, at least 1: got '4'"),
-    (dict(batch=0), "batch is a whole number, at least 1: got 0"),
+    (dict(num="4"), "num is a whole number, 1 ... 10000000: got '4'"),
+    (dict(batch=0), "batch is 1 ... 10000000, got 0"),
     (dict(batch=None), "batch is a whole number"),
-    (dict(seed=-1), "seed is a whole number, 0 ... 2.32 - 1: got -1"),
-    (dict(seed=2**32), "seed is a whole number"),
+    (dict(seed=-1), "seed is 0 ... 4294967295, got -1"),
+    (dict(seed=2**32), "seed is 0 ... 4294967295"),
+    (dict(seed=2**63), "seed is 0 ... 4294967295"),
     (dict(seed=1.5), "seed is a whole number"),
     (dict(seed=None), "seed is a whole number"),
+    (dict(request="3"), "this model reads no text"),
+    (dict(request=Request(label="--3")), "unknown class '--3'"),
+    (dict(request=Request(label="\u0663")), "unknown class"),
+    (dict(request=Request(label="1_0")), "unknown class '1_0'"),
+    (dict(request=Request(label="")), "unknown class ''"),
+    (dict(request=10**30), "is outside 0 ... 9"),
     (dict(request=10), "label 10 is outside 0 ... 9"),
     (dict(request=-1), "label -1 is outside 0 ... 9"),
     (dict(request=3.0), "ask for a text, a label"),
@@ -210,6 +219,14 @@ def test_mistakes_of_a_call_are_one_line(pipe, options, says):
     (dict(classifier_scale=3.0), "needs a --classifier"),
     (dict(sampler="ddmi"), "did you mean 'ddim'"),
     (dict(steps=0), "at least 1"),
+    (dict(steps=None), "steps is a whole number or a text, got None"),
+    (dict(steps="many"), "neither a number"),
+    (dict(guidance="3"), "guidance is a number, got '3'"),
+    (dict(sampler=["ddim"]), "sampler is a text, got"),
+    (dict(sampler="edm,s_min=1"), "s_min changes nothing where s_churn is 0"),
+    (dict(clip=True), "clip is a number, got True"),
+    (dict(guidance=3.0, channels=1), "channels .--channels. 1 are all that the model has"),
+    (dict(levels=0), "levels are those of the images that an upsampler reads"),
 ])
 def test_changes_of_a_recipe_are_checked(pipe, changes, says):
     with pytest.raises(ConfigError, match=says):
@@ -229,6 +246,10 @@ def test_using_gives_another_pipeline(pipe):
     ("label", dict(rerank="other"), "--rerank .*other holds a diffusion model: give the folder of a noisy classifier or a CLIP"),
     ("label", dict(prior="text"), "a prior .--prior. is for a decoder of unCLIP"),
     ("label", dict(candidates=3), "candidates .--candidates. are what a judge chooses among"),
+    ("label", dict(rerank="classifier", candidates="3"), "candidates is a whole number, 1 ... 10000000: got '3'"),
+    ("label", dict(rerank="classifier", candidates=0), "candidates is 1 ... 10000000, got 0"),
+    ("label", dict(upsamplers="runs/up"), "upsamplers are a list of folders: got 'runs/up'"),
+    ("label", dict(upsamplers=[3]), "--upsampler a run is a folder, or one that is open: got 3"),
     ("upsampler", dict(rerank="classifier"), r"judges images of \(8, 8, 1\), this model makes \(16, 16, 1\)"),
 ], ids=str)
 def test_folders_of_another_kind_are_refused(folders, name, parts, says):
@@ -247,6 +268,22 @@ def test_a_judge_wants_a_prompt_or_a_label(folders):
         ranked(num=2)
 
 
+def test_a_judge_wants_several_to_choose_among(folders):
+    with pytest.raises(ConfigError, match="a judge .--rerank. chooses among candidates: give --candidates too"):
+        pipeline(folders.label, rerank=folders.classifier)(3)
+
+
+def test_a_judge_cuts_a_prompt_only_where_one_says_so(folders, monkeypatch):
+    def goals(judge, maker, prompts, labels, truncate):
+        raise ConfigError(f"truncate {truncate}")
+
+    monkeypatch.setattr(rerank, "goals", goals)
+    ranked = pipeline(folders.text, rerank=folders.classifier, candidates=2)
+    for truncate in (False, True):
+        with pytest.raises(ConfigError, match=f"truncate {truncate}"):
+            ranked.start(Request("a handwritten three", truncate=truncate))
+
+
 def test_pictures_that_are_not_finite_are_refused(pipe, folders):
     model = pipe.run.model
     broken = jax.tree.map(lambda leaf: leaf * np.nan, model.params)
@@ -261,3 +298,43 @@ def test_a_run_that_is_open_stays_as_it_is(folders, tmp_path):
     small["task"]["shape"] = [4, 4, 1]
     with pytest.raises(ConfigError, match="the classifier sees images of .4, 4, 1."):
         pipeline(run, classifier=write(tmp_path / "small", small))(3)
+
+
+WRONG = (None, 1.5, float("nan"), -1, 10**30, True, "", "x", b"x", [None], [[]], {}, {"name": "diffusion_jax.files:whole"},
+         object(), np.zeros((2, 2)), np.array(None), 1j)
+TAKES = {                                             # a call, and what of `WRONG` is right there
+    "request": (lambda pipe, v: pipe.start(v), (None,)),
+    "num": (lambda pipe, v: pipe.start(3, num=v), ()),
+    "seed": (lambda pipe, v: pipe.start(3, seed=v), ()),
+    "label": (lambda pipe, v: pipe.start(Request(label=v)), (None,)),
+    "low_res": (lambda pipe, v: pipe.start(Request(low_res=v)), (None,)),
+    "embedding": (lambda pipe, v: pipe.start(Request(embedding=v)), (None,)),
+    "every": (lambda pipe, v: pipe.stream(3, every=v), ()),
+    "steps": (lambda pipe, v: pipe.using(steps=v), ()),
+    "sampler": (lambda pipe, v: pipe.using(sampler=v), ()),
+    "phi": (lambda pipe, v: pipe.using(phi=v), ()),
+    "levels": (lambda pipe, v: pipe.using(levels=v), ()),
+    "folder": (lambda pipe, v: pipeline(v), ()),
+    "which": (lambda pipe, v: pipeline(pipe.run.folder, which=v), ()),
+    "step": (lambda pipe, v: pipeline(pipe.run.folder, step=v), (None,)),
+    "upsamplers": (lambda pipe, v: pipeline(pipe.run, upsamplers=v), (None,)),
+    "weak": (lambda pipe, v: pipeline(pipe.run, weak=v), (None,)),
+    "candidates": (lambda pipe, v: replace(pipe, candidates=v), ()),
+    "values": (lambda pipe, v: pipe.edit.mix(3, 7, values=v), ()),
+    "first": (lambda pipe, v: pipe.edit.mix(v, 17, values=[0.5]), ()),
+    "images": (lambda pipe, v: pipe.edit.strength(v, 3, values=[0.5]), ()),
+    "rects": (lambda pipe, v: pipe.edit.inpaint(np.zeros((1, 8, 8, 1), np.uint8), v, 3), ()),
+    "rect": (lambda pipe, v: pipe.edit.inpaint(np.zeros((1, 8, 8, 1), np.uint8), [v], 3), ()),
+    "side": (lambda pipe, v: pipe.edit.inpaint(np.zeros((1, 8, 8, 1), np.uint8), [[v, 0, 4, 4]], 3), ()),
+}
+
+
+@pytest.mark.parametrize("name", TAKES)
+def test_values_of_another_type_are_one_line(pipe, name):
+    call, right = TAKES[name]
+    for value in WRONG:
+        if any(value is one for one in right):
+            continue
+        with pytest.raises(ConfigError) as error:
+            call(pipe, value)
+        assert "\n" not in str(error.value)

@@ -73,6 +73,35 @@ def eagerly():
         (dict(guidance=float("nan")), "guidance is nan, which is not finite"),
         (dict(phi=float("inf")), "phi is inf, which is not finite"),
         (dict(levels=16), "levels 16 is 256, as in a file, or 0"),
+        (dict(keep_parallel=-0.1), "keep_parallel is 0 ... 1"),
+        (dict(keep_parallel=3.0), "keep_parallel is 0 ... 1"),
+        (dict(interval="-1,5"), "low,high"),
+        (dict(interval="0,nan"), "low,high"),
+        (dict(interval="1_0,20"), "low,high"),
+        (dict(interval="1,2,3"), "low,high"),
+        (dict(steps=True), "steps is a whole number or a text, got True"),
+        (dict(steps=2.5), "steps is a whole number"),
+        (dict(steps="00"), "at least 1"),
+        (dict(steps=",,,"), "neither a number"),
+        (dict(steps=",,,", times="respace"), "neither a number"),
+        (dict(steps="5,\u00b2", times="respace"), "neither a number"),
+        (dict(steps="ddim\u0663", times="respace"), "neither a number"),
+        (dict(steps="\u0663"), "neither a number"),
+        (dict(steps="1_0"), "neither a number"),
+        (dict(steps="0,5", times="respace"), "neither a number"),
+        (dict(steps=10**12), "steps is 100000 or less"),
+        (dict(steps="9" * 40), "steps is 100000 or less"),
+        (dict(steps=[1]), "steps is a whole number or a text, got"),
+        (dict(guidance="3"), "guidance is a number, got '3'"),
+        (dict(guidance=None), "guidance is a number, got None"),
+        (dict(guidance=True), "guidance is a number, got True"),
+        (dict(guidance=np.float32("nan")), "not finite"),
+        (dict(guidance=10**400), "guidance is a number"),
+        (dict(channels=1.5), "channels is a whole number"),
+        (dict(plus_plus="no"), "plus_plus is True or False, got 'no'"),
+        (dict(sampler=3), "sampler is a text, got 3"),
+        (dict(sampler={"name": "diffusion_jax.files:whole"}), "sampler is a text"),
+        (dict(cads=None), "cads is a text, got None"),
         (dict(guidence=2.0), "unknown sampling option 'guidence': did you mean 'guidance'"),
     ],
     ids=str,
@@ -83,10 +112,22 @@ def test_mistakes_are_refused_before_there_is_a_model(options, says):
     assert "\n" not in str(error.value)
 
 
+def test_whole_numbers_of_files_and_of_numpy_are_ints():
+    for steps in (5.0, np.int64(5), "5", "05", " 5"):
+        recipe = Recipe(steps=steps)
+        assert recipe == Recipe(steps=5) and type(recipe.steps) is int and hash(recipe) == hash(Recipe(steps=5))
+    assert type(Recipe(guidance=np.float32(2)).guidance) is float
+
+
 @pytest.mark.parametrize("times", GRIDS)
 def test_every_grid_falls_from_noise_to_clean(times):
     grid = Recipe(times=times, steps=5).grid(DDPM())
     assert len(grid) == 6 and (np.diff(grid) < 0).all() and grid[-1] == -1
+
+
+def test_no_times_go_to_where_there_is_no_noise_in_one_step():
+    for times in ("uniform", "trailing", "linspace", "karras", "log_snr"):
+        np.testing.assert_array_equal(Recipe(times=times, steps=1).grid(DDPM()), [999, -1])
 
 
 def test_respacings_go_through():
@@ -101,7 +142,13 @@ def test_respacings_go_through():
     ("recipe", "task", "says"),
     [
         (dict(times="trailing"), dict(name="flow"), "continuous"),
-        (dict(steps="ddim300", times="respace"), {}, "no integer stride"),
+        (dict(steps="ddim300", times="respace"), {}, "no integer stride.*'ddim334'"),
+        (dict(steps=1, times="respace"), {}, "choose times 'trailing'"),
+        (dict(steps=1, times="leading"), {}, "choose times 'trailing'"),
+        (dict(times="karras,sigma_max=0.5"), {}, "the times begin at t = .*choose times 'trailing'"),
+        (dict(sampler="edm", steps=20), dict(process=DDPM("squaredcos")), "at once: choose times 'karras', more steps"),
+        (dict(sampler="plms", steps=10), dict(process=DDPM("squaredcos")), "at once: choose times 'karras', more steps"),
+        (dict(sampler="ancestral", steps=3), dict(variance="fixed_large"), "at once: choose more steps"),
         (dict(steps=1001), {}, "1000 times"),
         (dict(sampler="plms", steps=1), {}, "at least 2 steps"),
         (dict(sampler="euler,s_churn=10"), dict(name="flow"), "divides by alpha"),
@@ -115,7 +162,8 @@ def test_respacings_go_through():
         (dict(cads="statistics=sampel"), {}, "did you mean 'sample'"),
         (dict(sampler="ancestral", plus_plus=True), {}, "CFG.. changes the noise of a step.*choose ddim"),
         (dict(plus_plus=True), dict(cond=Nothing()), "no condition that could guide it"),
-        (dict(sampler="ddim,eta=1.5"), {}, "0 ... 1: got 1.5"),
+        (dict(plus_plus=True, sampler="dpmpp_2m"), {}, "CFG.. changes the noise of a step.*choose ddim"),
+        (dict(plus_plus=True, sampler="dpm_solver,order=3"), {}, "CFG.. changes the noise of a step.*choose ddim"),
         (dict(times="karras,sigma_min=0"), {}, "sigma_min=0,"),
     ],
     ids=str,
@@ -140,13 +188,32 @@ PAIRS = [pair for pair in itertools.product(SAMPLERS, TABLE) if pair not in REFU
 @pytest.mark.parametrize(("sampler", "name"), [
     pytest.param(*pair, marks=() if pair[0] in ("ddim", "heun") else pytest.mark.slow) for pair in PAIRS])
 def test_every_sampler_on_every_process_with_all_guidance_at_once(sampler, name):
+    steps = 12 if sampler in ("edm", "plms") and name == "cosine" else 3
+    recipe = Recipe(sampler=sampler, steps=steps, times="log_snr" if steps > 3 else "uniform")
     with jax.disable_jit(False):                                                       # traced: the types of the scan hold
         for guidance in ({}, CFG, EVERYTHING):
-            Recipe(sampler=sampler, steps=3, **guidance).check(make(name))
-    got = images(Recipe(sampler=sampler, steps=3, **EVERYTHING), name)
+            recipe.using(**guidance).check(make(name))
+    got = images(recipe.using(**EVERYTHING), name)
     assert got.shape == (CLASSES, *SHAPE) and np.isfinite(got).all()
     assert np.abs(got).max() < (1e3 if sampler == "plms" else 5)                       # plms divides by alpha
     assert len({image.tobytes() for image in got}) == CLASSES                         # its own label and noise for each
+
+
+@pytest.mark.parametrize("guidance", [{}, EVERYTHING], ids=["plain", "guided"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_check_passes_where_the_default_is_float64(sampler, guidance):
+    with jax.disable_jit(False), jax.enable_x64(True):
+        Recipe(sampler=sampler, steps=5, **guidance).check(make())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_images_are_the_same_where_the_default_is_float64(name):
+    recipe = Recipe(sampler="heun", steps=3, **CFG)
+    want = images(recipe, name)
+    with jax.enable_x64(True):
+        got = images(recipe, name)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, want, atol=1e-4)
 
 
 @pytest.mark.parametrize(("sampler", "name"), REFUSED)
@@ -233,10 +300,10 @@ def test_cads_draws_afresh_for_every_image_and_step():
 
 def test_the_ancestral_sampler_takes_the_variance_of_the_task():
     task = make(variance="learned_range", objective="hybrid")                          # raw 0: half-way in log variance
-    got = images(Recipe(sampler="ancestral", steps=3), task=task)
-    told = images(Recipe(sampler="ancestral,variance=learned_range", steps=3), task=task)
+    got = images(Recipe(sampler="ancestral", steps=10), task=task)
+    told = images(Recipe(sampler="ancestral,variance=learned_range", steps=10), task=task)
     np.testing.assert_array_equal(got, told)
-    small, large = (images(Recipe(sampler=f"ancestral,variance=fixed_{v}", steps=3), task=task) for v in ("small", "large"))
+    small, large = (images(Recipe(sampler=f"ancestral,variance=fixed_{v}", steps=10), task=task) for v in ("small", "large"))
     assert np.abs(got - small).max() > 1e-3 and np.abs(got - large).max() > 1e-3
 
 
@@ -310,11 +377,24 @@ def test_recipes_that_differ_in_scales_alone_share_their_static_part():
     (dict(guidance=1.0, phi=0.7), False, "phi"),
     (dict(classifier_scale=2.0), False, "needs a --classifier"),
     (dict(augment=0.3), False, "augment .--augment. is for an upsampler that was trained with it"),
-    (dict(guidance=3.0, phi=0.7, keep_parallel=0.0, channels=3, interval="0,5", schedule="dynamic_cfg"), False, ""),
+    (dict(guidance=3.0, phi=0.7, keep_parallel=0.0, channels=1, interval="0,5", schedule="dynamic_cfg"), False, ""),
     (dict(plus_plus=True, phi=0.7), False, ""),
     (dict(classifier_scale=2.0), True, ""),
     (dict(phi=0.0, schedule="constant", interval="", channels=0, keep_parallel=1.0, classifier_scale=1.0), False, ""),
-    (dict(steps=7, clip=1.0, threshold=0.9, temperature=0.9, sampler="heun", cads="s=0.1"), False, ""),
+    (dict(steps=7, clip=0.8, threshold=0.9, temperature=0.9, sampler="heun", cads="s=0.1"), False, ""),
+    (dict(clip=1.0, threshold=0.9), False, "clip .--clip. finds nothing beyond 1 after threshold"),
+    (dict(guidance=3.0, channels=2), False, "channels .--channels. 2 are all that the model has"),
+    (dict(levels=0), False, "levels are those of the images that an upsampler reads"),
+    (dict(classifier_scale=0.0), True, "leaves the classifier out"),
+    (dict(cads="tau1=1,tau2=2"), False, "with tau1 of 1 or more it never acts"),
+    (dict(cads="psi=0.5,rescale=False"), False, "psi changes nothing where rescale is False"),
+    (dict(guidance=3.0, interval="0, inf"), False, "interval .--interval. 0,inf is all levels"),
+    (dict(guidance=3.0, schedule="power_cosine,power=0"), False, "with power 0 it is constant"),
+    (dict(guidance=3.0, schedule="dynamic_cfg,tau1=2,tau2=3"), False, "with tau1 of 1 or more it never acts"),
+    (dict(sampler="edm,s_min=0.1"), False, "s_min changes nothing where s_churn is 0"),
+    (dict(sampler="euler,s_noise=1.1"), False, "s_noise changes nothing where s_churn is 0"),
+    (dict(sampler="dpm_solver,order=1,corrector=heun"), False, "corrector changes nothing where order is 1"),
+    (dict(sampler="edm,s_churn=9,s_min=0.1,s_noise=1.1", times="karras,rho=5"), False, ""),
 ], ids=str)
 def test_a_change_that_changes_nothing_is_refused_with_the_reason(changes, classifier, says):
     recipe, task = Recipe(**changes), make()

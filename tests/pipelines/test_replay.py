@@ -89,7 +89,15 @@ META = {"request": {"label": [3]}, "num": 1, "seed": 0, "batch": 4, "recipe": {}
 
 @pytest.mark.parametrize("meta", [
     {}, {**META, "request": 3}, {**META, "request": {"labl": 3}}, {**META, "request": {"label": [1.5]}}, {**META, "num": "many"},
-    {**META, "recipe": 7}, {name: value for name, value in META.items() if name != "seed"}], ids=str)
+    {**META, "recipe": 7}, {name: value for name, value in META.items() if name != "seed"},
+    {**META, "num": 1.5}, {**META, "num": 0}, {**META, "num": 10**12}, {**META, "num": True}, {**META, "num": None},
+    {**META, "seed": 2**32}, {**META, "seed": 2**63}, {**META, "seed": -1}, {**META, "seed": "7"}, {**META, "seed": [1]},
+    {**META, "batch": 0}, {**META, "batch": "4"}, {**META, "index": "../../x"}, {**META, "index": -1}, {**META, "rounding": "up"},
+    {**META, "rounding": ["nearest"]}, {**META, "name": "diffusion_jax.files:whole"}, {**META, "helpers": "x"},
+    {**META, "run": 3},
+    {**META, "request": {"label": {"name": "diffusion_jax.files:whole", "path": "x"}}}, {**META, "request": {"prompt": 3}},
+    {**META, "request": {"low_res": 3}}, {**META, "request": {"truncate": "yes"}}, {**META, "request": ["label"]},
+    {**META, "request": {"name": "diffusion_jax.files:whole"}}], ids=lambda meta: str(meta)[:90])
 def test_files_that_say_something_else_are_one_line(meta, tmp_path):
     save_npz(tmp_path / "x.npz", np.zeros((1, 8, 8, 1), np.uint8), meta=meta)
     with pytest.raises(ConfigError, match="says nothing of how it was made that reads") as error:
@@ -104,10 +112,27 @@ def test_files_that_say_nothing_are_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"run": {}}, {"recipe": {"stepps": 3}}, {"recipe": {"steps": -4}}, {"helpers": {"weak": 3}},
-                                    {"helpers": {"prior": {}}}, {"helpers": {"upsamplers": [{}]}}], ids=str)
+                                    {"helpers": {"prior": {}}}, {"helpers": {"upsamplers": [{}]}}, {"recipe": {"steps": [5]}},
+                                    {"recipe": {"guidance": "3"}}, {"recipe": {"sampler": {"name": "diffusion_jax.files:whole"}}},
+                                    {"recipe": {"name": "diffusion_jax.files:whole"}}, {"recipe": {1: 2}},
+                                    {"helpers": {"upsamplers": "x"}}, {"helpers": {"upsamplers": 3}}, {"helpers": {"prior": [1]}},
+                                    {"helpers": {"prior": "../../x"}}, {"helpers": {"candidates": "3"}},
+                                    {"helpers": {"candidates": 2}}, {"helpers": {"clasifier": {}}}, {"helpers": {"rerank": "x"}}],
+                         ids=str)
 def test_origins_that_make_no_sense_are_one_line(zeros, change):
     """What a file says is input from elsewhere."""
     origin = zeros.origin._replace(**change)
     with pytest.raises(ConfigError) as error:
         reopened(origin)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [
+    {"run": 3}, {"run": None}, {"run": {"name": "diffusion_jax.files:whole"}}, {"run": "../../x"}, {"run": ""}, {"run": "gs://x/y"},
+    {"which": "../../x"}, {"which": 3}, {"step": "../../x"}, {"step": -1}, {"step": 1.0}, {"step": True}, {"step": 10**30},
+    {"digest": "1"}, {"digest": 1}], ids=str)
+def test_a_run_that_a_file_names_is_opened_or_refused(zeros, change, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        reopened(zeros.origin._replace(run=dict(zeros.origin.run) | change))
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

@@ -46,6 +46,19 @@ def test_what_is_no_request_is_one_line(what):
     (dict(prompt=["a three", 3]), "prompt .* is a text"),
     (dict(prompt=[]), "prompt"),
     (dict(negative=["a one"]), "negative .* is a text"),
+    (dict(label={"name": "diffusion_jax.files:whole"}), "label .* is a class by its number or its name"),
+    (dict(label=[[1]]), "label .* is a class"),
+    (dict(prompt={"a": 1}), "prompt .* is a text"),
+    (dict(prompt="a", truncate=1), "truncate .* is True or False: got 1"),
+    (dict(prompt="a", truncate="no"), "truncate .* is True or False"),
+    (dict(low_res=5), "low_res .--low_res. are pictures, uint8"),
+    (dict(low_res=["x.png"]), "low_res .* are pictures"),
+    (dict(low_res=np.zeros((1, 8, 8, 1))), "low_res .* got float64 .1, 8, 8, 1."),
+    (dict(complete=np.zeros((8, 8), np.uint8)), "complete .* got uint8 .8, 8."),
+    (dict(embedding="x"), "embedding is an array of finite numbers"),
+    (dict(embedding=np.zeros(6)), "embedding is an array .* got float64 .6,."),
+    (dict(embedding=np.full((1, 6), np.nan)), "embedding is an array of finite numbers"),
+    (dict(embedding=np.zeros((0, 6))), "embedding is an array"),
 ], ids=str)
 def test_labels_and_texts_of_another_type_are_one_line(fields, says):
     with pytest.raises(ConfigError, match=says) as error:
@@ -65,12 +78,22 @@ def test_numbers_of_a_call():
 
 
 @pytest.mark.parametrize(("numbers", "says"), [
-    ((0, 0), "num is a whole number, at least 1: got 0"),
-    ((1.0, 0), "num is a whole number, at least 1: got 1.0"),
-    ((1, -1), "seed is a whole number, 0 ... 2.32 - 1: got -1"),
-    ((1, 2**32), "seed is a whole number"),
+    ((0, 0), "num is 1 ... 10000000, got 0"),
+    ((-1, 0), "num is 1 ... 10000000, got -1"),
+    ((10**12, 0), "num is 1 ... 10000000, got 1000000000000"),
+    ((1.0, 0), "num is a whole number, 1 ... 10000000: got 1.0"),
+    (("3", 0), "num is a whole number"),
+    ((None, 0), "num is a whole number"),
+    ((1, -1), "seed is 0 ... 4294967295, got -1"),
+    ((1, 2**32), "seed is 0 ... 4294967295, got 4294967296"),
+    ((1, 2**63), "seed is 0 ... 4294967295"),
+    ((1, np.uint64(2**40)), "seed is 0 ... 4294967295"),
+    ((1, 10**5000), "seed is 0 ... 4294967295"),
     ((1, True), "seed is a whole number"),
-    ((1, 0, 0), "batch is a whole number, at least 1: got 0"),
+    ((1, float("nan")), "seed is a whole number"),
+    ((1, "7"), "seed is a whole number"),
+    ((1, 0, 0), "batch is 1 ... 10000000, got 0"),
+    ((1, 0, None), "batch is a whole number"),
 ])
 def test_numbers_that_are_none(numbers, says):
     with pytest.raises(ConfigError, match=says):
@@ -78,8 +101,15 @@ def test_numbers_that_are_none(numbers, says):
 
 
 @pytest.mark.parametrize(("group", "fields", "says"), [
-    (Batch, dict(num=0), "num is 1 or more"),
+    (Batch, dict(num=0), "num is 1 ... 10000000, got 0"),
     (Batch, dict(seed=2**32), "seed is 0 ... 4294967295"),
+    (Batch, dict(seed=2**63), "seed is 0 ... 4294967295"),
+    (Batch, dict(num=10**12), "num is 1 ... 10000000"),
+    (Batch, dict(num="3"), "num is a whole number, got '3'"),
+    (Batch, dict(num=True), "num is a whole number, got True"),
+    (Batch, dict(num=2.5), "num is a whole number"),
+    (Helpers, dict(weak=3), "weak is a text, got 3"),
+    (Helpers, dict(prior_guidance=float("inf")), "prior_guidance is inf, which is not finite"),
     (Helpers, dict(weak_step=2), "--weak_step is a step of the run --weak"),
     (Helpers, dict(candidates=0), "candidates is 1 or more"),
 ])

@@ -79,11 +79,21 @@ def test_a_caption_that_nobody_wrote_has_no_label():
         rerank.labels_of(MAKER._replace(config={}), TEXTS)
 
 
+def test_a_clip_reads_a_text_whole_or_says_so():
+    long = ("a a handwritten three",)
+    with pytest.raises(ConfigError, match="4 tokens|4 words|truncate"):
+        rerank.goals(CLIP, MAKER, long)
+    cut = rerank.goals(CLIP, MAKER, long, truncate=True)
+    np.testing.assert_allclose(cut, [[np.cos(0.4), np.sin(0.4)]], atol=1e-6)     # tokens: a, a, handwritten
+
+
 def test_a_clip_wants_a_text_and_every_judge_pictures_of_its_size():
     with pytest.raises(ConfigError, match="a CLIP judges images by a text: give a prompt"):
         rerank.goals(CLIP, MAKER, None, [3, 9])
     with pytest.raises(ConfigError, match="--rerank runs/judge knows 10 classes, not label 12: choose another"):
         rerank.goals(CLASSIFIER, MAKER, None, [3, 12])
+    with pytest.raises(ConfigError, match="--rerank runs/judge knows 10 classes, not label -1: choose another"):
+        rerank.goals(CLASSIFIER, MAKER, None, [-1, 3])
     rerank.check(CLIP, (8, 8, 1))
     with pytest.raises(ConfigError, match=r"--rerank runs/clip judges images of \(8, 8, 1\), this model makes \(16, 16, 1\)"):
         rerank.check(CLIP, (16, 16, 1))

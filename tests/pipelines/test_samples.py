@@ -7,6 +7,7 @@ from PIL import Image
 
 import diffusion_jax as dj
 from diffusion_jax.build import ConfigError
+from diffusion_jax.pipelines import samples
 from diffusion_jax.pipelines.pipeline import pipeline
 from diffusion_jax.pipelines.request import Request
 from diffusion_jax.pipelines.samples import columns_of
@@ -88,6 +89,53 @@ def test_another_suffix_is_refused(zeros, tmp_path):
         with pytest.raises(ConfigError, match="end it in .png .a grid., .npz"):
             zeros.save(tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+# Where they go ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["000000.png", "5_3.PNG", "samples.jsonl", "cat/0.jpg"])
+def test_a_folder_with_other_pictures_is_refused(zeros, tmp_path, name):
+    other = tmp_path / "x" / name
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"an earlier run's")
+    with pytest.raises(ConfigError, match=f"holds 1 files of other pictures, {name} for example: choose another folder"):
+        zeros.save(f"{tmp_path}/x/")
+    assert [path.read_bytes() for path in tmp_path.rglob("*.*")] == [b"an earlier run's"]
+
+
+def test_a_folder_without_pictures_is_written_to_and_a_file_is_written_over(zeros, texts, tmp_path):
+    (tmp_path / "x").mkdir()
+    for name in ("notes.txt", ".DS_Store"):
+        (tmp_path / "x" / name).touch()
+    zeros.save(f"{tmp_path}/x/")
+    assert len(list((tmp_path / "x").glob("*.png"))) == len(zeros.images)
+    with pytest.raises(ConfigError, match="3 files of other pictures"):
+        texts.save(f"{tmp_path}/x/")
+    for made in (zeros, texts):
+        assert dj.read_request(made.save(tmp_path / "x.png")).seed == made.seed
+
+
+@pytest.mark.parametrize("out", ["folder.png", "folder.npz", "folder.gif", "file/x.png", "file/", "file/x/", "x" * 300 + ".png"])
+def test_a_place_that_cannot_be_written_is_said(zeros, tmp_path, out):
+    (tmp_path / "file").touch()
+    if out.startswith("folder"):
+        (tmp_path / out).mkdir()
+    with pytest.raises(ConfigError, match="choose another"):
+        samples.check_out(f"{tmp_path}/{out}")
+    with pytest.raises(ConfigError, match="choose another"):
+        zeros.save(f"{tmp_path}/{out}")
+
+
+def test_bytes_that_were_rounded_down_say_so(folders, tmp_path):
+    job = pipeline(folders.label).start([3], num=2, seed=5)
+    down = job.rounded("down").samples()
+    nearest = pipeline(folders.label)([3], num=2, seed=5)
+    assert set(np.unique(nearest.images.astype(int) - down.images)) <= {0, 1} and (nearest.images != down.images).any()
+    replay = dj.read_request(down.save(tmp_path / "x.png"))
+    assert replay.origin.rounding == "down"
+    np.testing.assert_array_equal(replay.make().images, down.images)
+    assert "rounding" not in json.loads(chunks_of(nearest.save(tmp_path / "y.png"))["diffusion_jax"])
 
 
 def test_home_is_expanded(zeros, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from diffusion_jax.nn import kernels, partition
 from diffusion_jax.nn.attention import attention
 from diffusion_jax.pipelines.conditions import conditions
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.pipelines.sampling import Guides, draw, generate, to_pixels
+from diffusion_jax.pipelines.sampling import Guides, draw, generate, remarked, to_pixels
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from pipelines.toy_task import CLASSES, COUNT, PROCESSES, SHAPE, Brightness, make, parameters
@@ -99,12 +99,14 @@ def test_guidance_scales_share_a_program():
 
 @pytest.mark.parametrize(
     ("sampler", "guidance", "calls"),
-    [("ddim", 1.0, 5), ("ddim", 3.0, 5), ("dpmpp_2m", 1.0, 5), ("plms", 1.0, 6), ("heun", 1.0, 9), ("edm", 3.0, 9)],
+    [("ddim", 1.0, 5), ("ddim", 3.0, 5), ("dpmpp_2m", 1.0, 5), ("plms", 1.0, 6), ("heun", 1.0, 9), ("edm", 3.0, 19)],
 )
 def test_the_network_is_called_once_a_step_and_order(sampler, guidance, calls):
     task = make("cosine", calls=True)
     COUNT.clear()
-    images(Recipe(sampler=sampler, steps=5, guidance=guidance), 3, 3, task=task)
+    times = "karras" if sampler in ("plms", "edm") else "uniform"           # uniform ones are too long for these
+    steps = 10 if sampler == "edm" else 5
+    images(Recipe(sampler=sampler, steps=steps, guidance=guidance, times=times), 3, 3, task=task)
     jax.effects_barrier()
     assert list(COUNT) == [3 if guidance == 1 else 6] * calls               # guided: twice the rows, not twice the calls
 
@@ -212,3 +214,19 @@ def test_pixels_of_what_is_not_finite_are_refused():
     np.testing.assert_array_equal(to_pixels(np.array([-2.0, -1, 0, 1, 3])), [0, 0, 128, 255, 255])
     with pytest.raises(ConfigError, match="the samples are not finite"):
         to_pixels(np.array([0.0, np.nan]))
+
+
+@pytest.mark.parametrize(("pictures", "count"), [
+    (np.random.default_rng(0).normal(size=(4, 8, 8, 3)), 4),                                     # pure noise
+    (np.stack([np.zeros((8, 8, 3)), np.full((8, 8, 3), 80.0)]), 1),
+    (np.random.default_rng(0).uniform(-1.3, 1.3, (4, 8, 8, 3)), 0),                              # a decoder's overshoot
+    (np.concatenate([np.full((2, 8, 8, 1), 9.0), np.zeros((2, 8, 8, 31))], axis=-1), 0),          # few values
+    (np.zeros((2, 8, 8, 1)), 0),
+])
+def test_pictures_far_out_of_range_are_said_once(pictures, count, capsys):
+    batches = [np.zeros((2, *pictures.shape[1:])), pictures, pictures]
+    got = list(remarked(iter(batches)))
+    np.testing.assert_array_equal(np.concatenate(got), np.concatenate(batches))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(count)
+    assert all(line.startswith(f"warning: {count} of {len(pictures)} pictures leave [-1, 1] by far") for line in lines)

@@ -71,6 +71,14 @@ def test_prompts_are_cut_where_one_says_so(asked):
     np.testing.assert_array_equal(asked[0][2], [[1, 1, 1]])
 
 
+def test_what_changes_nothing_is_refused():
+    with pytest.raises(ConfigError, match="truncate .--truncate. cuts prompts: give a prompt"):
+        Pipeline(RUN, Draw()).start(Request(truncate=True))
+    for k in (RUN.task.model.image_codes, 10**6):
+        with pytest.raises(ConfigError, match=f"top_k .--top_k. {k} keeps all of"):
+            Pipeline(RUN, Draw(top_k=k)).start(THREE)
+
+
 def test_it_has_no_steps_and_no_edits():
     pipe = Pipeline(RUN, Draw())
     assert pipe.makes_tokens and pipe.picture_shape == (8, 8, 1)

@@ -206,6 +206,15 @@ def test_what_is_missing_is_one_line(prior):
         conditions()
     with pytest.raises(ConfigError, match="this model came without data: give a prompt .--prompt. and a prior .--prior."):
         conditions(prompts=None, decoder=runs().blind)
+    for y in (np.zeros((3, FEATURES)), np.zeros((1, FEATURES + 1)), np.zeros((8, FEATURES))):
+        with pytest.raises(ConfigError, match="embedding has .*this decoder reads 6 channels, and 4 images need"):
+            conditions(embedding=y)
+    for where in ("../../x", "prior", ""):
+        with pytest.raises(ConfigError, match="unknown prior"):
+            unclip.restored(where, None, runs().decoder)
+    for best in (0, "2", 10**12, True):
+        with pytest.raises(ConfigError, match="best is"):
+            unclip.restored({"run": {}, "recipe": {}, "best": best}, None, runs().decoder)
     broken = jax.tree.map(lambda leaf: np.nan * leaf, prior.model.params)
     with pytest.raises(ConfigError, match="the prior's embeddings are not finite"):
         conditions(prior._replace(model=prior.model.replace(params=broken)))

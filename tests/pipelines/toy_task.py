@@ -1,7 +1,8 @@
 """Tasks whose networks are one line and whose guidance has a closed form, and runs of them in folders, for the tests of what
 samples.
 
-The networks pose as the module diffusion_jax.toy_pictures, because a config may name symbols of the package only.
+The networks pose as the module diffusion_jax.toy_pictures and as parts of pages, because a config may name nothing else of the
+package.
 """
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import numpy as np
 from diffusion_jax.data.digits import WORDS
 from diffusion_jax.diffusion import process, scales
 from diffusion_jax.models.cond import Label
+from diffusion_jax.parts import KINDS
 from diffusion_jax.runs.folder import Model, save_start
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train.state import plain, task_of
@@ -102,6 +104,7 @@ COUNT: list[int] = []
 
 for _network in (Affine, TokenMean, Brightness, Guess):
     _network.__module__ = MODULE
+    KINDS[f"{MODULE}:{_network.__name__}"] = "conditioners" if _network is TokenMean else "networks"
 sys.modules[MODULE] = sys.modules[__name__]
 
 

@@ -5,8 +5,8 @@ import pytest
 from dinov2_keys import published, weights
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.models.dinov2 import DINOv2
-from diffusion_jax.pretrained import dinov2
+from diffusion_jax.models.dinov2 import DINOv2, sized
+from diffusion_jax.pretrained import dinov2, rules
 
 RNG = np.random.default_rng(0)
 SMALL = DINOv2(width=16, depth=2, heads=2)
@@ -50,6 +50,94 @@ def test_blocks_may_be_counted_in_chunks_and_a_patch_is_a_row_of_pixels():
     np.testing.assert_array_equal(params["stem"]["kernel"], rows)
     np.testing.assert_array_equal(params["block_1"]["fc2"]["kernel"], state["blocks.1.mlp.fc2.weight"].T)
     np.testing.assert_array_equal(params["block_0"]["gain2"], state["blocks.0.ls2.gamma"])
+
+
+SIZES = {                                  # what tells a published file -> its network
+    "S": (dict(width=384, depth=12), DINOv2(384, 12, 6)),
+    "B": (dict(width=768, depth=12), DINOv2(768, 12, 12)),
+    "L": (dict(width=1024, depth=24), DINOv2()),
+    "g": (dict(width=1536, depth=40, gated=4096), DINOv2(1536, 40, 24, gated=4096)),
+    "B, registers": (dict(width=768, depth=12, registers=4), DINOv2(768, 12, 12, registers=4)),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_file_tells_its_size(name):
+    options, model = SIZES[name]
+    shapes = rules.structs(published(**options))
+    assert dinov2.model_of(shapes) == model
+    short = model.clone(depth=1)
+    params = jax.eval_shape(short.init, jax.random.key(0), np.zeros((1, 14, 14, 3), np.float32))["params"]
+    assert sized(params) == short
+
+
+def normed(x, state, name):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * state[f"{name}.weight"] + state[f"{name}.bias"]
+
+
+def of_formula(state, image, heads):
+    """(1) to (4) of models/dinov2.py on one image [3, 14 n, 14 n], in float64."""
+    def linear(x, name):
+        return x @ state[f"{name}.weight"].reshape(len(state[f"{name}.weight"]), -1).T + state[f"{name}.bias"]
+
+    def softmax(x):
+        return (e := np.exp(x - x.max(-1, keepdims=True))) / e.sum(-1, keepdims=True)
+
+    state = {key: np.float64(value) for key, value in state.items()}
+    n, width = image.shape[1] // 14, state["cls_token"].shape[-1]
+    patches = image.reshape(3, n, 14, n, 14).transpose(1, 3, 0, 2, 4).reshape(n * n, -1)
+    x = np.concatenate([state["cls_token"][0], linear(patches, "patch_embed.proj")]) + state["pos_embed"][0]
+    x = np.concatenate([x[:1], *state.get("register_tokens", np.zeros((1, 0, width))), x[1:]])
+    for i in range(2):
+        name = f"blocks.{i}"
+        qkv = linear(normed(x, state, f"{name}.norm1"), f"{name}.attn.qkv")
+        q, k, v = qkv.reshape(len(x), 3, heads, -1).transpose(1, 2, 0, 3)
+        seen = (softmax(q @ k.transpose(0, 2, 1) / q.shape[-1] ** 0.5) @ v).transpose(1, 0, 2).reshape(len(x), width)
+        x = x + state[f"{name}.ls1.gamma"] * linear(seen, f"{name}.attn.proj")
+        a, b = np.split(linear(normed(x, state, f"{name}.norm2"), f"{name}.mlp.w12"), 2, axis=-1)
+        x = x + state[f"{name}.ls2.gamma"] * linear(a / (1 + np.exp(-a)) * b, f"{name}.mlp.w3")
+    return normed(x[0], state, "norm")
+
+
+@pytest.mark.parametrize("registers", [0, 3])
+def test_gates_and_registers_are_those_of_the_formula(registers):
+    state = weights(RNG, width=128, depth=2, grid=2, gated=24, registers=registers)
+    model, image = dinov2.model_of(state), RNG.normal(size=(3, 28, 28))
+    got = model.apply({"params": dinov2.convert(state, size=28)}, np.float32(image.transpose(1, 2, 0))[None])
+    np.testing.assert_allclose(got[0], of_formula(state, image, 2), rtol=2e-4, atol=2e-4)
+
+
+def test_positions_of_networks_with_registers_are_antialiased():
+    torch = pytest.importorskip("torch")
+    table = RNG.normal(size=(1, 1 + 37**2, 3)).astype(np.float32)
+    grid = torch.tensor(table[:, 1:].reshape(1, 37, 37, 3).transpose(0, 3, 1, 2))
+    want = torch.nn.functional.interpolate(grid, size=(16, 16), mode="bicubic", antialias=True).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(dinov2.positions(table, 16, True)[:, 1:].reshape(1, 16, 16, 3), want, atol=2e-5)
+
+
+REFUSED = {
+    "a width that has no heads of 64": (published(width=100, depth=1), "width 100 is not published"),
+    "another network": ({"cls_token": (1, 1, 64)}, "no weights of DINOv2"),
+    "positions of no square": (published(depth=1) | {"pos_embed": (1, 8, 1024)}, "of a square, not of 7 patches"),
+    "a block that is not all there": (
+        {key: shape for key, shape in published(64, 1, 1).items() if "fc2" not in key}, "missing: block_0/fc2"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_files_are_refused(name):
+    shapes, says = REFUSED[name]
+    with pytest.raises(ConfigError, match=says) as error:
+        dinov2.convert({key: np.zeros(shape, np.float32) for key, shape in shapes.items()}, size=14)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_holds_one_file_or_that_of_vit_l(tmp_path):
+    for name in ("dinov2_vits14_pretrain.pth", "dinov2_vitb14_reg4_pretrain.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match="holds dinov2_vitb14_reg4_pretrain.pth, dinov2_vits14_pretrain.pth: give one"):
+        dinov2.load(tmp_path)
 
 
 def test_what_it_cannot_find_is_named(tmp_path):

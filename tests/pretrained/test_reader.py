@@ -1,14 +1,19 @@
 """Weights files: the same arrays from every format, and nothing but arrays."""
 import argparse
+import json
 import pickle
 import sys
+import tarfile
 import types
+import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.pretrained import dvae, persistent
 from diffusion_jax.pretrained.reader import read
 
 STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], np.int64), "c": np.ones(2, np.float16)}
@@ -132,3 +137,119 @@ def test_what_lightning_keeps_beside_the_weights_is_not_imported(tmp_path, monke
     monkeypatch.delitem(sys.modules, module.__name__)
     np.testing.assert_array_equal(read(tmp_path / "w.ckpt", "state_dict")["w"], [1, 1])
     assert module.__name__ not in sys.modules
+
+
+def test_float8_of_safetensors_is_read(tmp_path):
+    values = np.array([0.5, -1.75, 448], np.float32)
+    for kind, dtype in (("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2)):
+        data = values.astype(dtype).tobytes()
+        header = json.dumps({"w": {"dtype": kind, "shape": [3], "data_offsets": [0, len(data)]}}).encode()
+        (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
+        got = read(tmp_path / "w.safetensors")["w"].astype(np.float32)
+        np.testing.assert_array_equal(got, values.astype(dtype).astype(np.float32))
+
+
+def odd_tensors(torch):
+    """Name -> (a tensor that is no plain one, what is said of it)."""
+    quantised = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    return {
+        "quantised": (quantised, "w is quantised"),
+        "sparse": (torch.eye(3).to_sparse(), "w is sparse"),
+        "sparse rows": (torch.eye(3).to_sparse_csr(), "w is sparse"),
+        "complex": (torch.ones(2, dtype=torch.complex64), "w is complex"),
+        "without values": (torch.empty(2, device="meta"), "w is without values"),
+        "larger than its file": (torch.ones(1).expand(10**12), "w has 1,000,000,000,000 elements and room for fewer"),
+        "half and larger": (torch.ones(1, dtype=torch.bfloat16).expand(10**12), "room for fewer"),
+        "inside": ({"ema": {"w": torch.eye(3).to_sparse()}}, "ema: w is sparse"),
+    }
+
+
+@pytest.mark.parametrize("name", [
+    "quantised", "sparse", "sparse rows", "complex", "without values", "larger than its file", "half and larger", "inside",
+])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_not_plain_are_refused_in_one_line(tmp_path, name):
+    torch = pytest.importorskip("torch")
+    tensor, says = odd_tensors(torch)[name]
+    torch.save(tensor if isinstance(tensor, dict) else {"w": tensor}, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match="w.pt") as error:
+        read(tmp_path / "w.pt")
+    assert "\n" not in str(error.value) and (says in str(error.value) or "is refused" in str(error.value)), error.value
+
+
+def test_float8_of_torch_becomes_float32(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn)}, tmp_path / "w.pt")
+    got = read(tmp_path / "w.pt")["w"]
+    assert got.dtype == np.float32 and got.tolist() == [1.5, -2.0]
+
+
+# Pickles that run something -------------------------------------------------------------------------------------------------
+
+
+def call(module, name, *args):
+    """Opcodes that call module.name(*args) of texts."""
+    texts = b"".join(b"V" + arg.encode("raw-unicode-escape") + b"\n" for arg in args)
+    return f"c{module}\n{name}\n".encode() + b"(" + texts + b"tR"
+
+
+def stacked(module, name, *args):
+    """The same by names from the stack, as protocol 4 has them: names with dots lead through attributes."""
+    parts = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
+    texts = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in args)
+    return b"\x80\x04" + parts + b"\x93(" + texts + b"tR"
+
+
+ATTACKS = {
+    "a shell": lambda fuse: call("os", "system", f"touch {fuse}"),
+    "its other name": lambda fuse: call("posix", "system", f"touch {fuse}"),
+    "a process": lambda fuse: call("subprocess", "getoutput", f"touch {fuse}"),
+    "a program": lambda fuse: call("builtins", "exec", f"open({str(fuse)!r}, 'w')"),
+    "an expression": lambda fuse: call("builtins", "eval", f"open({str(fuse)!r}, 'w')"),
+    "a file": lambda fuse: call("io", "open", str(fuse), "w"),
+    "a path": lambda fuse: b"cpathlib\nPath.touch\n(" + call("pathlib", "PosixPath", str(fuse)) + b"tR",
+    "through torch": lambda fuse: stacked("torch", "serialization.os.system", f"touch {fuse}"),
+    "through numpy": lambda fuse: stacked("numpy", "os.system", f"touch {fuse}"),
+    "through a layer": lambda fuse: stacked("torch.nn.modules.module", "os.system", f"touch {fuse}"),
+    "an object that is built": lambda fuse: b"ccopyreg\n__newobj__\n(cbuiltins\nprint\nV" + str(fuse).encode() + b"\ntR",
+    "another pickle": lambda fuse: call("torch", "load", str(fuse)),
+    "a number of the registry": lambda fuse: b"\x80\x02\x82\x01",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("opened", ["w.pt", "w.ckpt", "encoder.pkl", "edm2.pkl"])
+def test_no_pickle_runs_anything(tmp_path, opened, name):
+    if opened != "edm2.pkl":
+        pytest.importorskip("torch")
+    fuse, path = tmp_path / "fuse", tmp_path / opened
+    path.write_bytes(ATTACKS[name](fuse) + b".")
+    reader = {"encoder.pkl": dvae.read_module, "edm2.pkl": persistent.read}.get(opened, read)
+    with pytest.raises(ConfigError, match=opened) as error:
+        reader(path)
+    assert "\n" not in str(error.value) and sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_no_torchscript_archive_runs_anything(tmp_path, name):
+    fuse, path = tmp_path / "fuse", tmp_path / "w.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", ATTACKS[name](fuse) + b".")
+        archive.writestr("a/constants.pkl", b"")
+    for reader in (read, dvae.read_module) if name == "a shell" else (read,):
+        with pytest.raises(ConfigError, match="w.pt is refused"):
+            reader(path)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["programs", "files"])
+def test_archives_that_torch_opens_by_itself_are_refused_as_modules(tmp_path, kind):
+    path = tmp_path / "encoder.pkl"
+    if kind == "programs":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/constants.pkl", b"")
+    else:
+        with tarfile.open(path, "w") as archive:
+            archive.addfile(tarfile.TarInfo("storages"))
+    with pytest.raises(ConfigError, match="an archive of programs or files"):
+        dvae.read_module(path)

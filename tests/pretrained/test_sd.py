@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pages import ask
+from safetensors.numpy import save_file
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.pictures import save_png
@@ -18,7 +19,7 @@ from diffusion_jax.pipelines import latent
 from diffusion_jax.pipelines.pipeline import pipeline
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
 from diffusion_jax.pipelines.session import replayed
-from diffusion_jax.pretrained import clip, ldm_text, ldm_unet, sd, vae
+from diffusion_jax.pretrained import clip, ldm_text, ldm_unet, sd, systems, vae
 from diffusion_jax.runs.folder import Model, open_run
 from diffusion_jax.train.state import task_of
 
@@ -147,7 +148,15 @@ def test_networks_with_a_picture_behind_the_latents(channels, condition, tmp_pat
     assert made[0].shape == (1, 16, 16, 3) and (made[0] != made[1]).any()
 
 
+def scheduled(folder):
+    """A folder with a scheduler that samples as Stable Diffusion's does."""
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "DDIMScheduler"} | {
+        "steps_offset": 1, "clip_sample": False}))
+
+
 def test_a_folder_without_weights_says_so(tmp_path):
+    scheduled(tmp_path)
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({
         "block_out_channels": [32], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
@@ -235,15 +244,64 @@ def test_classes_beside_a_text_are_refused(seen, tmp_path, monkeypatch):
         "block_out_channels": [32], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "layers_per_block": 1,
         "in_channels": 4, "out_channels": 4, "num_class_embeds": 10,
     }))
+    scheduled(tmp_path)
     monkeypatch.setattr(sd, "weights", lambda folder: {})
     with pytest.raises(ConfigError, match="table of classes beside another conditioner"):
         sd.from_folder(tmp_path)
 
 
-def test_a_sampler_that_stands_in_is_named(capsys):
-    assert sd._sampler("PNDMScheduler") == "plms" and sd._sampler(None) == "ddim" and not capsys.readouterr().out
-    assert sd._sampler("UniPCMultistepScheduler") == "ddim"
-    assert "UniPCMultistepScheduler: ddim stands in" in capsys.readouterr().out
+FOLDERS = {                                # a model_index.json, --official, and what is said of them
+    "two texts": ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, {}, "has a text_encoder_2, which"),
+    "an adapter": ({"image_encoder": ["transformers", "X"]}, {}, "has a image_encoder"),
+    "a scheduler of no use": ({"image_encoder": [None, None]}, {}, "'UniPCMultistepScheduler': give the _class_name"),
+    "another one": ({}, {"scheduler": {"_class_name": "PNDMScheduler"}}, "skip_prk_steps False"),
+    "a misspelt option": ({}, {"schedular": {}}, "--official for a folder 'schedular': did you mean 'scheduler'"),
+    "no mapping": ({}, {"scheduler": "DDIMScheduler"}, "scheduler of --official is a mapping"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_a_folder_says_of_itself_is_read_first(name, tmp_path):
+    """Before its weights, which are not there."""
+    index, official, says = FOLDERS[name]
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"} | index))
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "UniPCMultistepScheduler"}))
+    with pytest.raises(ConfigError, match=says) as error:
+        sd.load(tmp_path, official)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("block_out_channels", []), ("block_out_channels", "32"), ("block_out_channels", [0]), ("block_out_channels", [[32]]),
+    ("block_out_channels", None), ("block_out_channels", [10**12]), ("down_block_types", 3), ("attention_head_dim", 0),
+    ("attention_head_dim", {}), ("norm_num_groups", "many"), ("in_channels", [4]), ("sample_size", -1), ("layers_per_block", -1),
+])
+def test_options_of_another_kind_are_one_line(tmp_path, key, value):
+    scheduled(tmp_path)
+    (tmp_path / "unet").mkdir()
+    unet = {"block_out_channels": [32], "layers_per_block": 1, "in_channels": 4, "out_channels": 4, "attention_head_dim": 4,
+            "down_block_types": ["CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D"], "cross_attention_dim": 8}
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(unet | {key: value}))
+    save_file({"conv_in.weight": np.zeros((32, 4, 3, 3), np.float32)}, tmp_path / "unet" / "model.safetensors")
+    with pytest.raises(ConfigError) as error:
+        systems.load("sd", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part, key, value", [
+    ("unet", "time_cond_proj_dim", 256), ("unet", "class_embeddings_concat", True), ("unet", "attention_type", "gated"),
+    ("unet", "encoder_hid_dim", 768), ("unet", "time_embedding_type", "fourier"), ("vae", "shift_factor", 0.06),
+    ("vae", "latents_mean", [0, 0, 0, 0]), ("vae", "use_quant_conv", False), ("vae", "act_fn", "relu"),
+])
+def test_options_of_parts_that_change_what_they_do_are_refused(part, key, value):
+    network = {"block_out_channels": [32], "layers_per_block": 1, "in_channels": 4, "out_channels": 4}
+    unet = network | {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    encoder = network | {"down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"], "latent_channels": 4}
+    read, plain = {"unet": (ldm_unet.diffusers_config, unet), "vae": (vae.diffusers_config, encoder)}[part]
+    read(plain)
+    with pytest.raises(ConfigError, match=f"no network here has {key}"):
+        read(plain | {key: value})
 
 
 def test_both_forms_of_what_inpainting_networks_see():

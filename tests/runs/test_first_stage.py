@@ -80,6 +80,70 @@ def test_other_entries_change_its_task(vae, tmp_path):
         first_stage.joined({**page(LABEL), FIRST: {"folder": str(vae[0]), "scael": 2.5}}, str(tmp_path / "third"))
 
 
+def other_of(vae, tmp_path):
+    """Another run of the same kind."""
+    folder = tmp_path / "other_vae"
+    save_start(folder, vae[1], jax.tree.map(lambda leaf: leaf + 1, vae[2]))
+    return folder
+
+
+def trained(run, config):
+    """As after the first checkpoint of a run."""
+    save_start(run, {key: value for key, value in config.items() if key != FIRST}, {"a": np.zeros(2, np.float32)})
+
+
+def test_before_the_first_checkpoint_the_page_s_own_folder_counts(vae, tmp_path):
+    """A start with one first stage that was killed, then one with another in the same workdir."""
+    other, run = other_of(vae, tmp_path), str(tmp_path / "run")
+    _, before = first_stage.joined({**page(LABEL), FIRST: str(vae[0])}, run)
+    for _ in range(2):                                                         # the second time the copy is taken
+        config, after = first_stage.joined({**page(LABEL), FIRST: str(other)}, run)
+        assert not same(before, after) and same(after, open_run(other).model.params)
+        assert same(open_run(tmp_path / "run" / FIRST).model.params, after)
+    trained(tmp_path / "run", config)
+    assert same(first_stage.joined({**page(LABEL), FIRST: str(vae[0])}, run)[1], after)       # it began with these
+
+
+@pytest.mark.parametrize("then", [
+    dict(), dict(scale=2.5), dict(scale=1.5, shift=0.5), dict(folder="gone"), dict(folder="other"), dict(trained_again=True),
+    dict(note="torn")], ids=str)
+def test_a_copy_that_was_left_is_taken_where_it_is_of_the_same_weights_and_changes(vae, tmp_path, caplog, then):
+    source, run = shutil.copytree(vae[0], tmp_path / "vae"), tmp_path / "run"
+    spec = dict(folder=str(source), scale=1.5)
+    first_stage.joined({**page(LABEL), FIRST: spec}, str(run))
+    changes = {key: value for key, value in then.items() if key in ("scale", "shift")}
+    if then.get("folder") == "gone":
+        shutil.rmtree(source)
+    if then.get("folder") == "other":
+        spec = spec | dict(folder=str(other_of(vae, tmp_path)))
+    if "trained_again" in then:
+        shutil.rmtree(source)
+        save_start(source, vae[1], jax.tree.map(lambda leaf: leaf + 2, vae[2]))
+    if "note" in then:
+        (run / FIRST / "source.json").write_text("{")
+    want = vae[2] if then.get("folder") == "gone" else open_run(spec["folder"]).model.params
+    spec = (dict(folder=spec["folder"]) if then == {} else spec) | changes
+    joined, params = first_stage.joined({**page(LABEL), FIRST: spec}, str(run))
+    inner = joined["task"][FIRST]
+    assert same(params, want) and same(open_run(run / FIRST).model.params, want)
+    assert (inner.get("scale"), inner.get("shift")) == (changes.get("scale", None if then == {} else 1.5), changes.get("shift"))
+    assert ("replaced" in caplog.text) == (then.get("folder") != "gone")
+
+
+def test_a_copy_of_an_unknown_source_that_is_gone_is_not_taken(vae, tmp_path):
+    gone = shutil.copytree(vae[0], tmp_path / "vae")
+    first_stage.joined({**page(LABEL), FIRST: str(gone)}, str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="there is no folder .*nowhere"):
+        first_stage.joined({**page(LABEL), FIRST: str(tmp_path / "nowhere")}, str(tmp_path / "run"))
+
+
+def test_nothing_is_written_before_it_is_kept(vae, tmp_path):
+    first = first_stage.read({**page(LABEL), FIRST: str(vae[0])}, str(tmp_path / "run"))
+    assert same(first.params, vae[2]) and not list(tmp_path.iterdir())
+    first.keep()
+    assert same(open_run(tmp_path / "run" / FIRST).model.params, vae[2])
+
+
 def test_home_is_expanded(vae, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(vae[0].parent))
     _, params = first_stage.joined({**page(LABEL), FIRST: "~/run"}, str(tmp_path / "run"))

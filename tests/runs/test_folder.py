@@ -23,6 +23,7 @@ from diffusion_jax.tasks.autoencoder import Autoencoder
 from diffusion_jax.tasks.autoregressive import Autoregressive
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.dvae import DiscreteVAE
+from diffusion_jax.train import checkpoint
 from diffusion_jax.train.checkpoint import Checkpoints, weights
 from diffusion_jax.types import TrainState
 
@@ -177,6 +178,57 @@ def test_a_folder_is_spelt_as_the_user_does_where_it_is_the_run_s_own(folders, m
     assert open_run("text").folder == "text"
     monkeypatch.chdir(folders.text / "checkpoints")
     assert open_run("0").folder == open_run(".").folder == str(folders.text)
+
+
+# Beside a run that trains --------------------------------------------------------------------------------------------------
+
+
+def removed(run, step):
+    shutil.rmtree(run / "checkpoints" / str(step))
+
+
+def half_removed(run, step):
+    """Files go before folders do: what is left looks like a checkpoint."""
+    for path in sorted((run / "checkpoints" / str(step)).rglob("*"), reverse=True):
+        if path.is_file():
+            path.unlink()
+
+
+@pytest.fixture
+def training(folders, tmp_path, monkeypatch):
+    """A run that ends its step 7 and removes it just when somebody begins to read it: (folder, what does it, what happened)."""
+    run = shutil.copytree(folders.label, tmp_path / "run")
+    happened = []
+
+    def during(read, remove):
+        def reading(root, step, *rest, **options):
+            if step == 7 and not happened:
+                shutil.copytree(run / "checkpoints" / "7", run / "checkpoints" / "9")
+                remove(run, 7)
+                happened.append(step)
+            return read(root, step, *rest, **options)
+        return reading
+
+    return run, during, happened
+
+
+@pytest.mark.parametrize("remove", [removed, half_removed])
+@pytest.mark.parametrize("read", ["open_run", "weights", "load", "config_of"])
+def test_a_checkpoint_that_goes_while_it_is_read_is_replaced_by_the_newest(training, folders, monkeypatch, read, remove):
+    run, during, happened = training
+    monkeypatch.setattr(checkpoint, "_json", during(checkpoint._json, remove))
+    got = {"open_run": lambda: open_run(run, which="params").step, "weights": lambda: weights(run, "params").step,
+           "load": lambda: same(checkpoint.load(run, "params")[2], times(7, folders.params)) and 9,
+           "config_of": lambda: checkpoint.config_of(run) == page(LABEL) and 9}[read]()
+    assert got == 9 and happened == [7]
+
+
+@pytest.mark.parametrize("where", ["step", "folder"])
+def test_one_that_was_named_is_not(training, monkeypatch, where):
+    run, during, _ = training
+    monkeypatch.setattr(checkpoint, "_json", during(checkpoint._json, half_removed))
+    with pytest.raises(ConfigError, match="checkpoint of step 7 .* does not read .*other steps: 3, 9"):
+        weights(run, "params", 7) if where == "step" else weights(run / "checkpoints" / "7", "params")
 
 
 # Weights --------------------------------------------------------------------------------------------------------------------

@@ -63,6 +63,26 @@ def test_captions_come_again_where_there_are_fewer(monkeypatch):
     assert held_out.captions(section(), 2, "train") == [Digits("train")[i]["caption"] for i in (0, 750)]
 
 
+def test_captions_that_are_too_long_are_cut_where_they_are_measured():
+    """Whatever the class does in training: nobody can shorten what is held out."""
+    for tokenizer in ({"name": BPE, "merges": "", "length": 5}, {"name": "diffusion_jax.data.words:Bytes", "length": 5},
+                      {"name": "diffusion_jax.data.clip_bpe:ClipBPE", "merges": "", "context": 5}):
+        tokens = next(held_out.batches(section(tokenizer=tokenizer), "test", 3, 3))["tokens"]
+        assert tokens.shape == (3, 5) and tokens.all()
+
+
+def test_a_split_without_records_is_refused_and_a_bad_one_named(monkeypatch):
+    for ask in (held_out.pictures, held_out.captions):
+        with monkeypatch.context() as patch, pytest.raises(ConfigError, match="holds no records; check its path and split"):
+            patch.setattr(Digits, "__len__", lambda self: 0)
+            ask(*((section(), "test") if ask is held_out.pictures else (section(), 3)))
+    monkeypatch.setattr(Digits, "__getitem__", lambda self, i: {"image": np.zeros((2, 0, 1), np.uint8), "caption": 5})
+    with pytest.raises(ConfigError, match="^record 0 of Digits.*: an image is uint8"):
+        held_out.pictures(section(), "test", 2)
+    with pytest.raises(ConfigError, match="^record 0 of Digits.*: caption 5 is no text"):
+        held_out.captions(section(), 2)
+
+
 def test_data_without_captions_is_refused(monkeypatch):
     monkeypatch.setattr(Digits, "__getitem__", lambda self, i: {"image": np.zeros((8, 8, 1), np.uint8)})
     with pytest.raises(ConfigError, match="this model reads captions: give data that has them, or a --prompt"):

@@ -53,7 +53,10 @@ def test_an_unknown_page_names_the_nearest_and_all(text, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("body", "says"), [
     ("def get_config():\n    return 1 / 0\n", "ZeroDivisionError: division by zero"),
-    ("import no_such_module\n", "ModuleNotFoundError"),
+    ("import no_such_module\n", r"mine.py:1 fails: ModuleNotFoundError"),
+    ("def get_config():\n    return helper({})\n\n\ndef helper(x):\n    return x['b']\n", r"mine.py:6 fails: KeyError: 'b'"),
+    ("import json\n\ndef get_config():\n    return json.loads('{')\n", r"mine.py:4 fails: JSONDecodeError"),
+    ("def get_config(arg):\n    return arg\n", r"mine.py fails: TypeError"),
     ("def get_config(:\n", "SyntaxError"),
     ("steps = 3\n", "AttributeError.*get_config"),
     ("def get_config():\n    return 3\n", "returns int: it is to return a ConfigDict"),
@@ -65,7 +68,25 @@ def test_a_page_that_fails_says_where(body, says, tmp_path, capsys):
     assert "\n" not in str(error.value) and "mine.py" in str(error.value)
     trace = capsys.readouterr().err
     if "ZeroDivision" in says:
-        assert "mine.py\", line 2, in get_config" in trace and "runs/pages.py" not in trace
+        assert "mine.py\", line 2, in get_config" in trace
+    if "KeyError" in says:
+        assert "line 2, in get_config" in trace and "line 6, in helper" in trace
+    assert "runs/pages.py" not in trace
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("A.npz", b"PK\x03\x04junk"), ("picture.png", b"\x89PNG\r\n"), ("weights.safetensors", b"{}"), ("page.json", b"{}"),
+    ("page.py", b"\x93NUMPY\x00"), ("page", b"a\x00b"), ("page.txt", b"text"), ("notes.md", b"# Notes")])
+def test_what_is_no_python_is_one_line(name, content, tmp_path, capsys):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{name} is no page: a page is a Python file with get_config"):
+        pages.read(str(tmp_path / name))
+    assert not capsys.readouterr().err
+
+
+def test_a_folder_is_no_page(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder: a page is a Python file"):
+        pages.read(str(tmp_path))
 
 
 def test_errors_that_a_page_means_stay_as_they_are():

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from pages import page
 
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.diffusion.losses import mean_flat
@@ -16,7 +17,7 @@ from diffusion_jax.models.cond import OneHot
 from diffusion_jax.models.edm2 import EDM2, Uncertainty
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.train import ema, shard
-from diffusion_jax.train.optim import optimizer
+from diffusion_jax.train.optim import learning_rate, optimizer
 from diffusion_jax.train.state import create
 from diffusion_jax.train.step import make_step
 
@@ -97,3 +98,43 @@ def test_the_uncertainty_weighs_the_loss_as_the_paper_says():
     weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2                                  # 2206.00364 table 1, sigma_data 0.5
     u = TASK.uncertainty.apply({"params": params["uncertainty"]}, jnp.log(sigma) / 4)
     np.testing.assert_allclose(terms["loss"], weight * mean_flat((found - x0) ** 2) / jnp.exp(u) + u, rtol=1e-3)
+
+
+MI, RATES = 2**20, dict(xxs=170, xs=120, s=100, m=90, l=80, xl=70, xxl=65)
+IMAGES = {"img512": dict(xxs=2048, xs=2048, s=2048, m=2048, l=1792, xl=1280, xxl=896),
+          "img64": dict(xs=1024, s=1024, m=2048, l=1024, xl=640)}
+WIDTHS = dict(xxs=64, xs=128, s=192, m=256, l=320, xl=384, xxl=448)
+
+
+@pytest.mark.parametrize("data,size", [(data, size) for data in IMAGES for size in IMAGES[data]])
+def test_the_page_is_the_published_script(data, size):
+    """train_edm2.py's presets and the defaults of its loop, in images, on a loss that is summed over the values of an image."""
+    small, config = data == "img64", page("imagenet_edm2", f"{data}-{size}")
+    values = 64 * 64 * (3 if small else 4)
+    assert config.batch == 2048 and config.steps * config.batch == IMAGES[data][size] * MI
+    assert config.model.width == WIDTHS[size] and config.model.dropout == (0.1 if size in ("m", "l", "xl", "xxl") else 0.0)
+    optim = config.optim
+    assert optim.lr == RATES[size] / 1e4 and optim.ref == (35_000 if small else 70_000) and (optim.b1, optim.b2) == (0.9, 0.99)
+    assert optim.warmup * config.batch == 10_000_000 and optim.eps * values == pytest.approx(1e-8)
+    assert (config.task.times.mean, config.task.times.std) == ((-0.8, 1.6) if small else (-0.4, 1.0))
+    assert config.task.scale.sigma_data == 0.5 and config.task.forced and config.task.shape[2] == values // 4096
+    assert not config.data.decode.get("flip", False) and "drop" not in config.task
+    assert {average.std for average in config.ema.values()} == {0.05, 0.10} and config.snapshots.every * config.batch == 8 * MI
+    rate = learning_rate("inverse_sqrt", optim.lr, optim.warmup, ref=optim.ref)
+    for step in (0, 1000, 4882, 4883, 35_000, 70_000, 100_000):
+        seen = step * 2048
+        want = optim.lr / np.sqrt(max(seen / (optim.ref * 2048), 1)) * min(seen / 10e6, 1)
+        np.testing.assert_allclose(rate(step), want, rtol=2e-6)
+
+
+def test_adam_on_a_mean_is_adam_on_a_sum_with_its_eps():
+    """Gradients of the size of eps, where it shows."""
+    grads = {"w": jnp.asarray([1e-9, 3e-8, 1e-6]) / 64}
+
+    def first(grads, eps):
+        method = optimizer("adam", 1e-2, b2=0.99, eps=eps)
+        return method.update(grads, method.init(grads), grads)[0]["w"]
+
+    summed = first(jax.tree.map(lambda g: 64 * g, grads), 1e-8)
+    np.testing.assert_allclose(first(grads, 1e-8 / 64), summed, rtol=1e-5)
+    assert abs(first(grads, 1e-8)[0] / summed[0] - 1) > 0.5

@@ -71,3 +71,54 @@ def test_a_state_is_digested_part_by_part_and_a_part_that_was_changed_is_named()
     d.check(parts, meta)
     with pytest.raises(ValueError, match="'ema/slow' are not those that were saved"):
         d.check(parts | {"ema/slow": {"a": jnp.array([0.0, -0.0])}}, meta)     # not even the sign of a zero
+
+
+def mixed(x):
+    """(2) by Python's integers."""
+    total = 0
+    for i, word in enumerate(np.asarray(x).view(np.uint32).ravel().tolist()):
+        word = (word + 2654435769 * i) % 2**32
+        word = (word ^ word >> 16) * 0x85EBCA6B % 2**32
+        word = (word ^ word >> 13) * 0xC2B2AE35 % 2**32
+        total += word ^ word >> 16
+    return total % 2**32
+
+
+X = np.random.default_rng(1).normal(size=(8, 16)).astype(np.float32)
+
+
+def signs(*places):
+    other = X.copy()
+    other.ravel()[list(places)] *= -1
+    return other
+
+
+def exchanged(i, j):
+    other = X.copy()
+    other.ravel()[[i, j]] = other.ravel()[[j, i]]
+    return other
+
+
+@pytest.mark.parametrize("other", [
+    signs(3), signs(3, 4), signs(0, 127), signs(1, 5, 9, 13), signs(*range(128)), -X, X[::-1], exchanged(0, 64), np.zeros_like(X),
+    X.view(np.int32) + np.int32(1)], ids=range(10))
+def test_the_second_sum_sees_what_cancels_in_the_first(other):
+    assert d.record({"a": other})["mixed"] != d.record({"a": X})["mixed"] == {"a": mixed(X)}
+    assert d.record({"a": other})["mixed"] == {"a": mixed(np.ascontiguousarray(other))}
+    with pytest.raises(ValueError, match="'a' are not those"):
+        d.check({"a": other}, d.record({"a": X}))
+
+
+def test_the_second_sum_is_of_no_mesh_and_of_the_order_of_arrays():
+    mesh = shard.make_mesh(data=2, fsdp=2, tensor=2)
+    split = jax.device_put(X, NamedSharding(mesh, PartitionSpec("fsdp", "tensor")))
+    assert d.record({"a": split}) == d.record({"a": X})
+    assert d.record({"a": [X, -X]})["mixed"] != d.record({"a": [-X, X]})["mixed"]
+
+
+def test_a_checkpoint_of_before_is_checked_by_what_it_has():
+    old = {"digests": d.record({"a": X})["digests"]}
+    d.check({"a": X}, old)
+    with pytest.raises(ValueError):
+        d.check({"a": signs(3)}, old)
+    d.check({"a": signs(3, 4)}, old)                                           # which it cannot see

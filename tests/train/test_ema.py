@@ -71,3 +71,31 @@ def test_impossible_profiles_raise(profile, value):
 
 def test_profiles_are_built_from_configs():
     assert build({"name": "diffusion_jax.train.ema:Power", "std": 0.1}) == ema.Power(0.1)
+
+
+@pytest.mark.parametrize("profile,step,delta,beta", [
+    (ema.HalfLife(100.0), 10, 1, 2 ** (-1 / 0.45)), (ema.HalfLife(100.0), 1, 1, 0.0), (ema.HalfLife(100.0), 2, 1, 2.0**-20),
+    (ema.HalfLife(0.2), 10, 1, 2.0**-5), (ema.HalfLife(3.0, None), 1, 1, 2 ** (-1 / 3)),
+    (ema.HalfLife(3.0, 0.5), 7, 1, 2 ** (-1 / 3)),
+    (ema.HalfLife(1000.0, 0.05), 640, 64, 2 ** (-64 / 28.8)), (ema.HalfLife(1000.0), 64, 64, 0.0),
+    (ema.HalfLife(100.0, 0.05, "after"), 10, 1, 0.25), (ema.HalfLife(100.0, 0.05, "after"), 1, 1, 2.0**-20),
+])
+def test_half_life_counts_what_was_seen_before_the_update(profile, step, delta, beta):
+    """EDM's: half = min(h, r seen), seen before this batch, beta = 0.5^(batch / max(half, 1e-8)); at t = 10, r = 0.05: 0.2143."""
+    np.testing.assert_allclose(profile.beta(jnp.int32(step), delta), beta, rtol=1e-5, atol=1e-12)
+
+
+def test_the_first_average_of_half_life_is_the_parameters_themselves():
+    got = ema.update({"a": jnp.ones(3)}, {"a": jnp.arange(3.0)}, ema.HalfLife(500.0), jnp.int32(1))
+    np.testing.assert_array_equal(got["a"], np.arange(3.0))
+
+
+@pytest.mark.parametrize("rampup", [0.0, -0.05])
+def test_a_ramp_that_is_none_is_refused(rampup):
+    with pytest.raises(ConfigError, match="rampup of an average is a positive number"):
+        ema.HalfLife(5.0, rampup)
+
+
+def test_what_a_ramp_counts_is_one_of_two():
+    with pytest.raises(ConfigError, match="did you mean 'before'"):
+        ema.HalfLife(5.0, counted="befor")

@@ -57,22 +57,6 @@ def test_events_are_written_by_no_thread_that_a_full_disk_could_stop(tmp_path, m
             writer.speeds(2, {"images_per_second": 99.0})
 
 
-@pytest.mark.parametrize("torn", ["", '{"step": 3, "lo', "garbage\n", '{"loss": 1}\n', "\x00\x00\n"])
-def test_resume_drops_later_and_torn_lines(tmp_path, torn):
-    with Writer(tmp_path) as writer:
-        for step in (1, 2, 3, 4):
-            writer.scalars(step, {"loss": step / 3})
-    whole = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write(torn)
-    with Writer(tmp_path) as writer:
-        writer.resume(2)
-        assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole[:2])
-        writer.scalars(3, {"loss": 1.0})
-    assert (tmp_path / "metrics.jsonl").read_bytes() == whole[0] + whole[1] + whole[2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]
-
-
 def test_tensorboard_gets_scalars_images_and_the_point_of_resumption(tmp_path):
     with Writer(tmp_path) as writer:
         writer.resume(6)
@@ -95,20 +79,85 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
         writer.images(1, {"a": np.zeros((1, 2, 2, 3))})
     console = Console(0, 2, 4)
     console.say("hello")
-    console.advance(1, 0.0, 0.5)
+    console.launched(1)
+    console.finished(1, 0.5)
     console.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
 
-def test_speed_leaves_out_the_first_step_and_what_the_caller_does(monkeypatch, capsys):
-    now = iter([10.0, 10.5, 90.5, 91.0, 92.0])
-    console = Console(0, 10, 8)
-    monkeypatch.setattr("diffusion_jax.train.log.time.perf_counter", lambda: next(now))
-    assert console.advance(1, console.clock(), 2.5) is None              # at 10.0: compilation lies before
-    console.leave()                                                      # at 10.5
-    console.enter()                                                      # at 90.5
-    assert console.advance(2, console.clock()) is None                   # at 91.0, not shown
-    assert console.advance(3, console.clock(), 1.25) == 2 * 8 / 2.0      # at 92.0: 82 s for 2 batches, 80 of them the caller's
+class Clock:
+    """A device that takes 2 s for a step, and a host that gives it the next one while it works."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.ready = 100.0, 0.0
+        monkeypatch.setattr("diffusion_jax.train.log.time.perf_counter", lambda: self.now)
+
+    def launch(self, console, step):
+        self.ready = max(self.ready, self.now) + 2.0
+        console.launched(step)
+
+    def pause(self, console, seconds):
+        with console.pause():
+            self.now += seconds
+
+
+@pytest.mark.parametrize("every", [1, 4, 10])
+@pytest.mark.parametrize("pauses", [
+    {}, {3: 80.0}, {1: 80.0}, {3: 80.0, 4: 7.0}, dict.fromkeys(range(1, 20), 30.0), {3: 1.0, 5: 0.5}],
+                         ids=["none", "one", "first", "two in turn", "all", "shorter than a step"])
+@pytest.mark.parametrize("fetched", [False, True], ids=["a step late", "before the pause"])
+def test_speed_is_that_of_the_steps_whatever_happens_between(monkeypatch, capsys, every, pauses, fetched):
+    """The loop's own order: launch k, fetch k - 1, at a checkpoint k too, pause."""
+    clock, console, speeds, pending = Clock(monkeypatch), Console(0, 20, 8), [], {}
+
+    def fetch():
+        for step, ready in sorted(pending.items()):
+            clock.now = max(clock.now, ready)
+            speeds.append(console.finished(step, 1.25 if step % every == 0 else None))
+        pending.clear()
+
+    for step in range(1, 21):
+        clock.launch(console, step)
+        fetch()
+        pending[step] = clock.ready
+        if fetched and step in pauses:
+            fetch()
+        clock.pause(console, pauses.get(step, 0.0))
+    fetch()
     console.close()
-    out = capsys.readouterr().out
-    assert "step 3/10  loss 1.25  8.0 images/s  00:07 left" in out
+    shown = [speed for speed in speeds if speed is not None]
+    np.testing.assert_allclose(shown, 8 / 2.0, rtol=0.02)
+    if fetched or len(pauses) < 19:
+        assert shown
+    left = [line.split("images/s")[1] for line in capsys.readouterr().out.splitlines() if "/s  00" in line]
+    assert left == [f"  00:{2 * (20 - step):02d} left" for step in range(every, 21, every) if speeds[step - 1]]
+
+
+def test_the_time_of_compilation_is_no_time_of_training(monkeypatch):
+    clock, console = Clock(monkeypatch), Console(0, 10, 8)
+    clock.now += 500.0                                                   # compiled before the first launch
+    clock.launch(console, 1)
+    clock.now = clock.ready
+    console.launched(2)
+    assert console.finished(1, 1.0) == 4.0
+
+
+ODD = ["", '{"step": 3, "lo', "garbage\n", '{"loss": 1}\n', "\x00\x00\n", "[3]\n", "null\n", '{"step": null}\n',
+       '{"step": "1"}\n',
+       '{"step": 1e999}\n', '{"step": NaN}\n', "[" * 100_000 + "\n", b"\xff\xfe\n", b'{"step": 3, "n\xc3', "\ufeff"]
+
+
+@pytest.mark.parametrize("torn", ODD, ids=lambda torn: repr(torn)[:20])
+def test_resume_drops_later_torn_and_odd_lines(tmp_path, torn):
+    with Writer(tmp_path) as writer:
+        for step in (1, 2, 3, 4):
+            writer.scalars(step, {"loss": step / 3, "name \u2028 with a line's end": 1.0})
+    whole = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(torn if isinstance(torn, bytes) else torn.encode())
+    with Writer(tmp_path) as writer:
+        writer.resume(2)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(whole[:2])
+        writer.scalars(3, {"loss": 1.0})
+    assert (tmp_path / "metrics.jsonl").read_bytes().startswith(whole[0] + whole[1])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "tensorboard"]

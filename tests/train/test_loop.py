@@ -108,19 +108,21 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(whole, tmp_path, bad, 
         assert_equal(train(tmp_path)[1], whole[1])        # the data mended
 
 
-def test_preempted_it_saves_exits_with_code_0_and_says_how_to_go_on(whole, tmp_path, caplog):
-    before, seen = signal.getsignal(signal.SIGTERM), []
+@pytest.mark.parametrize(("number", "name", "code"), [
+    (signal.SIGTERM, "SIGTERM", 0), (signal.SIGHUP, "SIGHUP", 0), (signal.SIGINT, "Ctrl-C", 130)], ids=lambda value: str(value))
+def test_at_a_signal_it_saves_exits_and_says_how_to_go_on(whole, tmp_path, caplog, number, name, code):
+    before, seen = signal.getsignal(number), []
     run = arguments(config(), shard.make_mesh(devices=jax.devices()[:1]))
     saved = Checkpoints(tmp_path, config(), every=4, may_change=("steps",))
     with saved as checkpoints, Writer(tmp_path) as writer, pytest.raises(SystemExit) as stop:
         for step, _ in loop.steps(**run, checkpoints=checkpoints, writer=writer):
             seen.append(step)
             if step == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.value.code == 0 and seen == [1, 2, 3, 4, 5, 6, 7] and available(tmp_path) == [4, 7]
-    assert signal.getsignal(signal.SIGTERM) == before
-    (line,) = [record.getMessage() for record in caplog.records if "SIGTERM" in record.getMessage()]
-    assert "step 7 of 12" in line and "run the same command to go on" in line
+                os.kill(os.getpid(), number)
+    assert stop.value.code == code and seen == [1, 2, 3, 4, 5, 6, 7] and available(tmp_path) == [4, 7]
+    assert signal.getsignal(number) == before
+    (line,) = [record.getMessage() for record in caplog.records if "stopped by" in record.getMessage()]
+    assert f"stopped by {name} at step 7 of 12" in line and "run the same command to go on" in line
     assert_equal(train(tmp_path)[1], whole[1])
     assert (tmp_path / "metrics.jsonl").read_bytes() == (whole[0] / "metrics.jsonl").read_bytes()
 
@@ -179,6 +181,7 @@ def test_the_speed_includes_waiting_for_the_data(tmp_path, capsys):
             time.sleep(0.1)
             yield item
 
-    train(tmp_path, batches=slow, config={"steps": 3})
-    speed = float(capsys.readouterr().out.split("step 3/3")[1].split(" images/s")[0].split()[-1])
-    assert speed < 16 / 0.1
+    train(tmp_path, batches=slow, config={"steps": 6})
+    shown = capsys.readouterr().out.split(" images/s")[:-1]                # a save lies between
+    speeds = [float(line.split()[-1]) for line in shown if not line.endswith("?")]
+    assert len(speeds) >= 3 and max(speeds) < 16 / 0.1

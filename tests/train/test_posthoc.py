@@ -69,8 +69,38 @@ def test_snapshots_of_two_averages_give_the_others(tmp_path):
     for tree, name in zip(found, ("between", "long", "ema"), strict=True):
         got, want = np.asarray(tree["a"]["weight"]), np.asarray(averages[name]["a"]["weight"])
         assert np.linalg.norm(got - want) < 1e-2 * np.linalg.norm(want), name
-    with pytest.raises(ConfigError, match="no snapshot up to step 5, but: 20, 40"):
+    with pytest.raises(ConfigError, match="no snapshot of step 5: the nearest is 20, give one of the 10 as --step"):
         posthoc.reconstruct(tmp_path, [0.1], step=5)
+
+
+@pytest.mark.parametrize(("step", "says"), [
+    (5, "the nearest is 10,"), (15, "the nearest are 10 and 20,"), (29, "the nearest are 20 and 30,"),
+    (425, "the nearest is 30,"), (0, "the nearest is 10,")])
+def test_a_step_without_a_snapshot_is_refused_with_the_nearest(three, step, says):
+    with pytest.raises(ConfigError, match=f"there is no snapshot of step {step}: {says} give one of the 3 as --step"):
+        posthoc.reconstruct(three, [0.1], step=step)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """The folder of a run of 30 steps with a snapshot every 10."""
+    folder = tmp_path_factory.mktemp("three")
+    train(folder, steps=30, every=10)
+    return folder
+
+
+def test_a_step_with_a_snapshot_ends_the_average_there(three):
+    at = {step: posthoc.reconstruct(three, [0.1], step=step) for step in (10, 20, 30)}
+    assert [step for _, step, _ in at.values()] == [10, 20, 30]
+    first, last = (at[step][2][0]["a"]["weight"] for step in (10, 30))
+    assert not np.allclose(first, last)
+    np.testing.assert_array_equal(posthoc.reconstruct(three, [0.1])[2][0]["a"]["weight"], last)
+
+
+def test_a_folder_of_snapshots_without_one_says_so(tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    with pytest.raises(ConfigError, match="holds no snapshots yet"):
+        posthoc.reconstruct(tmp_path, [0.1])
 
 
 def test_a_damaged_snapshot_is_named_and_can_be_done_without(tmp_path):

@@ -1,6 +1,6 @@
 """A task and a data stream small enough to train in milliseconds, for this folder's tests and the processes that they start.
 
-It poses as the module diffusion_jax.toy, because a config may name symbols of the package only.
+It poses as the module diffusion_jax.toy and as parts of pages, because a config may name nothing else of the package.
 """
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.parts import KINDS
 from diffusion_jax.train import ema, loop, optim, shard
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.log import Writer
@@ -70,6 +71,7 @@ class Toy:
 for _type in (Net, Toy):
     _type.__module__ = MODULE
 sys.modules[MODULE] = sys.modules[__name__]
+KINDS |= {f"{MODULE}:Net": "networks", f"{MODULE}:Toy": "tasks"}
 
 
 def config(**changes: Any) -> dict[str, Any]:

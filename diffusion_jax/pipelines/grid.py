@@ -1,0 +1,38 @@
+"""Whether times go with a sampler: they begin in noise, and no step is longer than the method can
+make."""
+from __future__ import annotations
+
+import numpy as np
+
+from diffusion_jax.diffusion import reach
+from diffusion_jax.pipelines.spelling import parse
+from diffusion_jax.types import Process
+
+
+def check_grid(process: Process, times: np.ndarray, sampler: str, variance: str) -> None:
+    """Refuses times that would make noise, or nothing that is a picture.
+
+    Args:
+      process: of the model.
+      times: a grid, [N + 1].
+      sampler: as a recipe has it, with its options.
+      variance: of the ancestral sampler, unless its options say another.
+
+    Raises:
+      ConfigError: the times do not begin in noise, or a step of theirs is too long; it names times
+        or a sampler that would do.
+    """
+    reach.check_start(process, times)
+    strain = strain_of(sampler, variance)
+    if strain is not None:
+        reach.check_reach(process, times, strain, sampler)
+
+
+def strain_of(sampler: str, variance: str) -> reach.Strain | None:
+    """What long steps of a sampler do to the images; None for one that every grid suits."""
+    name, options = parse(sampler)
+    if name == "ancestral" and options.get("variance", variance) == "fixed_large":
+        return reach.large_variance
+    if name == "dpm_solver" and options.get("sde") and options.get("form") == "eps":
+        return reach.fresh_noise
+    return {"edm": reach.second_evaluation, "plms": reach.first_step}.get(name)

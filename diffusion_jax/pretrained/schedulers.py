@@ -1,0 +1,362 @@
+"""diffusers' scheduler_config.json: the process, what the network predicts, and how a page samples like it.
+
+A config holds what differs from the defaults of its class, which differ from class to class: `CLASSES` has them all. Every key is
+mapped, or refused in one line that says what to do, or announced where no class has it. A key of another class changes nothing in
+diffusers either, which leaves it when one class is made from the config of another.
+
+diffusers' own pipelines of Stable Diffusion set steps_offset to 1 and clip_sample to false, whatever the file says.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from diffusion_jax.build import ConfigError, build, number, short, unknown
+from diffusion_jax.diffusion.scheduler_times import noise_levels
+
+Spec = dict[str, Any]
+Options = dict[str, Any]
+
+
+class Scheduler(NamedTuple):
+    """How a published model is sampled.
+
+    Attributes:
+      process: what to `build` the process from.
+      prediction: 'epsilon', 'v_prediction', 'sample' or 'flow_prediction'.
+      sample: keys of a page's section `sample`.
+    """
+
+    process: Spec
+    prediction: str
+    sample: Spec
+
+
+_TABLE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
+          "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 0}
+_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
+_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+_ZERO_SNR = {"rescale_betas_zero_snr": False}
+_LEVELS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False, "timestep_spacing": "linspace"}
+_OF_HEUN = {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
+_DDIM = _TABLE | _CLIP | _THRESHOLD | _ZERO_SNR | {"set_alpha_to_one": True}
+_DDPM = _TABLE | _CLIP | _THRESHOLD | _ZERO_SNR | {"variance_type": "fixed_small"}
+CLASSES: dict[str, Options] = {
+    "DDIMScheduler": _DDIM,
+    "DDIMParallelScheduler": _DDIM,
+    "DDPMScheduler": _DDPM,
+    "DDPMParallelScheduler": _DDPM,
+    "PNDMScheduler": _TABLE | {"skip_prk_steps": False, "set_alpha_to_one": False},
+    "EulerDiscreteScheduler": _TABLE | _LEVELS | _ZERO_SNR | {
+        "interpolation_type": "linear", "sigma_min": None, "sigma_max": None, "timestep_type": "discrete",
+        "final_sigmas_type": "zero",
+    },
+    "EulerAncestralDiscreteScheduler": _TABLE | _ZERO_SNR | {"timestep_spacing": "linspace"},
+    "HeunDiscreteScheduler": _TABLE | _CLIP | _LEVELS | _OF_HEUN,
+    "DPMSolverMultistepScheduler": _TABLE | _THRESHOLD | _LEVELS | _ZERO_SNR | {
+        "solver_order": 2, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lower_order_final": True,
+        "euler_at_final": False, "use_lu_lambdas": False, "use_flow_sigmas": False, "flow_shift": 1.0,
+        "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf, "variance_type": None, "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+    },
+}
+"""Every scheduler that has a counterpart here, with its defaults in diffusers 0.42."""
+OF_OTHERS = {
+    "predict_x0", "disable_corrector", "solver_p", "shift", "base_shift", "max_shift", "base_image_seq_len", "shift_terminal",
+    "max_image_seq_len", "invert_sigmas", "stochastic_sampling", "original_inference_steps", "timestep_scaling", "sigma_data",
+    "sigma_schedule", "rho", "predictor_order", "corrector_order", "tau_func", "noise_sampler_seed", "eta", "s_noise", "s_churn",
+}
+"""Keys of schedulers that have none, which a config keeps when its class is changed."""
+BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squaredcos"}
+SPACINGS = ("linspace", "leading", "trailing")
+PREDICTIONS = {
+    "PNDMScheduler": ("epsilon",),                  # diffusers' mixes the v of several times, which means nothing
+    "EulerAncestralDiscreteScheduler": ("epsilon", "v_prediction"),
+}
+"""What networks of each class predict; those of the others predict samples too."""
+FIXED = {
+    "trained_betas": (None, "betas of its own are no schedule of a process here"),
+    "interpolation_type": ("linear", "noise levels beside the times are not here: set it to 'linear'"),
+    "timestep_type": ("discrete", "networks here are shown times: set it to 'discrete'"),
+    "use_dynamic_shifting": (False, "a shift by the size of the image is not here: set it to false, and flow_shift"),
+    "skip_prk_steps": (True, "the Runge-Kutta steps before are not here: set it to true, as Stable Diffusion has it"),
+}
+"""Key -> (the only value that is here, why)."""
+HERE = "scheduler/scheduler_config.json"
+REMEDY = "in --official, a JSON file {\"scheduler\": {key: value}} over it"
+LONGEST = 100_000
+"""More times than any table was trained with; each asks for memory."""
+
+
+def read(config: Mapping[str, Any], stable: bool = False) -> Scheduler:
+    """A scheduler_config.json as we sample.
+
+    Args:
+      config: what it says.
+      stable: whether one of Stable Diffusion's pipelines is what diffusers runs the model in.
+
+    Raises:
+      ConfigError: a class, a key or a value that has no counterpart here.
+    """
+    kind = config.get("_class_name", "DDIMScheduler")
+    if "_class_name" not in config:
+        print(f"{HERE} names no _class_name: read as {kind}")
+    if not isinstance(kind, str) or kind not in CLASSES:
+        known = ", ".join(name.removesuffix("Scheduler") for name in CLASSES if "Parallel" not in name)
+        raise ConfigError(f"no sampler here is diffusers' {short(kind)}: give the _class_name of one of {known} {REMEDY}")
+    options = _checked(kind, config)
+    if stable:
+        options = _of_stable(options)
+    for key, (value, reason) in FIXED.items():
+        if key in options and options[key] != value:
+            raise ConfigError(f"{key} {options[key]!r} of {kind}: {reason} {REMEDY}")
+    if options.get("use_flow_sigmas"):
+        process, prediction = _flow(options)
+    else:
+        process, prediction = _process(options), _prediction(kind, options)
+    return Scheduler(process, prediction, METHODS[kind](options, process) | _clipped(kind, options))
+
+
+def _checked(kind: str, config: Mapping[str, Any]) -> Options:
+    """The options of a class: its defaults and what the config says of them, each of its default's type."""
+    defaults = CLASSES[kind]
+    everyone = set().union(*CLASSES.values(), OF_OTHERS)
+    strange = sorted(key for key in config if not key.startswith("_") and key not in everyone)
+    if strange:
+        print(f"{HERE} has {', '.join(strange)}, which no scheduler known here reads: left out")
+    return {key: _value(key, config.get(key, default), default) for key, default in defaults.items()}
+
+
+def _value(key: str, value: Any, default: Any) -> Any:
+    """A value of the type of its default."""
+    if key in ("sigma_min", "sigma_max", "trained_betas", "variance_type") and value is None:
+        return None
+    if key in ("sigma_min", "sigma_max"):
+        return number(f"{key} of {HERE}", value, 0)
+    if key == "lambda_min_clipped" and value in (-math.inf, "-inf"):
+        return -math.inf
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key} of {HERE} is true or false, got {value!r}")
+        return value
+    if isinstance(default, (int, float)):
+        if isinstance(value, str):
+            raise ConfigError(f"{key} of {HERE} is a number, got {value!r}")
+        return number(f"{key} of {HERE}", value, integer=isinstance(default, int))
+    if isinstance(default, str) and not isinstance(value, str):
+        raise ConfigError(f"{key} of {HERE} is a word, got {value!r}")
+    return value
+
+
+def _of_stable(options: Options) -> Options:
+    """The options as Stable Diffusion's pipelines set them, and says so where that changes anything."""
+    wanted = {"steps_offset": 1, "clip_sample": False}
+    changed = {key: value for key, value in wanted.items() if options.get(key, value) != value}
+    leading = options["timestep_spacing"] == "leading"
+    matters = {key: value for key, value in changed.items() if key != "steps_offset" or leading}
+    for key, value in matters.items():
+        print(f"{HERE} has {key} {options[key]}: read as {value}, as Stable Diffusion's pipelines of diffusers do")
+    return options | changed
+
+
+# The process ----------------------------------------------------------------------------------------------------------------
+
+
+def _process(options: Options) -> Spec:
+    """The process of a table of betas."""
+    name = options["beta_schedule"]
+    if name not in BETAS:
+        raise ConfigError(f"no process here has the scheduler's betas {name!r}; known: {', '.join(BETAS)}")
+    steps = number(f"num_train_timesteps of {HERE}", options["num_train_timesteps"], 1, LONGEST, integer=True)
+    spec = dict(
+        name="diffusion_jax.diffusion.process:DDPM", schedule=BETAS[name], steps=steps,
+        zero_snr=options.get("rescale_betas_zero_snr", False),
+    )
+    if name == "squaredcos_cap_v2":
+        return spec | {"rounded": True}
+    start, end = (number(f"{key} of {HERE}", options[key], 0, 1) for key in ("beta_start", "beta_end"))
+    return spec | {"start": start, "end": end}
+
+
+def _prediction(kind: str, options: Options) -> str:
+    """What the network predicts."""
+    known = PREDICTIONS.get(kind, ("epsilon", "v_prediction", "sample"))
+    prediction = options["prediction_type"]
+    if prediction not in known:
+        raise ConfigError(f"{kind} of networks that predict {prediction!r} is not here, of {' and '.join(known)} it is: give "
+                          f"another _class_name {REMEDY}")
+    if prediction == "epsilon" and options.get("rescale_betas_zero_snr"):
+        raise ConfigError("rescale_betas_zero_snr leaves no image at the last time, where epsilon says nothing of x0: "
+                          f"set prediction_type to v_prediction, or it to false {REMEDY}")
+    return prediction
+
+
+def _flow(options: Options) -> tuple[Spec, str]:
+    """The process of DPM-Solver's flow sigmas, and what its networks predict."""
+    if options["prediction_type"] != "flow_prediction":
+        raise ConfigError(f"use_flow_sigmas goes with prediction_type flow_prediction, got {options['prediction_type']!r}")
+    if options["num_train_timesteps"] != 1000:
+        raise ConfigError(f"a flow here has num_train_timesteps 1000, got {options['num_train_timesteps']}")
+    if options["final_sigmas_type"] != "zero":
+        raise ConfigError(f"a flow here ends at noise 0: set final_sigmas_type to zero {REMEDY}")
+    shift = number(f"flow_shift of {HERE}", options["flow_shift"], 1e-6, 1e6)
+    return dict(name="diffusion_jax.diffusion.process:Flow", shift=shift), "flow_prediction"
+
+
+# The sampler and its times --------------------------------------------------------------------------------------------------
+
+
+def spelt(name: str, **options: Any) -> str:
+    """A sampler or times with options, as pages write them."""
+    return ",".join([name, *(f"{key}={value}" for key, value in options.items())])
+
+
+def _whole_times(options: Options, last: int) -> str:
+    """Times of the schedulers that count them."""
+    spacing = _word(options, "timestep_spacing", SPACINGS)
+    if spacing == "leading":
+        return spelt("leading", offset=options["steps_offset"], last=last)
+    if last == -1:
+        return spacing
+    return spelt("scheduler", spacing=spacing, whole=True, last=last)
+
+
+def _word(options: Options, key: str, known: tuple[str, ...]) -> str:
+    """One of the words that an option may be."""
+    if options[key] not in known:
+        raise unknown(f"{key} of {HERE}", options[key], known)
+    return options[key]
+
+
+def _ddim(options: Options, process: Spec) -> Spec:
+    if options["timestep_spacing"] == "linspace":
+        raise ConfigError("steps of linspace do not meet in diffusers' DDIM and PNDM, each goes back by equal strides: "
+                          f"set timestep_spacing to leading or trailing {REMEDY}")
+    return dict(sampler="ddim", times=_whole_times(options, -1 if options["set_alpha_to_one"] else 0))
+
+
+def _pndm(options: Options, process: Spec) -> Spec:
+    return _ddim(options, process) | {"sampler": "plms"}
+
+
+def _ddpm(options: Options, process: Spec) -> Spec:
+    kinds = {"fixed_small": "fixed_small", "fixed_small_log": "fixed_small", "fixed_large": "fixed_large"}
+    kind = _word(options, "variance_type", tuple(kinds))
+    if kind == "fixed_large" and options["timestep_spacing"] == "leading" and options["steps_offset"]:
+        print("variance_type fixed_large adds noise in diffusers' last step, which ends at a clean image here")
+    return dict(sampler=spelt("ancestral", variance=kinds[kind]), times=_whole_times(options, -1))
+
+
+def _levels(options: Options, **names: str) -> str:
+    """Which noise levels take the place of the times."""
+    words = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"} | names
+    asked = [key for key in words if options.get(key)]
+    if len(asked) > 1:
+        raise ConfigError(f"{HERE} has {' and '.join(asked)}: set all but one to false {REMEDY}")
+    return words[asked[0]] if asked else ""
+
+
+def _karras_family(options: Options, process: Spec) -> Spec:
+    """Times of Euler, Heun and Euler ancestral, which are not rounded, and the noise that they start from."""
+    last = _last(options)
+    levels = _levels(options)
+    spacing = _word(options, "timestep_spacing", SPACINGS)
+    ends = {}
+    if levels:
+        ends = {"low": options.get("sigma_min"), "high": options.get("sigma_max")}
+        ends = {key: value for key, value in ends.items() if value}
+    shape: Options = {"levels": levels} if levels else {}
+    if spacing == "leading":
+        shape |= {"spacing": spacing, "offset": options["steps_offset"]}
+    elif spacing == "trailing":
+        shape |= {"spacing": spacing}
+    times = spelt("scheduler", **(shape | ends | ({"last": last} if last != -1 else {})))
+    if spacing == "leading" and not levels:
+        times = spelt("leading", offset=options["steps_offset"], last=last)
+    # Without the variance of the image beside that of the noise, which the others have.
+    top = ends.get("high", _largest(process))
+    return dict(times=times) | ({} if spacing == "leading" else {"temperature": round(top / math.hypot(1, top), 7)})
+
+
+def _largest(process: Spec) -> float:
+    return float(noise_levels(build(process))[-1])
+
+
+def _last(options: Options) -> int:
+    """Where the last step ends."""
+    return -1 if options.get("final_sigmas_type", "zero") == "zero" else {"sigma_min": 0}[
+        _word(options, "final_sigmas_type", ("zero", "sigma_min"))]
+
+
+def _euler(options: Options, process: Spec) -> Spec:
+    return dict(sampler="euler") | _karras_family(options, process)
+
+
+def _euler_ancestral(options: Options, process: Spec) -> Spec:
+    return dict(sampler="euler_ancestral") | _karras_family(options, process)
+
+
+def _heun(options: Options, process: Spec) -> Spec:
+    return dict(sampler="edm") | _karras_family(options, process)
+
+
+def _dpm(options: Options, process: Spec) -> Spec:
+    algorithms = {"dpmsolver++": ("x0", False), "dpmsolver": ("eps", False), "sde-dpmsolver++": ("x0", True),
+                  "sde-dpmsolver": ("eps", True), "deis": ("x0", False)}
+    algorithm = _word(options, "algorithm_type", tuple(algorithms))
+    form, sde = algorithms[algorithm]
+    last = _last(options)
+    if last == -1 and not algorithm.endswith("++"):
+        raise ConfigError(f"algorithm_type {algorithm} cannot end at noise 0: set final_sigmas_type to sigma_min {REMEDY}")
+    correctors = {"midpoint": "midpoint", "heun": "heun", "logrho": "midpoint", "bh1": "midpoint", "bh2": "midpoint"}
+    corrector = correctors[_word(options, "solver_type", tuple(correctors))]
+    ours = {
+        "order": number(f"solver_order of {HERE}", options["solver_order"], 1, 3, integer=True), "form": form, "sde": sde,
+        "corrector": corrector, "lower_order_final": options["lower_order_final"], "euler_at_final": options["euler_at_final"],
+    }
+    plain = {"order": 2, "form": "x0", "sde": False, "corrector": "midpoint", "lower_order_final": True, "euler_at_final": False}
+    other = {key: value for key, value in ours.items() if value != plain[key]}
+    sampler = {(): "dpmpp_2m", ("sde",): "dpmpp_2m_sde"}.get(tuple(other), spelt("dpm_solver", **other))
+    return dict(sampler=sampler, times=_dpm_times(options, process, last))
+
+
+def _dpm_times(options: Options, process: Spec, last: int) -> str:
+    """Times of DPM-Solver: one more is laid and left out, except in equal strides from the end; all are rounded."""
+    levels = _levels(options, use_lu_lambdas="exponential", use_flow_sigmas="flow")
+    spacing = _word(options, "timestep_spacing", SPACINGS)
+    end = {"last": last} if last != -1 else {}
+    if levels == "flow":
+        return "scheduler"
+    if levels:
+        return spelt("scheduler", levels=levels, **end)
+    shape: Options = {} if spacing == "linspace" else {"spacing": spacing}
+    if spacing == "leading":
+        shape["offset"] = options["steps_offset"]
+    shape |= {"whole": True} if spacing == "trailing" else {"whole": True, "spare": 1}
+    if options["lambda_min_clipped"] > -math.inf:
+        shape["lowest"] = options["lambda_min_clipped"]
+    return spelt("scheduler", **shape, **end)
+
+
+METHODS = {
+    "DDIMScheduler": _ddim, "DDIMParallelScheduler": _ddim, "DDPMScheduler": _ddpm, "DDPMParallelScheduler": _ddpm,
+    "PNDMScheduler": _pndm, "EulerDiscreteScheduler": _euler, "EulerAncestralDiscreteScheduler": _euler_ancestral,
+    "HeunDiscreteScheduler": _heun, "DPMSolverMultistepScheduler": _dpm,
+}
+"""Class -> its sampler and times, keys of the section `sample`."""
+
+
+def _clipped(kind: str, options: Options) -> Spec:
+    """Clipping of x0; thresholding goes first."""
+    limit = 0.0
+    if options.get("thresholding"):
+        if options["sample_max_value"] != 1:
+            raise ConfigError(f"thresholding here leaves images in [-1, 1]: set sample_max_value to 1 {REMEDY}")
+        limit = 1.0                       # a quantile that is clipped to 1 ... 1
+    elif options.get("clip_sample"):
+        limit = number(f"clip_sample_range of {HERE}", options["clip_sample_range"], 0)
+    if not limit:
+        return {}
+    # DDIM keeps the network's eps beside a clipped x0.
+    return {"sampler": spelt("ddim", clip=limit)} if kind.startswith("DDIM") else {"clip": limit}
