@@ -30,8 +30,8 @@ STEP = 5e-5
 RECTIFIED = ("discrete vae", "codebook vae", "discriminator", "resnet of clip", "lpips", "inception")
 """Networks whose gradients jump, so that differences of them say nothing."""
 DIRECTIONS = 4
-FEW = ("unet", "dit", "edm2", "autoencoder")
-"""Networks with each kind of layer; the others are slow."""
+FEW = ("autoencoder",)
+"""Of convolutions, which have a derivative of their own, and attention; the others are slow."""
 
 
 def draw(seed, *shape):

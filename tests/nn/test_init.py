@@ -108,8 +108,9 @@ SYSTEMS = {
 }
 
 
-SLOW = ("adm, classifier adaptive", "glide", "latent diffusion", "latent diffusion, kl", "patchgan, act", "clip, resnet",
-        "dalle-pytorch, dvae", "edm2 C", "edm2 G")
+SLOW = ("adm, classifier", "adm, classifier adaptive", "glide", "glide, text", "latent diffusion", "latent diffusion, kl",
+        "latent diffusion, vq", "patchgan, act", "clip, vit", "clip, resnet", "unclip, prior", "dall-e, dvae",
+        "dalle-pytorch, dvae", "edm2 A", "edm2 C", "edm2 G")
 
 
 def agrees(leaf, law):

@@ -41,8 +41,9 @@ NETWORKS = {                       # case -> (its last convolution, where its op
 
 
 @pytest.mark.parametrize("name, out", [
-    ("adm/adm_unet_classcond", 5), ("ldm/unet_class_conditional", 5), ("ldm/unet_class_conditional", 6),
-    ("ldm/diffusers_unet2dcondition", 7),
+    ("ldm/unet_class_conditional", 5),
+    *(pytest.param(name, out, marks=pytest.mark.slow) for name, out in (
+        ("adm/adm_unet_classcond", 5), ("ldm/unet_class_conditional", 6), ("ldm/diffusers_unet2dcondition", 7))),
 ])
 def test_networks_may_have_other_channels_out_than_in(name, out):
     """Rows of the last convolution, some of them twice, give the official output with these channels."""
