@@ -43,7 +43,6 @@ WEAKEST = 1.5
 """The least sigma / alpha that pure noise may stand for: below it a third of the variance of x is the image's."""
 
 
-
 class Steps(NamedTuple):
     """Steps of a grid to times that are not clean, [N] each.
 

@@ -17,8 +17,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, build
-from diffusion_jax.pretrained import clip, unclip
+from diffusion_jax.build import ConfigError, build, unknown
+from diffusion_jax.pretrained import clip, schedulers, unclip
 from diffusion_jax.pretrained.folder import options, weights
 from diffusion_jax.pretrained.reader import read, unpickled
 from diffusion_jax.pretrained.sd import END_TEXT, PREDICTIONS, part, prefixed
@@ -26,6 +26,10 @@ from diffusion_jax.pretrained.sd import fill as sd_fill
 from diffusion_jax.tasks.embedder import DOTS
 from diffusion_jax.types import Params
 
+UNCLIP = {"num_train_timesteps": 1000, "variance_type": "fixed_small_log", "clip_sample": True, "clip_sample_range": 1.0,
+          "prediction_type": "epsilon", "beta_schedule": "squaredcos_cap_v2"}
+"""The options of diffusers' UnCLIPScheduler, with their defaults."""
+VARIANCES = {"fixed_small_log": "fixed_small", "learned_range": "learned_range"}
 DECODER = {"image_size": 64, "num_channels": 320, "num_res_blocks": 3, "channel_mult": "", "attention_resolutions": "32,16,8",
            "num_head_channels": 64, "clip_dim": 768, "clip_emb_mult": 4, "xf_width": 1536, "resblock_updown": True}
 SUPER = {"channels": 320, "depth": 3, "channels_multiple": [1, 2, 3, 4]}
@@ -198,14 +202,18 @@ def _scheduler(folder: Path) -> Spec:
     """How a part samples, by its scheduler_config.json.
 
     Raises:
-      ConfigError: a scheduler other than UnCLIPScheduler, whose betas are a cosine's.
+      ConfigError: a scheduler other than UnCLIPScheduler, whose betas are a cosine's, or an option that it does not have.
     """
-    o = options(folder, "scheduler_config.json")
-    if o.get("_class_name") != "UnCLIPScheduler":
-        raise ConfigError(f"{folder} holds a {o.get('_class_name')}: Karlo's are UnCLIPScheduler")
-    variance = {"fixed_small_log": "fixed_small"}.get(o.get("variance_type"), o.get("variance_type", "fixed_small"))
-    limit = o.get("clip_sample_range", 1.0) if o.get("clip_sample", True) else 0.0
-    return _way(PREDICTIONS[o.get("prediction_type", "epsilon")], variance, limit, True, o.get("num_train_timesteps", 1000))
+    config = options(folder, "scheduler_config.json")
+    if config.get("_class_name") != "UnCLIPScheduler":
+        raise ConfigError(f"{folder} holds a {config.get('_class_name')}: Karlo's are UnCLIPScheduler")
+    o = schedulers.checked(config, UNCLIP)
+    known_words = {"prediction_type": ("epsilon", "sample"), "variance_type": VARIANCES, "beta_schedule": [UNCLIP["beta_schedule"]]}
+    for key, known in known_words.items():
+        if o[key] not in known:
+            raise unknown(f"{key} of {folder}", o[key], known)
+    limit = o["clip_sample_range"] if o["clip_sample"] else 0.0
+    return _way(PREDICTIONS[o["prediction_type"]], VARIANCES[o["variance_type"]], limit, True, o["num_train_timesteps"])
 
 
 def _way(scale: str, variance: str, clip_at: float, rounded: bool, steps: int = 1000) -> Spec:

@@ -105,7 +105,7 @@ def read(config: Mapping[str, Any], stable: bool = False) -> Scheduler:
     if not isinstance(kind, str) or kind not in CLASSES:
         known = ", ".join(name.removesuffix("Scheduler") for name in CLASSES if "Parallel" not in name)
         raise ConfigError(f"no sampler here is diffusers' {short(kind)}: give the _class_name of one of {known} {REMEDY}")
-    options = _checked(kind, config)
+    options = checked(config, CLASSES[kind])
     if stable:
         options = _of_stable(options)
     for key, (value, reason) in FIXED.items():
@@ -118,9 +118,12 @@ def read(config: Mapping[str, Any], stable: bool = False) -> Scheduler:
     return Scheduler(process, prediction, METHODS[kind](options, process) | _clipped(kind, options))
 
 
-def _checked(kind: str, config: Mapping[str, Any]) -> Options:
-    """The options of a class: its defaults and what the config says of them, each of its default's type."""
-    defaults = CLASSES[kind]
+def checked(config: Mapping[str, Any], defaults: Options) -> Options:
+    """The options of a class: its defaults and what the config says of them, each of its default's type.
+
+    Raises:
+      ConfigError: a value of another type.
+    """
     everyone = set().union(*CLASSES.values(), OF_OTHERS)
     strange = sorted(key for key in config if not key.startswith("_") and key not in everyone)
     if strange:

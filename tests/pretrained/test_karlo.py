@@ -117,6 +117,25 @@ def test_a_folder_without_its_parts_says_what_is_missing(tmp_path):
         ask("import_weights", tmp_path / "run", system="karlo", source=str(tmp_path))
 
 
+@pytest.mark.parametrize("change, says", [
+    (dict(variance_type="fixed_large"), "variance_type"), (dict(prediction_type="v_prediction"), "prediction_type"),
+    (dict(beta_schedule="linear"), "beta_schedule"), (dict(clip_sample="no"), "clip_sample"),
+    (dict(clip_sample_range=float("nan")), "not finite"), (dict(num_train_timesteps="many"), "num_train_timesteps"),
+    (dict(_class_name="DDIMScheduler"), "UnCLIPScheduler"),
+])
+def test_a_scheduler_of_another_kind_is_refused(tmp_path, change, says):
+    config = {"_class_name": "UnCLIPScheduler", "variance_type": "learned_range", **change}
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=says):
+        karlo._scheduler(tmp_path)
+
+
+def test_options_that_no_scheduler_has_are_announced(tmp_path, capsys):
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": "UnCLIPScheduler", "novel": 1}))
+    assert karlo._scheduler(tmp_path)["sample"] == {"clip": 1.0}
+    assert "novel" in capsys.readouterr().out
+
+
 def test_damaged_statistics_are_refused_in_one_line(tmp_path):
     pytest.importorskip("torch")
     for content in (b"", b"no tensors", b"each line\nof this\nis text\n"):
