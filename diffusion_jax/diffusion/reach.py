@@ -109,21 +109,21 @@ def check_start(process: Process, times: np.ndarray) -> None:
         )
 
 
-def check_reach(process: Process, times: np.ndarray, of: Strain, sampler: str) -> None:
-    """Raises ConfigError where steps are longer than a sampler can make.
+def remark(process: Process, times: np.ndarray, of: Strain, sampler: str) -> str:
+    """What to say of steps that are longer than a sampler can make, and what to choose instead; '' where none is.
 
     Args:
       process, times: of the run.
       of: the sampler's strain.
-      sampler: its name, for the error.
+      sampler: its name.
     """
     if strain(process, times, of) <= LIMIT:
-        return
+        return ""
     steps = steps_of(process, times)
     worst = int(np.argmax(of(steps)))
     others = {grid.__name__: grid(process, len(times) - 1) for grid in (karras, log_snr)}
     better = [f"times {name!r}, " for name, grid in others.items() if strain(process, grid, of) <= LIMIT]
-    raise ConfigError(
-        f"{sampler} cannot step from sigma / alpha = {steps.r[worst]:.3g} to {steps.r_s[worst]:.3g} at once: choose "
-        f"{''.join(better[:1])}more steps, or sampler 'dpmpp_2m' or 'ddim'"
+    return (
+        f"{sampler} steps from sigma / alpha = {steps.r[worst]:.3g} to {steps.r_s[worst]:.3g} at once, further than it can: "
+        f"choose {''.join(better[:1])}more steps, or sampler 'dpmpp_2m' or 'ddim'"
     )

@@ -2,6 +2,9 @@
 make."""
 from __future__ import annotations
 
+import functools
+import sys
+
 import numpy as np
 
 from diffusion_jax.diffusion import reach
@@ -10,7 +13,7 @@ from diffusion_jax.types import Process
 
 
 def check_grid(process: Process, times: np.ndarray, sampler: str, variance: str) -> None:
-    """Refuses times that would make noise, or nothing that is a picture.
+    """Refuses times that would make noise; of steps that are too long it says so, once, on stderr.
 
     Args:
       process: of the model.
@@ -19,13 +22,19 @@ def check_grid(process: Process, times: np.ndarray, sampler: str, variance: str)
       variance: of the ancestral sampler, unless its options say another.
 
     Raises:
-      ConfigError: the times do not begin in noise, or a step of theirs is too long; it names times
-        or a sampler that would do.
+      ConfigError: the times do not begin in noise.
     """
     reach.check_start(process, times)
     strain = strain_of(sampler, variance)
     if strain is not None:
-        reach.check_reach(process, times, strain, sampler)
+        warn(reach.remark(process, times, strain, sampler))
+
+
+@functools.cache
+def warn(text: str) -> None:
+    """Says a warning on stderr, each but once."""
+    if text:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def strain_of(sampler: str, variance: str) -> reach.Strain | None:

@@ -208,8 +208,8 @@ def _scheduler(folder: Path) -> Spec:
     if config.get("_class_name") != "UnCLIPScheduler":
         raise ConfigError(f"{folder} holds a {config.get('_class_name')}: Karlo's are UnCLIPScheduler")
     o = schedulers.checked(config, UNCLIP)
-    known_words = {"prediction_type": ("epsilon", "sample"), "variance_type": VARIANCES, "beta_schedule": [UNCLIP["beta_schedule"]]}
-    for key, known in known_words.items():
+    words = {"prediction_type": ("epsilon", "sample"), "variance_type": VARIANCES, "beta_schedule": (UNCLIP["beta_schedule"],)}
+    for key, known in words.items():
         if o[key] not in known:
             raise unknown(f"{key} of {folder}", o[key], known)
     limit = o["clip_sample_range"] if o["clip_sample"] else 0.0

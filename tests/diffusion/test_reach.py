@@ -2,6 +2,7 @@
 remedy. All grids of all processes are one batch, on a process that is a table of theirs."""
 import functools
 import itertools
+import re
 import statistics
 from dataclasses import dataclass
 from functools import partial
@@ -102,16 +103,16 @@ def moments(p, sampler, chains):
 
 def check(sampler, name, p, cases, chains, strain):
     """Pure noise would have the mean 0, and what is thrown out of range any spread; few steps draw too little of it."""
-    refused = {}
+    warned = {}
     for (kind, grid_name, steps), mean, std in zip(cases, *moments(p, sampler, chains), strict=True):
         of, grid = PROCESSES[kind], cases[kind, grid_name, steps]
         if strain and reach.strain(of, grid, strain) > reach.LIMIT:
-            refused[kind] = grid
+            warned[kind] = grid
         else:
             assert abs(mean - DATA.mean) < 0.4 and std < 1.3, (kind, grid_name, steps, mean, std)
-    for kind, grid in refused.items():
-        with pytest.raises(ConfigError, match="at once: choose .*more steps, or sampler 'dpmpp_2m' or 'ddim'"):
-            reach.check_reach(PROCESSES[kind], grid, strain, name)
+    for kind, grid in warned.items():
+        remark = reach.remark(PROCESSES[kind], grid, strain, name)
+        assert re.search("at once, further than it can: choose .*more steps, or sampler 'dpmpp_2m' or 'ddim'", remark)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -56,7 +56,7 @@ def test_a_dit_is_imported_and_sampled_from_the_command_line(cli, tmp_path):
     table = case.weights["y_embedder.embedding_table.weight"]
     np.testing.assert_array_equal(params["cond"]["table"], table)
     out = tmp_path / "x.npz"
-    done = cli("--workdir", run, "--mode", "sample", "--num", 2, "--steps", 10, "--guidance", 1, "--out", out)
+    done = cli("--workdir", run, "--mode", "sample", "--num", 2, "--steps", 2, "--guidance", 1, "--out", out)
     assert done.code == 0, done.err
     with np.load(out) as found:
         assert found["arr_0"].shape == (2, *task.shape)
