@@ -109,6 +109,11 @@ def retake() -> None:
         heed()
 
 
+def _is_no_stop(record: logging.LogRecord) -> bool:
+    """Whether a line of the log is of anything else than a signal: orbax logs with its traceback whatever ends its waiting."""
+    return not (record.exc_info and isinstance(record.exc_info[1], Stopped))
+
+
 def heed() -> None:
     """From here on signals end this process as this file says. To be called in the main thread."""
     for number in NAMES:
@@ -116,6 +121,7 @@ def heed() -> None:
             signal.signal(number, _signals.on)
     if not _signals.watched:
         _signals.watched = True
+        logging.getLogger("absl").addFilter(_is_no_stop)
         sys.unraisablehook = _signals.lost
         wakeup, writes = os.pipe()
         os.set_blocking(writes, False)

@@ -33,6 +33,14 @@ def swallows(seconds):                                                     # as 
     except BaseException:
         python(seconds)
 
+def logs(seconds):                                                         # as orbax does where its waiting ends
+    from absl import logging
+    try:
+        python(seconds)
+    except BaseException:
+        logging.exception("the save failed")
+        raise
+
 def compiler(seconds):                                                     # a call that hears no signal, as XLA's are
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])     # other threads get them
     time.sleep(seconds)
@@ -119,6 +127,7 @@ def ended(starter, tmp_path, work, numbers, ignored=0):
     ("python", [TERM], 143, "stopped by SIGTERM\n"),
     ("python", [HUP], 129, "stopped by SIGHUP\n"),
     ("swallows", [INT], 130, "stopped by Ctrl-C\n"),
+    ("logs", [INT], 130, "stopped by Ctrl-C\n"),
     ("collector", [INT], 130, "stopped by Ctrl-C\n"),
     ("collector", [TERM], 143, "stopped by SIGTERM\n"),
     ("compiler", [INT], 130, "stopped by Ctrl-C\n"),
