@@ -197,7 +197,8 @@ def points_of(options: Options, workdir: str) -> list[Point]:
 
 
 def split(values: str) -> list[str]:
-    """'1,2' -> ['1', '2']; a value that has commas of its own stands in double quotes.
+    """'1,2' -> ['1', '2']; a value that has commas of its own stands in double quotes, and one comma
+    may end the list.
 
     Raises:
       ConfigError: an empty value, or a quote that does not end.
@@ -208,6 +209,8 @@ def split(values: str) -> list[str]:
     except (csv.Error, ValueError) as error:
         raise ConfigError(f"--values {values!r}: {error}") from None
     parts = [part.strip() for part in parts]
+    if len(parts) > 1 and not parts[-1]:
+        parts.pop()
     for place, part in enumerate(parts, 1):
         if not part:
             raise ConfigError(f"--values {values!r}: value {place} is empty")

@@ -85,7 +85,7 @@ def test_all_values_of_images_are_checked_too(digits, tmp_path, monkeypatch, opt
     (dict(over="run", values=".,,."), "value 2 is empty"),
     (dict(over="cads.s", values="0.1,x", guidance=2.0), "'x'"),
     (dict(over="guidance", values="1,,2"), "--values '1,,2': value 2 is empty"),
-    (dict(over="guidance", values="1,2,"), "value 3 is empty"), (dict(over="guidance", values=","), "value 1 is empty"),
+    (dict(over="guidance", values="1,2,,"), "value 3 is empty"), (dict(over="guidance", values=","), "value 1 is empty"),
     (dict(over="guidance", values='1,"2'), "--values"), (dict(over="guidance", values="1\n2"), "--values"),
     *((dict(over="guidance", values=f"1,{value}"), "guidance .--values. is") for value in ("nan", "inf", "x", "1_0", "\u00b2")),
     *((dict(over="step", values=f"2,{value}"), "step .--values. is") for value in ("nan", "-3", "1.7", "x")),
@@ -125,7 +125,7 @@ def test_every_value_has_its_place(tiny_run):
 
 
 def test_values_that_have_commas_stand_in_quotes():
-    assert sweep.split("1, 2,3") == ["1", "2", "3"]
+    assert sweep.split("1, 2,3,") == sweep.split("1, 2,3") == ["1", "2", "3"]
     assert sweep.split('"ddim,eta=0.5", plms') == ["ddim,eta=0.5", "plms"]
 
 
