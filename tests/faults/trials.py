@@ -233,6 +233,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/trials"))
     parser.add_argument("--modes", default=",".join(MODES), help="which are interrupted")
     options = parser.parse_args()
+    # Where this runs in the background of a script, Ctrl-C is ignored, and would be by all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     trial, count = trials[options.trial]
     out, begun = options.out.resolve() / options.trial, time.time()
     shutil.rmtree(out, ignore_errors=True)
