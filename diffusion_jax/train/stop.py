@@ -101,6 +101,7 @@ class _Signals:
 
 
 _signals = _Signals()
+_leaving = threading.Lock()
 
 
 def retake() -> None:
@@ -205,12 +206,17 @@ def leave(code: int, says: str = "") -> NoReturn:
 
     Not by way of the interpreter's shutdown: libraries wait there for threads and for other processes, some for ever.
     """
+    # The thread that watches and the main one may come here for the same signal: the first has the last word.
+    first = _leaving.acquire(blocking=False)
     with contextlib.suppress(OSError, ValueError):
-        if says:
-            print(says, file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        logging.shutdown()
+        if first:
+            if says:
+                print(says, file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            logging.shutdown()
+    if not first:
+        time.sleep(POLL)
     os._exit(code)
 
 
