@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +103,24 @@ def json_objects(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     for number, line in json_lines(path):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            yield number, json_object(line)
+        except ValueError as error:
             raise ConfigError(f"{path}:{number}: not a JSON object ({error}); mend it") from None
-        if not isinstance(row, dict):
-            raise ConfigError(f"{path}:{number}: not a JSON object, but {line[:40]!r}; mend it")
-        yield number, row
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object that a text holds.
+
+    Raises:
+      ValueError: it holds none, or one that is nested too deep.
+    """
+    try:
+        parsed = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"it is {text[:40]!r}")
+    return parsed
 
 
 def rows_that_read(path: str | Path) -> list[dict[str, Any]]:
@@ -116,10 +128,6 @@ def rows_that_read(path: str | Path) -> list[dict[str, Any]]:
     out."""
     rows = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+        with suppress(ValueError):
+            rows.append(json_object(line))
     return rows

@@ -30,7 +30,7 @@ from diffusion_jax.data.arrays import SUFFIXES
 from diffusion_jax.data.folder import images_in
 from diffusion_jax.data.image import opaque, opened, read, to_channels, to_pillow
 from diffusion_jax.data.source import class_indices, existing, header, npz, readable
-from diffusion_jax.files import whole
+from diffusion_jax.files import json_object, whole
 
 CHUNK = "diffusion_jax"
 """The PNG text chunk that `read_meta` reads; A1111's own is called 'parameters'."""
@@ -269,12 +269,10 @@ def read_meta(path: str | Path) -> dict[str, Any]:
     if len(text) > META_LIMIT:
         raise ConfigError(f"{path} says more than {META_LIMIT} characters about itself: {ours}")
     try:
-        meta = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: what it says of itself is no JSON ({error}): {ours}") from None
-    if not isinstance(meta, dict):
-        raise ConfigError(f"{path}: what it says of itself is no JSON object: {ours}")
-    return meta
+        return json_object(text)
+    except ValueError as error:
+        about = f"what it says of itself is no JSON object ({error})"
+        raise ConfigError(f"{path}: {about}: {ours}") from None
 
 
 def parameters_text(prompt: str | None, negative: str | None, settings: Mapping[str, Any]) -> str:
