@@ -21,6 +21,19 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
+def tear_writes(monkeypatch):
+    """From here on an npz is written whole and then its writer is interrupted, as by Ctrl-C just before its last line."""
+    import numpy as np
+
+    savez = np.savez
+
+    def torn(file, **arrays):
+        savez(file, **arrays)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", torn)
+
+
 class Result(NamedTuple):
     """How a command ended."""
 

@@ -5,20 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
+from saved_pictures import META, noise
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import pictures
 from diffusion_jax.data.folder import Folder
-
-META = {
-    "prompt": "a cat\nin “Zürich” \u2028 猫",
-    "seed": 7,
-    "recipe": {"steps": 50, "guidance": 3.0},
-}
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,10 @@ import zlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from saved_pictures import META, noise
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import pictures
-
-META = {
-    "prompt": "a cat\nin “Zürich” \u2028 猫",
-    "seed": 7,
-    "recipe": {"steps": 50, "guidance": 3.0},
-}
-
-
-def noise(*shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
 def test_what_was_saved_with_pictures_is_read_back(tmp_path):

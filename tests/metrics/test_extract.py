@@ -1,6 +1,7 @@
 """Features of many images: whatever the batches, the devices and the kills."""
 import numpy as np
 import pytest
+from pages import tear_writes
 from stub_network import LABELS, NETWORK, PIXELS, WEIGHTS, pictures
 
 from diffusion_jax.build import ConfigError
@@ -43,20 +44,13 @@ def test_what_is_killed_goes_on_where_it_was(tmp_path):
 
 
 def test_a_batch_is_whole_or_not_there_and_may_be_gone(tmp_path, monkeypatch):
-    savez = np.savez
-
-    def torn(file, **arrays):
-        savez(file, **arrays)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, "savez", torn)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        tear_writes(patch)
         e.extract(NETWORK, pictures(), tmp_path / "x", 45)
     assert not list((tmp_path / "x").iterdir())
-    monkeypatch.setattr(np, "savez", savez)
-    found = e.extract(NETWORK, pictures(), tmp_path / "x", 10)
-    found.files[1].unlink()
-    found.forget()
+    extracted = e.extract(NETWORK, pictures(), tmp_path / "x", 10)
+    extracted.files[1].unlink()
+    extracted.forget()
     assert not (tmp_path / "x").exists()
 
 

@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from pages import ask, page
+from pages import ask, page, tear_writes
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.pictures import save_png
@@ -85,13 +85,7 @@ def test_statistics_that_are_ended_half_way_leave_the_last(tmp_path, digits, mon
     options = dict(features="stub", images=str(digits / "digits.npz"), out=str(tmp_path / "x.npz"))
     ask("reference", tmp_path, **options)
     before = (tmp_path / "x.npz").read_bytes()
-    savez = np.savez
-
-    def torn(file, **arrays):
-        savez(file, **arrays)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, "savez", torn)
+    tear_writes(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         ask("reference", tmp_path, **options)
     assert (tmp_path / "x.npz").read_bytes() == before and not list(tmp_path.glob(".x.*"))
