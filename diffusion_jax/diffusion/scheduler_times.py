@@ -68,9 +68,9 @@ def scheduler(
         return np.linspace(1 - 1 / FLOW_STEPS, 0, steps + 1, dtype=np.float32)
     if not isinstance(process, DDPM):
         raise ConfigError(f"times of a scheduler need a DDPM process, this one is {process}: use karras or log_snr")
-    for kind, word, known in (("spacing", spacing, SPACINGS), ("levels", levels, LEVELS)):
-        if word not in known:
-            raise unknown(kind, word, known)
+    for kind, word, words in (("spacing", spacing, SPACINGS), ("levels", levels, LEVELS)):
+        if word not in words:
+            raise unknown(kind, word, words)
     t = _spaced(process, steps + spare, spacing, offset, _reached(process, lowest))[:steps]
     t = np.round(t).astype(np.int32) if spacing != "linspace" or whole else t.astype(np.float32)
     if levels:

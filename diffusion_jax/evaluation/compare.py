@@ -120,10 +120,10 @@ def compared(
         the same folder.
     """
     shapes = extractor.shapes(sampled.shape)
-    place = extractor.place(sampled.images, sampled.identity)
+    folder = extractor.place(sampled.images, sampled.identity)
     # Whoever ends first removes the features of these images: nobody else may be at work on them.
     # Of several processes that share the work the first stands for all.
-    alone = one_writer(place, doing="measured") if jax.process_index() == 0 else nullcontext()
+    alone = one_writer(folder, doing="measured") if jax.process_index() == 0 else nullcontext()
     with alone:
         real = features.reference_of(extractor, reference, data)
         # Before the samples are made: these take hours, and by other classes or features every
@@ -135,7 +135,7 @@ def compared(
         measured = _measured(sampled, extractor, fake, real)
         fake.forget()
     with suppress(OSError):  # another process may not be done
-        place.rmdir()
+        folder.rmdir()
     return measured
 
 

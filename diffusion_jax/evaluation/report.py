@@ -124,18 +124,18 @@ def write(folder: str | Path, measured: Measured) -> None:
         return
     newest = Path(folder, "report.json")
     text = json.dumps(measured.figures, indent=2, default=_plain) + "\n"
-    kept = place_of(Path(folder, KEPT), measured.name, text)
+    history = place_of(Path(folder, KEPT), measured.name, text)
     # First: the figures may have taken hours, and a picture of them can still fail.
-    for path in (kept, newest):
+    for path in (history, newest):
         save(path, text)
-    shown = page(newest.parent, measured)
-    for path in (kept, newest):
-        save(path.with_suffix(".html"), shown)
+    html_page = page(newest.parent, measured)
+    for path in (history, newest):
+        save(path.with_suffix(".html"), html_page)
     # Names of files may have bytes that are no characters, which a terminal refuses.
     print(table(measured.figures).encode("utf-8", "backslashreplace").decode())
     for warning in measured.figures.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
-    print(f"report: {newest}, {newest.with_suffix('.html')}; kept as {kept}")
+    print(f"report: {newest}, {newest.with_suffix('.html')}; kept as {history}")
 
 
 def place_of(folder: Path, name: str, text: str) -> Path:

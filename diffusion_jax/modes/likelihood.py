@@ -67,11 +67,11 @@ def run(options: Options, workdir: str) -> None:
     options_set = {} if options.num is None else {"num": options.num}
     which = {"step": measured_run.step, "weights": measured_run.which}
     name = report.name_of("likelihood", options_set, **which)
-    kept = report.place_of(Path(workdir, report.KEPT), name, text)
-    for path in (kept, newest[".json"]):
+    history = report.place_of(Path(workdir, report.KEPT), name, text)
+    for path in (history, newest[".json"]):
         report.save(path, text)
     if picture is not None:
-        for path in (kept.with_suffix(".png"), newest[".png"]):
+        for path in (history.with_suffix(".png"), newest[".png"]):
             save_png(path, picture)
     for name, value in numbers.items():
         print(f"{name:40} {value:.4g}" if isinstance(value, float) else f"{name:40} {value}")

@@ -79,10 +79,10 @@ def _starts(n: int, side: int, overlap: int, multiple: int) -> list[int]:
 
 def _weights(starts: Sequence[int], side: int) -> np.ndarray:
     """Weights [tiles, side] of tiles along a side, linear over what each shares with its neighbours."""
-    place = np.arange(side)
+    pixel = np.arange(side)
     weights = np.ones((len(starts), side), np.float32)
     for i, (before, after) in enumerate(itertools.pairwise(starts)):
         shared = before + side - after
-        weights[i] = np.minimum(weights[i], (side - place) / (shared + 1))
-        weights[i + 1] = np.minimum(weights[i + 1], (place + 1) / (shared + 1))
+        weights[i] = np.minimum(weights[i], (side - pixel) / (shared + 1))
+        weights[i + 1] = np.minimum(weights[i + 1], (pixel + 1) / (shared + 1))
     return weights

@@ -209,9 +209,9 @@ def _scheduler(folder: Path) -> Spec:
         raise ConfigError(f"{folder} holds a {config.get('_class_name')}: Karlo's are UnCLIPScheduler")
     o = schedulers.checked(config, UNCLIP)
     words = {"prediction_type": ("epsilon", "sample"), "variance_type": VARIANCES, "beta_schedule": (UNCLIP["beta_schedule"],)}
-    for key, known in words.items():
-        if o[key] not in known:
-            raise unknown(f"{key} of {folder}", o[key], known)
+    for key, allowed in words.items():
+        if o[key] not in allowed:
+            raise unknown(f"{key} of {folder}", o[key], allowed)
     limit = o["clip_sample_range"] if o["clip_sample"] else 0.0
     return _way(PREDICTIONS[o["prediction_type"]], VARIANCES[o["variance_type"]], limit, True, o["num_train_timesteps"])
 

@@ -103,8 +103,8 @@ def read(config: Mapping[str, Any], stable: bool = False) -> Scheduler:
     if "_class_name" not in config:
         print(f"{HERE} names no _class_name: read as {kind}")
     if not isinstance(kind, str) or kind not in CLASSES:
-        known = ", ".join(name.removesuffix("Scheduler") for name in CLASSES if "Parallel" not in name)
-        raise ConfigError(f"no sampler here is diffusers' {short(kind)}: give the _class_name of one of {known} {REMEDY}")
+        classes = ", ".join(name.removesuffix("Scheduler") for name in CLASSES if "Parallel" not in name)
+        raise ConfigError(f"no sampler here is diffusers' {short(kind)}: give the _class_name of one of {classes} {REMEDY}")
     options = checked(config, CLASSES[kind])
     if stable:
         options = _of_stable(options)
@@ -184,11 +184,11 @@ def _process(options: Options) -> Spec:
 
 def _prediction(kind: str, options: Options) -> str:
     """What the network predicts."""
-    known = PREDICTIONS.get(kind, ("epsilon", "v_prediction", "sample"))
+    predictions = PREDICTIONS.get(kind, ("epsilon", "v_prediction", "sample"))
     prediction = options["prediction_type"]
-    if prediction not in known:
-        raise ConfigError(f"{kind} of networks that predict {prediction!r} is not here, of {' and '.join(known)} it is: give "
-                          f"another _class_name {REMEDY}")
+    if prediction not in predictions:
+        raise ConfigError(f"{kind} of networks that predict {prediction!r} is not here, of {' and '.join(predictions)} it is: "
+                          f"give another _class_name {REMEDY}")
     if prediction == "epsilon" and options.get("rescale_betas_zero_snr"):
         raise ConfigError("rescale_betas_zero_snr leaves no image at the last time, where epsilon says nothing of x0: "
                           f"set prediction_type to v_prediction, or it to false {REMEDY}")
@@ -225,10 +225,10 @@ def _whole_times(options: Options, last: int) -> str:
     return spelt("scheduler", spacing=spacing, whole=True, last=last)
 
 
-def _word(options: Options, key: str, known: tuple[str, ...]) -> str:
+def _word(options: Options, key: str, words: tuple[str, ...]) -> str:
     """One of the words that an option may be."""
-    if options[key] not in known:
-        raise unknown(f"{key} of {HERE}", options[key], known)
+    if options[key] not in words:
+        raise unknown(f"{key} of {HERE}", options[key], words)
     return options[key]
 
 
@@ -254,10 +254,10 @@ def _ddpm(options: Options, process: Spec) -> Spec:
 def _levels(options: Options, **names: str) -> str:
     """Which noise levels take the place of the times."""
     words = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"} | names
-    asked = [key for key in words if options.get(key)]
-    if len(asked) > 1:
-        raise ConfigError(f"{HERE} has {' and '.join(asked)}: set all but one to false {REMEDY}")
-    return words[asked[0]] if asked else ""
+    chosen = [key for key in words if options.get(key)]
+    if len(chosen) > 1:
+        raise ConfigError(f"{HERE} has {' and '.join(chosen)}: set all but one to false {REMEDY}")
+    return words[chosen[0]] if chosen else ""
 
 
 def _karras_family(options: Options, process: Spec) -> Spec:

@@ -191,8 +191,8 @@ def reconstruct(workdir: str | Path, stds: Sequence[float], step: int | None = N
 
 def _none_of(step: int, steps: Sequence[int]) -> ConfigError:
     """The error for a step of which there is no snapshot."""
-    place = bisect.bisect(steps, step)
-    nearest = [str(near) for near in steps[max(place - 1, 0): place + 1]]
+    index = bisect.bisect(steps, step)
+    nearest = [str(near) for near in steps[max(index - 1, 0): index + 1]]
     return ConfigError(f"there is no snapshot of step {step}: the nearest {'are' if len(nearest) > 1 else 'is'} "
                        f"{' and '.join(nearest)}, give one of the {len(steps)} as --step")
 
