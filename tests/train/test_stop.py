@@ -81,8 +81,8 @@ for line in sys.stdin:
     if not (child := os.fork()):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 1)
         os.dup2(1, 2)
-        if ignored:
-            signal.signal(ignored, signal.SIG_IGN)
+        for number in stop.NAMES:                                          # whoever started the tests may ignore some: nohup
+            signal.signal(number, signal.SIG_IGN if number == ignored else signal.SIG_DFL)
         stop.GRACE = 1.0
         stop.heed()
         try:
