@@ -29,7 +29,7 @@ fake.forget()
 
 def start(folder, peers, index=0, port=0):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu",
-                                "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
+                                "PYTHONPATH": os.pathsep.join(map(str, (HERE, HERE.parent, HERE.parents[1])))}
     command = [sys.executable, "-c", PROGRAM, str(folder), str(peers), str(index), str(port)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 

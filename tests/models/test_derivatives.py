@@ -30,7 +30,7 @@ STEP = 5e-5
 RECTIFIED = ("discrete vae", "codebook vae", "discriminator", "resnet of clip", "lpips", "inception")
 """Networks whose gradients jump, so that differences of them say nothing."""
 DIRECTIONS = 4
-FEW = ("autoencoder",)
+FEW = ("autoencoder of one level",)
 """Of convolutions, which have a derivative of their own, and attention; the others are slow."""
 
 
@@ -82,6 +82,7 @@ NETWORKS = {
     "discrete vae": (DVAE, dict(codes=6, width=8, mults=(1, 2), depth=1, init_width=8), (pictures(),)),
     "codebook vae": (CodebookVAE, dict(codes=6, code_width=8, width=8, layers=1, blocks=1), (pictures(),)),
     "autoencoder": (KL, dict(width=8, mults=(1, 2), depth=1, groups=4), (pictures(),)),
+    "autoencoder of one level": (KL, dict(width=4, mults=(1,), depth=0, groups=2), (pictures(side=4),)),
     "discriminator": (Discriminator, dict(width=8, depth=2, norm="act"), (pictures(side=16),)),
     "vision transformer": (ViT, dict(features=6, size=8, patch=4, width=8, layers=1, heads=2), (pictures(),)),
     "resnet of clip": (ResNet, dict(features=6, size=32, width=8, layers=(1, 1, 1, 1), norm="group"), (pictures(side=32),)),

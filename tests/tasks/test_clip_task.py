@@ -48,7 +48,8 @@ def test_the_loss_is_that_of_the_global_batch_on_any_number_of_devices(params):
     for mesh in (shard.make_mesh(devices=jax.devices()[:1]), shard.make_mesh(data=4, fsdp=2)):
         own, batch = jax.device_put(params, shard.replicated(mesh)), jax.device_put(BATCH, shard.batch_sharding(mesh))
         found.append(jax.device_get(loss(own, batch)))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6), *found)
+    # Sums in another order: what cancels out is off by the rounding of the largest that went in.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6 * max(1, np.abs(b).max())), *found)
     assert found[0][0] > np.log(16) - 1
 
 
