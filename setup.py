@@ -47,5 +47,8 @@ setup(
         "cuda": ["jax[cuda13]"],
         "torch": ["torch>=2.6"],
         "video": ["imageio-ffmpeg>=0.5"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "wandb": ["wandb>=0.31"],
+        "mlflow": ["mlflow>=2.20"],
     },
 )

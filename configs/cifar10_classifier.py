@@ -51,6 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=5000, keep=3)
     config.log_every = 100
     config.evaluate = dict(num=10_000)
+    config.validate = dict(every=1000)
     if arg == "tiny":
         return tiny(config, model=dict(width=32, mults=(1,), depth=1, attend=(1,), head_channels=16), cond={})
     return config

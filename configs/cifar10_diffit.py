@@ -61,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 100
     config.sample = dict(num=100, every=10_000, sampler="ddim", steps=50, times="uniform", guidance=1.0, clip=1.0)
     config.evaluate = dict(num=0, guidance=1.0, features="", every=0, samples=200)
+    config.validate = dict(every=1000)
     if arg == "tiny":
         model = dict(width=32, mults=(1, 2), depth=1, windows=(4, 4), head_channels=16, channels=1)
         return tiny(config, model=model, cond=dict(width=128))

@@ -55,6 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 100
     config.sample = dict(num=100, every=10_000, sampler="ddim", steps=50, times="uniform", guidance=1.5)
     config.evaluate = dict(num=0, guidance=1.0, features="", every=0, samples=200)
+    config.validate = dict(every=1000)
     if arg == "tiny":
         return tiny(config, model=dict(width=32, depth=1, heads=4, channels=1), cond=dict(width=32))
     return config

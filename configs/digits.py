@@ -45,6 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 50
     config.sample = dict(num=100, every=500, sampler="ddim", steps=50, times="uniform", guidance=1.0)
     config.evaluate = dict(num=1000, guidance=1.0, features="", every=500, samples=200)
+    config.validate = dict(every=100)
     if arg == "tiny":
         return tiny(config, model=dict(width=32, depth=1), cond=dict(width=32))
     return config

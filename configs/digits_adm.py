@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 50
     config.sample = dict(num=100, every=500, sampler="ddim", steps=50, times="uniform", clip=1.0)
     config.evaluate = dict(num=0, guidance=1.0, features="", every=0, samples=200)
+    config.validate = dict(every=100)
     if arg == "tiny":
         return tiny(config, model=dict(width=16, mults=(1,), attend=(1,)), cond={})
     return config

@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=250, keep=3)
     config.log_every = 50
     config.evaluate = dict(num=297)
+    config.validate = dict(every=100)
     if arg == "tiny":
         return tiny(config, model=dict(width=16, mults=(1,), attend=(1,)), cond={})
     return config

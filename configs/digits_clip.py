@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=300, keep=2)
     config.log_every = 50
     config.evaluate = dict(num=297)
+    config.validate = dict(every=100)
     if arg == "tiny":
         config = tiny(config, model={}, cond={})
         config.model.image.update(width=16, layers=1, heads=2)

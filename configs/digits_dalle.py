@@ -51,6 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=500, keep=2)
     config.log_every = 100
     config.evaluate = dict(num=0)
+    config.validate = dict(every=100)
     if arg == "tiny":
         config = tiny(config, model=dict(image_codes=16, width=16, depth=2, heads=2), cond={})
         del config.task.shape

@@ -57,6 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=500, keep=2)
     config.log_every = 100
     config.evaluate = dict(num=0)
+    config.validate = dict(every=100)
     if arg == "tiny":
         config = tiny(config, model=dict(codes=16, width=8, init_width=8), cond={})
         config.evaluate.num = 0

@@ -73,6 +73,7 @@ def get_config(arg: str = "G") -> ConfigDict:
     config.log_every = 50
     config.sample = dict(num=100, every=STEPS, sampler="edm", steps=18, times="karras", guidance=1.0)
     config.evaluate = dict(num=0, guidance=1.0, features="", every=0, samples=200)
+    config.validate = dict(every=100)
     if arg == "tiny":
         return tiny(config, model=dict(width=8, head_channels=8), cond=dict(width=16))
     return config

@@ -69,6 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "upsample":
         config.sample.update(temperature=0.997, guidance=1.0)
     config.evaluate = dict(num=0, guidance=1.0)
+    config.validate = dict(every=100)
     if arg == "tiny":
         config = tiny(config, model=dict(width=16, mults=(1,), attend=(1,)), cond={})
         config.task.cond.parts[0].update(width=16, layers=1, heads=2, out=64)

@@ -45,6 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=250, keep=3)
     config.log_every = 20
     config.evaluate = dict(num=0)
+    config.validate = dict(every=100)
     if arg == "tiny":
         tiny(config, model=dict(width=8), cond={})
         config.evaluate.num = 0

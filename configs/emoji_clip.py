@@ -62,6 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=400, keep=3)
     config.log_every = 50
     config.evaluate = dict(num=354)
+    config.validate = dict(every=100)
     merges = {"most": MERGES}
     if arg == "tiny":
         config = tiny(config, model=dict(mean=(0.5,), std=(0.5,)), cond={})

@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=200, keep=2)
     config.log_every = 20
     config.evaluate = dict(num=0)
+    config.validate = dict(every=100)
     words = dict(length=LENGTH, most=MERGES, dropout=0.1)
     if arg == "tiny":
         small = dict(text_codes=512 + 1 + LENGTH, image_codes=16, grid=4, width=16, depth=2, heads=2)

@@ -51,6 +51,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=100, keep=2)
     config.log_every = 20
     config.evaluate = dict(num=0)
+    config.validate = dict(every=100)
     if arg == "tiny":
         config = tiny(config, model=dict(codes=16, width=8, mults=(1, 2), init_width=8, channels=1), cond={})
         config.evaluate.num = 0

@@ -74,6 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if part == "upsample":
         config.sample.update(temperature=0.997, guidance=1.0, augment=0.05)
     config.evaluate = dict(num=0, guidance=1.0)
+    config.validate = dict(every=100)
     merges = {"most": MERGES}
     if arg == "tiny":
         config = tiny(config, model=dict(width=16, mults=(1,), attend=(1,), channels=1), cond={})

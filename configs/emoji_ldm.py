@@ -58,6 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 50
     config.sample = dict(num=32, every=500, sampler="ddim", steps=25, times="uniform", guidance=3.0)
     config.evaluate = dict(num=0, guidance=1.0)
+    config.validate = dict(every=100)
     merges = {"most": MERGES}
     if arg == "tiny":
         del config.first_stage

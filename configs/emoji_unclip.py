@@ -79,6 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=200, keep=2)
     config.log_every = 50
     config.evaluate = dict(num=0)
+    config.validate = dict(every=100)
     if name != "ar":
         config.sample = dict(num=36, every=400, sampler="ddim", steps=27, times="respace", clip=1.0, guidance=2.0)
         config.evaluate.guidance = 1.0

@@ -47,6 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=250, keep=2)
     config.log_every = 25
     config.evaluate = dict(num=0)
+    config.validate = dict(every=100)
     if arg == "tiny":
         config.task.losses.disc.update(width=8, depth=1)
         tiny(config, model=dict(width=8, mults=(1, 2), groups=4, channels=1), cond={})

@@ -55,6 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=100, keep=2)
     config.log_every = 50
     config.evaluate = dict(num=818)
+    config.validate = dict(every=100)
     merges = {"most": MERGES}
     if arg == "tiny":
         config = tiny(config, model=dict(mean=(0.5,), std=(0.5,)), cond={})

@@ -62,6 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 50
     config.sample = dict(num=36, every=500, sampler="heun", steps=15, times="uniform", guidance=2.0)
     config.evaluate = dict(num=0, guidance=1.0)
+    config.validate = dict(every=100)
     merges = {"most": MERGES}
     if arg == "tiny":
         config.first_stage = "flowers102_clip"

@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 50
     config.sample = dict(num=32, every=5000, sampler="heun", steps=15, times="uniform", guidance=2.0)
     config.evaluate = dict(num=0, guidance=1.0)
+    config.validate = dict(every=1000)
     if arg == "tiny":
         del config.first_stage
         return tiny(config, model=dict(width=32, depth=1, heads=4, channels=1), cond=dict(width=32))

@@ -63,6 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.log_every = 100
     config.sample = dict(num=16, every=5000, sampler="ddim", steps=50, times="uniform", clip=1.0, augment=0.1)
     config.evaluate = dict(num=0, guidance=1.0, features="", every=0, samples=200)
+    config.validate = dict(every=1000)
     if arg == "tiny":
         return tiny(
             config, model=dict(width=32, mults=(1,), depth=1, attend=(1,), head_channels=16, channels=1), cond=dict(width=128),

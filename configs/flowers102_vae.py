@@ -64,6 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = dict(every=250, keep=2)
     config.log_every = 25
     config.evaluate = dict(num=0)
+    config.validate = dict(every=100)
     if arg == "tiny":
         config.task.losses.perceptual = None
         config.task.losses.disc = dict(name="diffusion_jax.models.gan:Discriminator", width=8, depth=1)

@@ -20,6 +20,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import shorten
 from typing import Any, Literal, get_args, get_origin
 
 from flax.core import FrozenDict
@@ -43,10 +44,10 @@ class ConfigError(ValueError):
 
 
 def unknown(kind: str, got: str, names: Iterable[str]) -> ConfigError:
-    """The error for a name that is not among `names`; it names the nearest one, or all."""
+    """The error for a name that is not among `names`; it names the nearest one, or some."""
     names = sorted(names)
     near = difflib.get_close_matches(got, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {shorten(', '.join(names), 1000)}"
     return ConfigError(f"unknown {kind} {got!r}: {hint}")
 
 

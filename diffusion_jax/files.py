@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,39 @@ def whole(path: str | Path) -> Iterator[Path]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A dotted folder beside `path` that takes its place when the block ends well, and else goes.
+
+    Raises:
+      ConfigError: see `free`.
+    """
+    path = Path(path)
+    free(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.replace(path)  # an empty folder gives way
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def free(folder: str | Path) -> None:
+    """Tries the place of a new folder before the work whose result it is to hold.
+
+    Raises:
+      ConfigError: a file is there, a folder that holds something, or it cannot be written.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty: choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: choose another name for the folder")
+    # Beside it, where it arises; nothing is left where the work is refused.
+    writable(folder.absolute().parent / f"{folder.name}.trial")
 
 
 def writable(path: str | Path) -> None:

@@ -22,14 +22,14 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from absl import flags
 
 from diffusion_jax.build import ALLOW, ConfigError, allow, option
-from diffusion_jax.modes import DEFAULT, MODES, module_of
+from diffusion_jax.modes import DEFAULT, MODES, WITHOUT_FOLDER, module_of
 from diffusion_jax.modes.options import built, described, leaves, stranger
 from diffusion_jax.runs import pages
 from diffusion_jax.train import process, stop
 
 HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-?"}
 OF_ABSL = ("verbosity", "logtostderr", "alsologtostderr", "stderrthreshold")
-MULTIPLE = {tuple[str, ...], Sequence[str]}
+MULTIPLE = {tuple[str, ...], Sequence[str], Sequence[int | str]}
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,6 @@ class Start:
     )
 
     def __post_init__(self):
-        if not self.workdir:
-            raise ConfigError("give --workdir, the run's folder")
         if "://" in self.workdir:
             mount = "mount it with gcsfuse or Filestore and give the mount point"
             raise ConfigError(f"--workdir {self.workdir} is no folder: {mount}")
@@ -123,7 +121,16 @@ def parsed(kind: type, argv: Sequence[str]) -> tuple[Start, Any]:
     if unread:
         raise stranger(unread[0].lstrip("-").partition("=")[0], kind)
     start = built(Start, {name: values[name].value for name in leaves(Start)})
+    check_folder(kind.__module__.rpartition(".")[2], start.workdir)
     return start, built(kind, of_mode)
+
+
+def check_folder(mode: str, workdir: str) -> None:
+    """Raises ConfigError for a mode without the folder that it needs, or with one."""
+    if mode in WITHOUT_FOLDER and workdir:
+        raise ConfigError(f"mode {mode} reads and makes no run: leave --workdir out")
+    if mode not in WITHOUT_FOLDER and not workdir:
+        raise ConfigError("give --workdir, the run's folder")
 
 
 def define(values: flags.FlagValues, name: str, types: tuple[Any, ...]) -> None:
@@ -143,7 +150,8 @@ def define(values: flags.FlagValues, name: str, types: tuple[Any, ...]) -> None:
 
 def help_of(mode: str, module: Any) -> str:
     """What a mode does, its flags and their defaults, and the other modes."""
-    usage = f"Usage: python -m diffusion_jax --mode {mode} --workdir FOLDER [flags]"
+    folder = "" if mode in WITHOUT_FOLDER else "--workdir FOLDER "
+    usage = f"Usage: python -m diffusion_jax --mode {mode} {folder}[flags]"
     others = ", ".join(other for other in MODES if other != mode)
     tables = f"{described(module.Options)}\n\n{described(Start)}"
     return f"{module.__doc__}\n{usage}\n\n{tables}\n\nOther modes, each with a --help: {others}"

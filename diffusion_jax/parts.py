@@ -32,6 +32,7 @@ PARTS = {
         diffusion_jax.models.vae:VQ
     """,
     "conditioners": """
+        diffusion_jax.models.augment:Augmented
         diffusion_jax.models.clip_cond:Features
         diffusion_jax.models.cond:Joint
         diffusion_jax.models.cond:Label
@@ -253,6 +254,8 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "dropout": (0, 1),
     "drop": (0, 1),
     "augment": (0, 1),
+    "rate": (0, 1),
+    "mirror": (0, 1),
     "whole": (0, 1),
     "until": (0, 1),
     "MinSNR.gamma": (0, float("inf")),  # weighs x0 by its signal-to-noise ratio

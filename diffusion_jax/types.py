@@ -187,6 +187,28 @@ class Conditioner(Protocol):
         ...
 
 
+@runtime_checkable
+class Augments(Protocol):
+    """A conditioner that also augments the pictures of training: one like models/augment.py's.
+
+    Training calls `augmented` before anything else is made of a batch, and nobody else does.
+    """
+
+    @property
+    def cond(self) -> Conditioner:
+        """The conditioner without augmentation: the same for pictures that are not augmented."""
+        ...
+
+    def augmented(self, raw: Raw, key: Key) -> Raw:
+        """A batch whose pictures are augmented, with what tells `__call__` how.
+
+        Args:
+          raw: 'image' is a picture, [B, H, W, C] in [-1, 1].
+          key: of all draws.
+        """
+        ...
+
+
 class FirstStage(Protocol):
     """The frozen part that a run trains on: it turns pictures into what the task sees.
 

@@ -1,4 +1,5 @@
-"""A cheap feature network, and digits in files: what tests of measurements share."""
+"""Random weights, a cheap feature network, and digits in files: what tests share that no training is to make."""
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -7,6 +8,13 @@ from diffusion_jax.data.pictures import save_png
 from diffusion_jax.metrics.extract import Network
 
 WEIGHTS = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
+
+
+def random_params(task, batch: dict, seed: int = 0, scale: float = 0.4) -> dict:
+    """Parameters of a task drawn at random, none of them zero."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), shapes)
 
 
 def see(params, images):

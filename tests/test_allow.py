@@ -1,17 +1,15 @@
 """Who may be named in a config: attacks that are refused before anything runs, and packages that the user allows."""
 import contextlib
 import json
-import re
 import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from pages import ROOT, ask
+from pages import ROOT
 from pages import page as page_of
 
 from diffusion_jax import build as builds
@@ -270,59 +268,3 @@ def test_the_environment_allows_too(own):
     environment = {"PYTHONPATH": f"{ROOT}:{own}", "DIFFUSION_JAX_ALLOW": " other, mypkg ,", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=100)
     assert done.stdout.startswith("1\n") and "--allow mypkg_evil" in done.stdout, done.stderr
-
-
-# docs/your_own_modules.md ---------------------------------------------------------------------------------------------------
-
-DOC = (ROOT / "docs" / "your_own_modules.md").read_text()
-
-
-@pytest.fixture
-def written(own, tmp_path, monkeypatch):
-    """The files of the page, in the folder that we are in."""
-    for name, code in re.findall(r"```python\n# (\S+)\n(.*?)```", DOC, re.DOTALL):
-        file = own / name if name.startswith("mypkg") else tmp_path / name
-        file.write_text(code) if "nets" not in name else (own / "mypkg" / "nets" / "__init__.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_the_page_s_network_data_and_sampler_go_together(written, allowed):
-    from diffusion_jax.runs.pages import read
-
-    config = plain(read("mine.py"))
-    with pytest.raises(ConfigError, match="give --allow mypkg"):
-        train.checked(config, "run")
-    allow("mypkg")
-    start = train.checked(config, "run")
-    assert type(start.run.task.model).__name__ == "Mixer" and start.batches.source.names == ("lying", "standing")
-    assert start.recipe.sampler.startswith("mypkg.samplers:careful")
-
-
-@pytest.mark.slow
-def test_the_page_s_run_trains_and_samples_and_is_refused_without_the_flag(written, allowed):
-    from diffusion_jax.runs.pages import read
-
-    config = read("mine.py")
-    allow("mypkg")
-    ask("train", "run", config=config)
-    ask("sample", "run", num=2, out="mine.png", sampler="mypkg.samplers:careful,share=0.9")
-    assert Path("mine.png").is_file()
-    with pytest.raises(ConfigError, match="unknown option of careful 'shrae': did you mean 'share'"):
-        ask("sample", "run", num=2, out="other.png", sampler="mypkg.samplers:careful,shrae=0.9")
-    allowed.clear()
-    with pytest.raises(ConfigError, match="give --allow mypkg"):
-        ask("sample", "run", num=2, out="other.png")
-    assert not Path("other.png").exists()
-
-
-def test_the_page_s_commands_are_flags(written):
-    from diffusion_jax.main import first, parsed
-    from diffusion_jax.modes import module_of
-
-    commands = re.findall(r"python -m diffusion_jax.main (.*)", DOC)
-    assert len(commands) >= 2
-    for command in commands[:2]:
-        mode, rest = first(["main", *command.split()])
-        start, _ = parsed(module_of(mode).Options, rest)
-        assert list(start.allow) == ["mypkg"]

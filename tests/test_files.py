@@ -32,6 +32,23 @@ def test_an_output_is_tried_before_the_work(tmp_path):
             files.writable(path)
 
 
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "x"
+    with pytest.raises(KeyboardInterrupt), files.whole_folder(path) as unfinished:
+        (unfinished / "a").touch()
+        raise KeyboardInterrupt
+    assert os.listdir(path.parent) == []
+    path.mkdir()
+    with files.whole_folder(path) as unfinished:
+        (unfinished / "a").touch()
+        assert not os.listdir(path)
+    assert os.listdir(path) == ["a"] and os.listdir(path.parent) == ["x"]
+    for taken in (path, path / "a", path / "a" / "b"):
+        with pytest.raises(ConfigError, match="choose another"), files.whole_folder(taken):
+            raise AssertionError
+    assert os.listdir(path) == ["a"]
+
+
 def test_a_free_name(tmp_path):
     names = []
     for _ in range(3):

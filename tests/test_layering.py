@@ -18,8 +18,8 @@ LAYERS = {
     "main": 8,
     "__main__": 9,
 }
-MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "edit", "encode", "likelihood",
-         "plan")
+MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "export_weights", "edit", "encode",
+         "likelihood", "plan", "page")
 MIRRORED = ("runs", "pipelines", "evaluation", "planning")
 """Folders whose files and files of tests are one for one."""
 TESTED = (*MIRRORED, "nn", "diffusion", "metrics", "data", "models", "cost")
@@ -68,7 +68,7 @@ def test_files_are_short():
     assert not long
 
 
-def test_the_modes_are_eleven_and_their_options():
+def test_the_modes_are_these_and_their_options():
     assert {path.stem for path in FILES if part(path) == "modes"} == {"options", *MODES}
 
 

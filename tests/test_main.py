@@ -72,10 +72,11 @@ def test_the_mode_is_read_first_wherever_it_stands():
 
 def test_what_is_given_reaches_its_group():
     arguments = ["main", "--workdir", "run", "--upsampler", "a", "--upsampler", "b", "--num=3", "--guidance", "2", "--notruncate"]
+    arguments += ["--label", "rose", "--label", "3"]
     start, options = parsed(module_of("sample").Options, arguments)
     assert (start.workdir, start.compiled, start.distributed) == ("run", None, False)
     assert (options.num, options.helpers.upsampler, options.request.truncate) == (3, ("a", "b"), False)
-    assert options.sampling.changes == {"guidance": 2.0}
+    assert options.sampling.changes == {"guidance": 2.0} and options.request.labels == ("rose", "3")
 
 
 def test_a_page_is_an_option_with_its_changes():

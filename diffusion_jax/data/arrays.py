@@ -24,11 +24,11 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, number, unknown
 from diffusion_jax.data.image import LARGEST_SIDE, opaque, read, to_channels
-from diffusion_jax.data.source import Record, bounded, class_indices, existing, inside, npz, read_json, readable, texts
+from diffusion_jax.data.source import File, Record, bounded, class_indices, existing, inside, npz, read_json, readable, texts
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-SYSTEMS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-"""Folders that archivers, disk stations and file systems make."""
+SYSTEMS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini")
+"""Folders and files that archivers, disk stations and systems make."""
 
 
 def is_hidden(name: str) -> bool:
@@ -60,10 +60,16 @@ class _Members:
         return f"{self.archive.filename}/{self.names[i]}"
 
     def __getitem__(self, i: int) -> np.ndarray:
-        with readable(self.place(i), again=True):
-            bounded(self.archive, self.names[i])
-            data = self.archive.read(self.names[i])
-        return read(data, self.place(i))
+        return read(self.content(self.names[i]), self.place(i))
+
+    def content(self, name: str) -> bytes:
+        with readable(f"{self.archive.filename}/{name}", again=True):
+            bounded(self.archive, name)
+            return self.archive.read(name)
+
+    def file(self, i: int) -> File:
+        info = self.archive.getinfo(self.names[i])
+        return File(info.filename, info.file_size, info.CRC)
 
     def columns(self) -> dict[str, list]:
         paths = [PurePosixPath(name) for name in self.names]
@@ -99,6 +105,7 @@ class Arrays:
       split: which rows: those whose `split_key` column has this value; None is all of them.
       split_key: the column of the splits.
       meta: JSON files, relative to the folder of `path`.
+      without: names of members of a .zip that are left out: those that do not read (runs/broken.py).
 
     Raises:
       ConfigError: at first use: a file or column is missing or damaged, or columns differ in length.
@@ -115,10 +122,13 @@ class Arrays:
     split: str | None = None
     split_key: str = "split"
     meta: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if isinstance(self.meta, str):
-            raise ConfigError(f"meta={self.meta!r}: give a tuple of file names, ({self.meta!r},)")
+        for name in ("meta", "without"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise ConfigError(f"{name}={value!r}: give a tuple of file names, ({value!r},)")
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -129,26 +139,39 @@ class Arrays:
     def labels(self) -> np.ndarray | None:
         """Of all records, int [N]."""
         table = self._table
-        return None if table.labels is None else table.labels[table.rows]
+        return None if table.labels is None else table.labels[self._rows]
 
     @property
     def captions(self) -> list[str] | None:
         """Of all records."""
         table = self._table
-        return None if table.captions is None else [table.captions[row] for row in table.rows]
+        return None if table.captions is None else [table.captions[row] for row in self._rows]
+
+    @property
+    def files(self) -> list[File]:
+        """The members of a .zip, those that are left out too; none of an .npz, whose images are in memory."""
+        images, rows = self._table.images, self._table.rows
+        return [images.file(row) for row in rows] if isinstance(images, _Members) else []
+
+    def content(self, name: str) -> bytes:
+        """The bytes of one of `files`, by its name."""
+        images = self._table.images
+        if not isinstance(images, _Members):
+            raise ConfigError(f"{self.path}: holds arrays, and no file {name!r}")
+        return images.content(name)
 
     def place(self, i: int) -> str:
         """The file of record i and its row, or its member."""
         table = self._table
-        row = int(table.rows[i])
+        row = int(self._rows[i])
         return table.images.place(row) if isinstance(table.images, _Members) else f"{self.path}, row {row}"
 
     def __len__(self) -> int:
-        return len(self._table.rows)
+        return len(self._rows)
 
     def __getitem__(self, i: int) -> Record:
         table = self._table
-        row = int(table.rows[i])
+        row = int(self._rows[i])
         image = table.images[row]
         record: Record = {"image": opaque(image if image.ndim == 3 else image[..., None])}
         if table.labels is not None:
@@ -156,6 +179,17 @@ class Arrays:
         if table.captions is not None:
             record["caption"] = str(table.captions[row])
         return record
+
+    @functools.cached_property
+    def _rows(self) -> np.ndarray:
+        """The rows of the records, int [N]."""
+        images, rows = self._table.images, self._table.rows
+        if not self.without:
+            return rows
+        if not isinstance(images, _Members):
+            raise ConfigError(f"without={self.without}: {self.path} holds arrays, and no files that could be left out")
+        out = set(self.without)
+        return np.array([row for row in rows if images.names[row] not in out], np.int64)
 
     @functools.cached_property
     def _table(self) -> _Table:

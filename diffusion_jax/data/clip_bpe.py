@@ -80,6 +80,16 @@ class ClipBPE:
         return len(self._numbers)
 
     @property
+    def numbers(self) -> dict[str, int]:
+        """Symbol -> its number: what other programs call the vocabulary."""
+        return dict(self._numbers)
+
+    @property
+    def pairs(self) -> list[bpe.Pair]:
+        """The merges, first things first."""
+        return list(self._pairs)
+
+    @property
     def start(self) -> int:
         """The token that begins a text."""
         return self.vocab - 2

@@ -1,28 +1,44 @@
-"""A folder of image files, in one of three layouts:
+"""A folder of image files as a person has it. Its layout says what is known of a picture:
 
-    path/metadata.jsonl       one {"file_name": ..., "text" or "caption": ..., "label": ...} a line (Hugging Face's "imagefolder")
-    path/<class>/**/<image>   one folder per class, class names sorted
-    path/<image>              images without labels
+    path/metadata.jsonl, or .csv     a row for each record: captions, labels (data/listing.py)
+    path/<class>/**/<image>          one folder per class, class names sorted
+    path/<image>                     images without labels
+    <image>.txt                      beside every image of the last two: its caption
 
-A line of metadata.jsonl is a record: a picture with three captions has three lines. Links are followed, wherever they lead.
+Links are followed, wherever they lead. A share of the pictures may be held out, by their names alone:
+
+    h(name) = the first 64 bits of SHA-256(name) / 2^64,        held out where h(name) < holdout                          (1)
+
+where name is the file's, relative to the folder, so that a picture stays on its side when others are added or removed, and all
+captions of one lie on the same side. Of few pictures (1) may leave a side empty. Then the picture of the least h is held out, or
+that of the greatest trained on: where pictures are added, one that was held out may come to be trained on, but none that was
+trained on comes to be held out, unless `holdout` is nearly 1.
 """
 from __future__ import annotations
 
 import functools
+import hashlib
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, number, unknown
 from diffusion_jax.data.arrays import SUFFIXES, is_hidden, is_image
 from diffusion_jax.data.image import is_grey, read
-from diffusion_jax.data.source import Record, class_indices, existing, inside, readable, texts
-from diffusion_jax.files import json_objects
+from diffusion_jax.data.listing import captions_beside, listed, listing_in
+from diffusion_jax.data.source import File, Record, existing, readable
+
+SPLITS = ("train", "test")
+HOLDOUT = 0.1
 
 
 class _Index(NamedTuple):
+    """All records of a folder, whatever the split."""
+
     files: list[Path]
     labels: np.ndarray | None = None
     captions: list[str] | None = None
@@ -36,58 +52,135 @@ class Folder:
 
     Attributes:
       path: the folder, with its split where it has one ('pets/train').
+      split: '' all, 'train' or 'test' by (1). Class names are those of all pictures, whatever the split.
+      holdout: the share of the pictures that is the split 'test', between 0 and 1.
+      without: names of files, relative to the folder, that are left out: those that do not read (runs/broken.py).
 
     Raises:
-      ConfigError: at first use: no images, images both beside and inside class folders, a class folder without any, a bad line of
-        metadata.jsonl.
+      ConfigError: a split or a share that is none; at first use: no images, images both beside and inside class folders, a class
+        folder without any, captions of two kinds or for some images alone, a bad row of a list, one image alone to be split.
       OSError: from a record: the disk refuses it.
+
+    Example:
+      >>> Folder('photos', split='test').names
+      ('daisy', 'rose')
     """
 
     path: str
+    split: str = ""
+    holdout: float = HOLDOUT
+    without: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.split not in ("", *SPLITS):
+            raise unknown("split of a folder", str(self.split), SPLITS)
+        if not 0 < number("holdout of Folder", self.holdout) < 1:
+            raise ConfigError(f"holdout of Folder is a share between 0 and 1, and neither of both: got {self.holdout}")
+        if not self.split and self.holdout != HOLDOUT:
+            raise ConfigError("holdout of Folder is of a split: give split='train' or 'test' too")
+        if isinstance(self.without, str):
+            raise ConfigError(f"without={self.without!r}: give a tuple of file names, ({self.without!r},)")
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """The class folders, or the sorted set of string labels in metadata.jsonl."""
+        """The class folders, or the sorted set of string labels in a list."""
         return self._index.names
 
     @property
     def labels(self) -> np.ndarray | None:
         """Of all records, int [N]."""
-        return self._index.labels
+        labels = self._index.labels
+        return None if labels is None else labels[self._rows]
 
     @property
     def captions(self) -> list[str] | None:
         """Of all records."""
-        return self._index.captions
+        captions = self._index.captions
+        return None if captions is None else [captions[row] for row in self._rows]
 
     @functools.cached_property
     def channels(self) -> int:
-        """What all images have in common: 1 where all are grey, else 3. Looks at the header of each until one is coloured."""
-        return 1 if all(map(is_grey, self._index.files)) else 3
+        """What all images have in common, of both splits: 1 where all are grey, else 3. Looks at the header of each until one is
+        coloured; one that does not read counts for nothing."""
+        return 3 if any(is_grey(file) is False for file in self._index.files) else 1
+
+    @property
+    def files(self) -> list[File]:
+        """All pictures of the folder, whatever is left out and whatever the split."""
+        by_name = dict(zip(self._names, self._index.files, strict=True))
+        return [File.of(name, file) for name, file in by_name.items()]
+
+    def content(self, name: str) -> bytes:
+        """The bytes of one of `files`, by its name."""
+        return Path(self.path).expanduser().joinpath(name).read_bytes()
 
     def place(self, i: int) -> str:
-        """The file of record i, or the line of metadata.jsonl that names it."""
-        index = self._index
-        return index.lines[i] if index.lines else str(index.files[i])
+        """The file of record i, or the line of the list that names it."""
+        index, row = self._index, self._rows[i]
+        return index.lines[row] if index.lines else str(index.files[row])
 
     def __len__(self) -> int:
-        return len(self._index.files)
+        return len(self._rows)
 
     def __getitem__(self, i: int) -> Record:
-        index = self._index
-        record: Record = {"image": read(index.files[i].read_bytes(), str(index.files[i]))}
+        index, row = self._index, self._rows[i]
+        record: Record = {"image": read(index.files[row].read_bytes(), str(index.files[row]))}
         if index.labels is not None:
-            record["label"] = int(index.labels[i])
+            record["label"] = int(index.labels[row])
         if index.captions is not None:
-            record["caption"] = index.captions[i]
+            record["caption"] = index.captions[row]
         return record
 
     @functools.cached_property
     def _index(self) -> _Index:
         path = existing(self.path, "folder")
-        listed = path / "metadata.jsonl"
         with readable(path):
-            return _from_metadata(listed) if listed.exists() else _from_folders(path)
+            listing = listing_in(path)
+            if listing is None:
+                return _from_folders(path)
+            rows = listed(listing)
+            return _Index(rows.files, rows.labels, rows.captions, rows.names, rows.lines)
+
+    @functools.cached_property
+    def _names(self) -> list[str]:
+        """The name of every record's file, relative to the folder."""
+        files = self._index.files
+        root = Path(self.path).expanduser()
+        return [file.relative_to(root).as_posix() for file in files]
+
+    @functools.cached_property
+    def _rows(self) -> np.ndarray:
+        """Which records of the folder these are, int [N]."""
+        if not self.split and not self.without:
+            return np.arange(len(self._index.files))
+        out = set(self.without)
+        rows = np.array([row for row, name in enumerate(self._names) if name not in out], np.int64)
+        if not self.split or not len(rows):
+            return rows
+        test = _held_out([self._names[row] for row in rows], self.holdout, self.path)
+        return rows[test if self.split == "test" else ~test]
+
+
+def _held_out(names: Sequence[str], share: float, path: str) -> np.ndarray:
+    """(1): whether each of these files is held out, bool [N]; neither side is empty.
+
+    Raises:
+      ConfigError: there is one file alone.
+    """
+    hashes = np.array([_hash_of(name) for name in names])
+    if hashes.min() == hashes.max():
+        raise ConfigError(f"{path}: has one picture to read, {names[0]!r}, which cannot be trained on and held out; add others")
+    test = hashes < share
+    if not test.any():
+        return hashes == hashes.min()
+    return hashes < hashes.max() if test.all() else test
+
+
+def _hash_of(name: str) -> float:
+    """h of (1)."""
+    # macOS takes letters apart that others keep together: the same picture is to be held out there.
+    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def images_in(folder: Path, deep: bool = False) -> list[Path]:
@@ -117,53 +210,11 @@ def _from_folders(path: Path) -> _Index:
     if loose and any(of_class.values()):
         raise ConfigError(f"{path}: images lie both in it and in its folders; move them all into class folders, or none")
     if loose:
-        return _Index(loose)
+        return _Index(loose, captions=captions_beside(loose))
     empty = next((name for name, images in of_class.items() if not images), None)
     if empty is not None:
         # Left out, it would move the labels of the classes behind it; kept, a folder of notes would be a class.
         raise ConfigError(f"{path / empty}: is a class folder without images; fill it, remove it, or put a dot before its name")
     labels = np.repeat(np.arange(len(of_class)), [len(images) for images in of_class.values()])
-    return _Index([image for images in of_class.values() for image in images], labels, None, tuple(of_class))
-
-
-def _from_metadata(listed: Path) -> _Index:
-    rows, files, lines = [], [], []
-    for number, row in json_objects(listed):
-        line, name = f"{listed}:{number}", row.get("file_name")
-        if not isinstance(name, str):
-            raise ConfigError(f"{line}: not a JSON object with a 'file_name'")
-        file = listed.parent / inside(name, line)
-        if not file.is_file():
-            raise ConfigError(f"{line}: there is no {name!r} beside it")
-        rows.append(row)
-        files.append(file)
-        lines.append(f"{line} ({name})")
-    if not rows:
-        raise ConfigError(f"{listed}: lists no images; write a line for each, or remove it")
-    captions = _values(rows, "text", lines) or _values(rows, "caption", lines)
-    if captions is not None:
-        captions = texts(captions, lines.__getitem__)
-    classes = _values(rows, "label", lines)
-    labels, names = class_indices(classes, None, listed, lines.__getitem__) if classes else (None, None)
-    if labels is not None:
-        _check_twice(files, labels, lines)
-    return _Index(files, labels, captions, names, lines)
-
-
-def _values(rows: list[dict[str, Any]], key: str, lines: list[str]) -> list[Any] | None:
-    """The values of `key` where all rows have it, None where no row has."""
-    having = [key in row for row in rows]
-    if any(having) and not all(having):
-        number = having.index(False)
-        raise ConfigError(f"{lines[number]}: {sum(having)} of {len(rows)} lines have {key!r}, this one has not; "
-                          "add it to all lines or to none")
-    return [row[key] for row in rows] if any(having) else None
-
-
-def _check_twice(files: list[Path], labels: np.ndarray, lines: list[str]) -> None:
-    """Refuses a picture that is listed twice, as of two classes."""
-    first: dict[Path, int] = {}
-    for i, file in enumerate(files):
-        other = first.setdefault(file, i)
-        if labels[other] != labels[i]:
-            raise ConfigError(f"{lines[i]}: is of class {labels[i]}, and of class {labels[other]} in {lines[other]}; remove one")
+    images = [image for images in of_class.values() for image in images]
+    return _Index(images, labels, captions_beside(images), tuple(of_class))

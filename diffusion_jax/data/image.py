@@ -128,13 +128,13 @@ def opened(data: bytes | str | Path, formats: tuple[str, ...] = FORMATS) -> Iter
         yield picture
 
 
-def is_grey(path: str | Path) -> bool:
-    """Whether `read` makes one channel of a file; looks at its header alone, and says no where that does not read."""
+def is_grey(path: str | Path) -> bool | None:
+    """Whether `read` makes one channel of a file; looks at its header alone, and says None where that does not read."""
     try:
         with opened(path) as picture:
             return picture.mode in GREY or picture.mode.startswith("I")
     except Exception:  # decoders raise anything at all; `read` says it, with the file's name
-        return False
+        return None
 
 
 def _from_png(picture: Image.Image, data: bytes, name: str) -> np.ndarray:

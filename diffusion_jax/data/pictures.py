@@ -2,8 +2,8 @@
 
     x.png     one picture or a grid; text chunks, of which `diffusion_jax` holds JSON
     x.npz     arr_0 uint8 [N, H, W, C], arr_1 [N] the labels, meta the same JSON as a string
-    x/        000000.png, or 000000_3.png with label 3, and samples.jsonl, a line of JSON for each
-    x.gif     frames, and x.mp4 where ffmpeg is there
+    x/        000000.png, or 000000_rose.png of class rose, and samples.jsonl, a line of JSON for each
+    x.gif     frames, and x.mp4 where ffmpeg is there: data/animation.py
 
 Files appear whole or not at all: each is written beside its place under a dotted name, which every
 reader here skips, and then takes that place. The JSON is input from elsewhere when it is read back:
@@ -17,7 +17,6 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,6 @@ CHUNK = "diffusion_jax"
 LISTING = "samples.jsonl"
 META_LIMIT = 2**20
 """Characters of JSON that a file may hold about itself; Pillow unpacks no longer text either."""
-SECONDS = 0.4
-"""How long an animation shows a frame."""
-LEAST_SIDE = 128
-"""Pixels of the shorter side of an animation: smaller frames are enlarged by a whole factor."""
 STILLS = (".png", ".npz")
 ANIMATIONS = (".gif", ".mp4")
 A1111 = dict(steps="Steps", sampler="Sampler", guidance="CFG scale", seed="Seed", size="Size")
@@ -139,6 +134,7 @@ def save_folder(
     labels: np.ndarray | None = None,
     meta: Callable[[int], Mapping[str, Any]] | None = None,
     text: Callable[[int], Mapping[str, str]] | None = None,
+    class_of: Callable[[int], str] = str,
 ) -> int:
     """Writes pictures as they come, a PNG each, and their lines of samples.jsonl.
 
@@ -148,6 +144,7 @@ def save_folder(
       labels: integers for all pictures to come; picture 0 of label 3 is then called 000000_3.png.
       meta: of a picture's number, what its line holds beside `file_name` and `label`.
       text: of a picture's number, the text chunks of its PNG.
+      class_of: of a label, what stands for it in a file's name.
 
     Returns:
       How many pictures came.
@@ -159,43 +156,13 @@ def save_folder(
         for batch in batches:
             for image in batch:
                 label = {} if labels is None else {"label": int(labels[number])}
-                name = "_".join([f"{number:06d}", *map(str, label.values())]) + ".png"
+                name = "_".join([f"{number:06d}", *map(class_of, label.values())]) + ".png"
                 save_png(folder / name, image, text(number) if text else None)
                 line = {"file_name": name, **label, **(meta(number) if meta else {})}
                 listing.write(meta_json(line) + "\n")
                 listing.flush()  # so that what was made before an interruption is listed
                 number += 1
     return number
-
-
-def animated(out: str | Path, frames: np.ndarray, seconds: float = SECONDS) -> list[Path]:
-    """Writes frames as a GIF and, where imageio-ffmpeg is installed, as an MP4.
-
-    Args:
-      out: a file name, whose suffix is replaced.
-      frames: uint8 [N, h, w, 1 or 3]; small ones are enlarged.
-      seconds: how long each is shown.
-
-    Returns:
-      The files written.
-
-    Raises:
-      ConfigError: imageio is missing.
-    """
-    try:
-        import imageio.v3 as imageio
-    except ImportError:
-        raise ConfigError("animations need imageio: pip install imageio") from None
-    frames = _as_video(frames)
-    gif, mp4 = (Path(out).with_suffix(suffix) for suffix in ANIMATIONS)
-    with whole(gif) as unfinished:
-        imageio.imwrite(unfinished, list(frames), duration=1000 * seconds, loop=0)
-    if find_spec("imageio_ffmpeg") is None:
-        print("no MP4: pip install imageio-ffmpeg")
-        return [gif]
-    with whole(mp4) as unfinished:
-        imageio.imwrite(unfinished, frames, fps=1 / seconds, macro_block_size=2, plugin="FFMPEG")
-    return [gif, mp4]
 
 
 def read_batch(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -306,17 +273,6 @@ def parameters_text(prompt: str | None, negative: str | None, settings: Mapping[
 def _check_uint8(images: np.ndarray, function: str) -> None:
     if images.dtype != np.uint8:
         raise TypeError(f"{function} wants uint8, got {images.dtype}; use to_uint8")
-
-
-def _as_video(frames: np.ndarray) -> np.ndarray:
-    """uint8 [N, h, w, 1 or 3] -> [N, H, W, 3], large enough to see, its sides even (for MP4)."""
-    # By whole factors: video players blur small pictures, and pixels of 8x8 digits are to be seen.
-    factor = max(1, LEAST_SIDE // min(frames.shape[1:3]))
-    frames = frames.repeat(factor, axis=1).repeat(factor, axis=2)
-    if frames.shape[-1] == 1:
-        frames = frames.repeat(3, axis=-1)
-    odd = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))
-    return np.pad(frames, odd, mode="edge")
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -9,6 +9,10 @@ from disk is read at first use and kept.
 A source that knows more without reading images says it, for the checks before training (data/survey.py) and for errors:
 
     source.labels     int [N]              source.captions     N strings, or None            source.place(i)     'cats/0.png'
+
+and one whose pictures lie in files of their own says which, for the check of all of them (data/damage.py):
+
+    source.files      a `File` for each    source.content(name)     the bytes of one         source.without      names left out
 """
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -51,6 +55,26 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Record:
         """Record i; `ConfigError` names a damaged file, `OSError` is what a disk or a network refuses and may be asked again."""
         ...
+
+
+class File(NamedTuple):
+    """A picture's file, as far as it can be known without opening it.
+
+    Attributes:
+      name: what its source calls it, relative to the source's own path.
+      size: in bytes.
+      stamp: a number that is another when the file is: its time in nanoseconds, or a checksum.
+    """
+
+    name: str
+    size: int
+    stamp: int
+
+    @classmethod
+    def of(cls, name: str, path: Path) -> File:
+        """The file of a name that lies at a path."""
+        state = path.stat()
+        return cls(name, state.st_size, state.st_mtime_ns)
 
 
 def existing(path: str | Path, kind: str = "") -> Path:

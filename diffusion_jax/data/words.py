@@ -5,12 +5,22 @@ Those of CLIP and GLIDE are in clip_bpe.py and glide_bpe.py.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from diffusion_jax.build import unknown
 from diffusion_jax.data.bpe import fits, room
+
+
+def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:
+    """All words of some texts, as `Words` reads them, in the order of the alphabet."""
+    return tuple(sorted({word for text in texts for word in _words(text)}))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 def _filled(numbers: list[int], length: int, text: str, truncate: bool) -> np.ndarray:
@@ -55,7 +65,7 @@ class Words:
         return len(self._numbers(text))
 
     def _numbers(self, text: str) -> list[int]:
-        words = re.findall(r"\w+", text.lower())
+        words = _words(text)
         for word in words:
             if word not in self.words:
                 raise unknown("word", word, self.words)

@@ -152,7 +152,8 @@ def _measured(
     if isinstance(network.see, features.SeeClassifier) and fake.labels is not None:
         correct = np.argmax(fake.rows("logits"), axis=1) == fake.labels
         report[f"accuracy[{network.label}]"] = float(np.mean(correct))
-    report |= {"classes": figures.by_class(fake, real), "warnings": figures.warnings(fake, real)}
+    rows = figures.by_class(fake, real, sampled.names)
+    report |= {"classes": rows, "warnings": figures.warnings(fake, real)}
     gallery = beside(fake, real)
     return Measured({name: value for name, value in report.items() if value != []}, gallery)
 

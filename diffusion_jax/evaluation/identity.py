@@ -20,6 +20,7 @@ import numpy as np
 from diffusion_jax.build import build
 from diffusion_jax.data.arrays import is_hidden
 from diffusion_jax.data.folder import images_in
+from diffusion_jax.data.listing import LISTINGS, texts_beside
 from diffusion_jax.data.rows import spread
 from diffusion_jax.data.source import existing
 from diffusion_jax.runs.folder import Run
@@ -29,9 +30,8 @@ WHOLE = 2**28
 """Bytes of files that are read to tell them apart; of more their sizes and stamps do."""
 RECORDS = 32
 """Records of a data set that are looked at, spread over it: not all that changes is in a file."""
-COLUMNS = ("name", "split", "split_key", "image", "label", "caption", "dataset")
+COLUMNS = ("name", "split", "split_key", "image", "label", "caption", "dataset", "without")
 """Keys of a source's spec that hold no paths."""
-LISTING = "metadata.jsonl"
 
 
 def of_files(path: str | Path) -> dict[str, str]:
@@ -86,14 +86,14 @@ def of_arrays(arrays: Mapping[str, Any]) -> str:
 
 
 def _files(where: Path) -> list[Path]:
-    """A file itself; the pictures of a folder, or all that is in it where a listing, or no picture,
-    says what is read."""
+    """A file itself; the pictures of a folder and the texts beside them, or all that is in it where
+    a listing, or no picture, says what is read."""
     if not where.is_dir():
         return [where]
     images = images_in(where, deep=True)
     # Whoever measures the pictures of a folder in that folder changes other files of it.
-    if images and not (where / LISTING).exists():
-        return images
+    if images and not any((where / name).exists() for name in LISTINGS):
+        return images + texts_beside(images)
     paths = sorted(where.rglob("*"))
     visible = [
         path for path in paths if not any(map(is_hidden, path.relative_to(where).parts))

@@ -1,7 +1,7 @@
 """What is measured of a run: the metrics of pixels and of held-out images, and the table of all.
 
-    pixels      samples against the run's data, in pixel space: class accuracy, novelty, variance by
-                class
+    pixels      samples against the run's data, in pixel space: novelty and, where there are
+                classes, accuracy and variance by class
     features    samples, or images, against data, images or statistics, in the features of a
                 network: FID, sFID, IS, KID, precision, recall and their kin (metrics/figures.py);
                 every figure names its network (evaluation/compare.py)
@@ -27,12 +27,13 @@ from diffusion_jax.data.source import existing
 from diffusion_jax.diffusion.guidance import Clip
 from diffusion_jax.diffusion.process import DDPM, noised
 from diffusion_jax.diffusion.times import respace
-from diffusion_jax.evaluation import clip, compare, contrast, features, report, samples
+from diffusion_jax.evaluation import clip, compare, contrast, copies, features, report, samples
 from diffusion_jax.evaluation import options as flags
 from diffusion_jax.evaluation.options import Options
 from diffusion_jax.evaluation.report import Gallery, Measured
 from diffusion_jax.metrics import pixels
 from diffusion_jax.metrics.bpd import bits_per_dim
+from diffusion_jax.pipelines import lora
 from diffusion_jax.runs import held_out
 from diffusion_jax.runs.folder import Model, Run
 from diffusion_jax.tasks import kinds
@@ -69,47 +70,68 @@ def in_pixels(run: Run, options: Options) -> Measured:
     sampled = samples.sampled(run, options)
     size = options.size
     batches = list(sampled.images.batches(range(0, len(sampled.images), size), size))
-    images, labels = (
-        np.concatenate([batch[name] for batch in batches]) for name in ("image", "label")
-    )
+    images = np.concatenate([batch["image"] for batch in batches])
+    labels = None
+    if "label" in batches[0]:
+        labels = np.concatenate([batch["label"] for batch in batches])
     train, test = (held_out.pictures(data, split) for split in ("train", "test"))
-    return Measured(sampled.figures | of_pixels(images, labels, train, test), Gallery(images))
+    compared = of_pixels(images, labels, train, test, run.class_names)
+    return Measured(sampled.figures | compared, Gallery(images))
 
 
 def check_pixels(run: Run, options: Options) -> None:
     """Raises ConfigError where samples of a run cannot be compared with its data."""
     data = run.data("give --features and a --reference to measure against, and --num")
-    # Refused before the data are read, which may be many.
-    if not run.task.num_classes and options.helpers.classifier is None:
-        samples.check_classes(run.task, 1, 0)
     check_pictures(data, samples.ready(run, options)[0].picture_shape)
 
 
 def check_pictures(data: Mapping[str, Any], shape: tuple[int, ...] | None = None) -> None:
-    """Raises ConfigError where a page's data has no pictures with labels, of a shape (H, W, C), to
-    compare with."""
+    """Raises ConfigError where a page's data has no pictures of a shape (H, W, C), or no held-out
+    ones, to compare with."""
     record = build(data["decode"])(build(data["train"])[0], np.random.default_rng(0))
     if record["image"].dtype != np.uint8:
         raise ConfigError(
             "metric pixels compares pictures, the data are latents: give --features and a "
             "--reference"
         )
-    if "label" not in record:
-        raise ConfigError("metric pixels compares classes, the data has none: give --features")
     if shape is not None and record["image"].shape != shape:
         raise ConfigError(
             f"metric pixels compares pictures of one size, the data are of "
             f"{record['image'].shape}, the samples of {shape}: give --features"
         )
+    if "test" not in data or not len(build(data["test"])):
+        raise ConfigError(
+            "metric pixels compares held-out pictures too, the data has none: give more pictures, "
+            "or set evaluate.num to 0"
+        )
 
 
-def of_pixels(images: np.ndarray, labels: np.ndarray, train: tuple, test: tuple) -> dict[str, Any]:
-    """The figures of metrics/pixels.py; train and test are (images, labels)."""
+def of_pixels(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    train: tuple,
+    test: tuple,
+    names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The figures of metrics/pixels.py.
+
+    Args:
+      images, labels: samples; labels None where there are none.
+      train, test: (images, labels) of the data.
+      names: of the classes, None where they have none.
+    """
+    novelty = {"novelty[pixels]": pixels.novelty(images, train[0], test[0])}
+    # One class alone tells nothing apart.
+    if labels is None or train[1] is None or test[1] is None or len(np.unique(train[1])) < 2:
+        return novelty
+    ratios = pixels.class_variance(images, labels, *train)
     return {
         "accuracy[pixel SVC]": pixels.class_accuracy(images, labels, *train),
         "accuracy[pixel SVC] of held-out images": pixels.class_accuracy(*test, *train),
-        "novelty[pixels]": pixels.novelty(images, train[0], test[0]),
-        "variance[pixels] by class": pixels.class_variance(images, labels, *train),
+        **novelty,
+        "variance[pixels] by class": {
+            names[label] if names else str(label): ratio for label, ratio in ratios.items()
+        },
     }
 
 
@@ -242,18 +264,29 @@ METRICS = {
     "tsne": Metric(kinds.TwoTowers, contrast.tsne, contrast.check_tsne, ("seed",)),
 }
 """One line adds a metric; of the metrics of a kind the first is measured where none is named."""
+OF_DATA = ("pixels", "features")
+"""Those that compare samples with the training data where no reference is named."""
 
 
-def measured(run: Run, options: Options) -> Measured:
-    """The figures of one metric of a run, which may be one whose weights are in memory only.
+def measured(run: Run, options: Options, training: bool = False) -> Measured:
+    """The figures of one metric of a run, which may be one whose weights are in memory only; with
+    those of metrics/copies.py where the metric reads the training data anyway.
+
+    Args:
+      run, options: what is measured.
+      training: whether the run trains, so that its data are there whatever is compared with.
 
     Raises:
       ConfigError: a metric that the model does not have, an option that it does not look at, or
         what the metric refuses.
     """
     name = check_metric(run.task, options)
-    named = report.name_of(name, _changed(options), step=run.step, weights=run.which)
-    return METRICS[name].measure(run, options)._replace(name=named)
+    loras = {"lora": lora.listed(run.identity)} if run.loras else {}
+    named = report.name_of(name, _changed(options) | loras, step=run.step, weights=run.which)
+    result = METRICS[name].measure(run, options)
+    result = result._replace(name=named, figures=loras | result.figures)
+    own_data = name in OF_DATA and options.measure.reference is None
+    return copies.added(result, run.config["data"]) if own_data or training else result
 
 
 def _changed(options: Options) -> dict[str, Any]:
@@ -346,8 +379,7 @@ def ready(task: Task, config: Mapping[str, Any], numbers: Sequence[int], classes
         existing(section["reference"])
     if not isinstance(task, kinds.Pictures):
         return
-    # Unconditional samples are measured in features only; all others have classes to cover.
-    if task.num_classes or network is None:
+    if task.num_classes:
         for num in numbers:
             samples.check_classes(task, num, classes)
     if network is None:

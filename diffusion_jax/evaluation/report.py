@@ -1,8 +1,9 @@
-"""What was measured, and where it goes: a table on stdout, report.json, report.html with pictures.
+"""What was measured, and where it goes: a table on stdout, report.json, report.html with pictures,
+report.png with the samples that are nearest to training pictures.
 
     write("runs/digits", Measured({"FID[judge]": 3.1}, Gallery(samples), "features-step400"))
 
-report.json and report.html are the newest; the folder `reports` keeps all of them, under names that
+All are of the newest measurement; the folder `reports` keeps all of them, under names that
 say what was measured, reports/features-step400.json for example.
 """
 from __future__ import annotations
@@ -23,7 +24,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from diffusion_jax.data.pictures import grid
+from diffusion_jax.data.pictures import grid, save_png
+from diffusion_jax.evaluation import validation
 from diffusion_jax.files import rows_that_read, unused, whole, writable
 
 STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto }
@@ -42,11 +44,17 @@ KEPT = "reports"
 """The folder, in that of the report, of all reports."""
 LONGEST = 100
 """Characters of a report's name."""
-APART = ("warnings", "classes")
+APART = ("warnings", "classes", "losses")
 """Entries of the figures that are no rows of the table."""
 CAPTION = (
     "Left a sample, right of it the images whose features are nearest, with their distances: "
     "copies show here."
+)
+
+
+PAIRS = (
+    "Left a sample, right of it the training picture that it is nearest to, in pixels; first those "
+    "that are nearer to one picture than to all others."
 )
 
 
@@ -58,11 +66,13 @@ class Gallery(NamedTuple):
       nearest: uint8 [rows, count, H, W, C], the images of the reference nearest to the first
         samples.
       distances: theirs, [rows, count].
+      pairs: uint8 [n, 2, H, W, C], samples and the training pictures that they are nearest to.
     """
 
     samples: np.ndarray | None = None
     nearest: np.ndarray | None = None
     distances: np.ndarray | None = None
+    pairs: np.ndarray | None = None
 
 
 class Measured(NamedTuple):
@@ -123,6 +133,7 @@ def write(folder: str | Path, measured: Measured) -> None:
     if jax.process_index() > 0:
         return
     newest = Path(folder, "report.json")
+    measured = measured._replace(figures=with_validation(newest.parent, measured.figures))
     text = json.dumps(measured.figures, indent=2, default=_plain) + "\n"
     history = place_of(Path(folder, KEPT), measured.name, text)
     # First: the figures may have taken hours, and a picture of them can still fail.
@@ -131,11 +142,19 @@ def write(folder: str | Path, measured: Measured) -> None:
     html_page = page(newest.parent, measured)
     for path in (history, newest):
         save(path.with_suffix(".html"), html_page)
+        _save_pairs(path.with_suffix(".png"), measured.gallery.pairs)
     # Names of files may have bytes that are no characters, which a terminal refuses.
     print(table(measured.figures).encode("utf-8", "backslashreplace").decode())
     for warning in measured.figures.get("warnings", ()):
         print(f"warning: {warning}", file=sys.stderr)
     print(f"report: {newest}, {newest.with_suffix('.html')}; kept as {history}")
+
+
+def with_validation(folder: Path, figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures, and what metrics.jsonl in a folder says of the run's validation."""
+    added = validation.summary(_lines(folder / "metrics.jsonl"))
+    warnings = [*figures.get("warnings", ()), *added.get("warnings", ())]
+    return figures | added | ({"warnings": warnings} if warnings else {})
 
 
 def place_of(folder: Path, name: str, text: str) -> Path:
@@ -146,6 +165,14 @@ def place_of(folder: Path, name: str, text: str) -> Path:
     if path.is_file() and path.read_text(encoding="utf-8", errors="replace") == text:
         return path
     return unused(path)
+
+
+def _save_pairs(path: Path, pairs: np.ndarray | None) -> None:
+    """A picture of pairs, or none: not that of another measurement."""
+    if pairs is None:
+        path.unlink(missing_ok=True)
+    else:
+        save_png(path, pairs_grid(pairs))
 
 
 def save(path: Path, text: str) -> None:
@@ -193,7 +220,10 @@ def page(folder: Path, measured: Measured) -> str:
     ]
     if gallery.samples is not None:
         parts += ["<h2>Samples</h2>", _picture(grid(_enlarged(gallery.samples[:100])))]
-    samples, nearest, distances = gallery
+    samples, nearest, distances, pairs = gallery
+    if pairs is not None:
+        parts += ["<h2>Nearest training pictures</h2>", f"<p>{PAIRS}</p>"]
+        parts.append(_picture(pairs_grid(pairs)))
     if samples is not None and nearest is not None and distances is not None:
         lines = _neighbours(samples, nearest, distances)
         parts += ["<h2>Nearest images of the reference</h2>", f"<p>{CAPTION}</p>", lines]
@@ -229,6 +259,12 @@ def _classes(rows: Sequence[Mapping[str, Any]]) -> str:
     return _table(([row.get(name, "") for name in head] for row in rows), head)
 
 
+def pairs_grid(pairs: np.ndarray) -> np.ndarray:
+    """uint8 [n, 2, H, W, C] -> one image, the pairs side by side."""
+    large = _enlarged(pairs)
+    return grid(np.concatenate([large[:, 0], large[:, 1]], axis=2), columns=4)  # of [n, H, 2W, C]
+
+
 def _enlarged(images: np.ndarray) -> np.ndarray:
     factor = max(1, SIDE // max(images.shape[-3:-1]))
     return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
@@ -261,14 +297,34 @@ def _inline(png: bytes) -> str:
 
 def _curves(path: Path) -> str:
     """A panel for each metric of a run; nothing where there are none."""
-    lines = _lines(path) if path.is_file() else []
-    names = sorted({name for line in lines for name in line} - {"step"})
-    return _panels(names[:PANELS], lines) if names else ""
+    lines = _lines(path)
+    names = {name for line in lines for name in line} - {"step"}
+    return _panels(beside(names)[:PANELS], lines) if names else ""
+
+
+def beside(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """The metrics of each panel: what training and validation have in common is in one, and so are
+    the parts of a validation loss.
+
+    Example:
+      >>> beside(["loss", "lr", "val_loss", "val_loss[0.0-0.2]", "val_loss[0.2-0.4]"])
+      [('loss', 'val_loss'), ('lr',), ('val_loss[0.0-0.2]', 'val_loss[0.2-0.4]')]
+    """
+    panels: dict[str, list[str]] = {}
+    for name in sorted(names):
+        key = name.removeprefix("val_")
+        # Of validation alone: a figure may name its network in brackets.
+        if key != name and "[" in key:
+            key = name.partition("[")[0] + "["
+        panels.setdefault(key, []).append(name)
+    return [tuple(panels[key]) for key in sorted(panels)]
 
 
 def _lines(path: Path) -> list[dict[str, float]]:
     """The numbers in the lines of metrics.jsonl that have a step; what a kill or a broken disk left
     of others is no reason to lose a report."""
+    if not path.is_file():
+        return []
     rows = [
         {name: number for name, value in row.items() if (number := _finite(value)) is not None}
         for row in rows_that_read(path)
@@ -288,8 +344,8 @@ def _finite(value: Any) -> float | None:
     return number if math.isfinite(number) and abs(number) < 1e100 else None
 
 
-def _panels(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
-    """A panel for each name: its values in the lines against their steps."""
+def _panels(names: Sequence[tuple[str, ...]], lines: Sequence[Mapping[str, Any]]) -> str:
+    """A panel for each group of names: their values in the lines against their steps."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -302,12 +358,17 @@ def _panels(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
     )
     for axis in axes.flat[len(names) :]:
         axis.set_axis_off()
-    for name, axis in zip(names, axes.flat, strict=False):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        # Few points make no curve: one alone would not show at all.
-        axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None)
+    for group, axis in zip(names, axes.flat, strict=False):
+        for name in group:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            # Few points make no curve: one alone would not show at all.
+            axis.plot(*zip(*points, strict=True), marker="o" if len(points) < 20 else None)
         axis.set_xlabel("step")
-        axis.set_title(name[:SIDE], parse_math=False)  # a '$' in a name is no formula
+        axis.set_title(group[0][:SIDE], parse_math=False)  # a '$' in a name is no formula
+        if len(group) > 1:
+            legend = axis.legend([name[:SIDE] for name in group], fontsize="x-small")
+            for text in legend.get_texts():
+                text.set_parse_math(False)
     with io.BytesIO() as file:
         figure.savefig(file, format="png", dpi=90)
         pyplot.close(figure)

@@ -102,6 +102,7 @@ class Sampled(NamedTuple):
       identity: tells them from all others, for what is kept on disk.
       shape: (H, W, C) of each.
       labels: int [N], where they are known before the images are there.
+      names: of the classes; None where they have none.
     """
 
     images: Images
@@ -109,6 +110,7 @@ class Sampled(NamedTuple):
     identity: Mapping[str, Any]
     shape: tuple[int, ...]
     labels: np.ndarray | None = None
+    names: tuple[str, ...] | None = None
 
 
 def sampled(run: Run, options: Options) -> Sampled:
@@ -146,7 +148,8 @@ def sampled(run: Run, options: Options) -> Sampled:
         images = best_of(samples, judge, candidates)
         figures["candidates"] = candidates
         depends |= {"rerank": identity.of_run(judge), "candidates": candidates}
-    return Sampled(images, figures, depends, pipe.picture_shape, raw.get("label"))
+    labels = raw.get("label")
+    return Sampled(images, figures, depends, pipe.picture_shape, labels, run.class_names)
 
 
 def ready(run: Run, options: Options) -> tuple[Pipeline, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -96,7 +96,9 @@ class Found:
     @property
     def pixels(self) -> np.ndarray:
         """The first images that this process saw, uint8 [up to SHOWN, H, W, C]."""
-        return next(self.parts("pixels"))
+        batch = len(next(self.parts("pixels")))
+        files = self.files[: -(-SHOWN // batch)]
+        return np.concatenate(list(replace(self, files=files).parts("pixels")))
 
     def forget(self) -> None:
         """Removes this process's files and, once they are all gone, their folder."""
@@ -156,7 +158,8 @@ def extract(network: Network, images: Images, folder: Path, batch: int = 250) ->
             found = _see(network.see, params, jax.device_put(whole, rows))
             if write:
                 write()                                                                 # while the devices are busy
-            write = functools.partial(_write, file, found, examples, SHOWN if first == starts[0] else 0)
+            shown = max(0, SHOWN - batch * starts.index(first))
+            write = functools.partial(_write, file, found, examples, shown)
             bar.update()
         if write:
             write()

@@ -12,7 +12,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -124,8 +124,12 @@ def warnings(fake: Found, real: Reference) -> list[str]:
     return said
 
 
-def by_class(fake: Found, real: Reference) -> list[dict[str, float | str]]:
+def by_class(fake: Found, real: Reference, names: Sequence[str] | None = None) -> list[dict[str, float | str]]:
     """A row for each class of the reference: how many images, and of prdc within the class what they allow.
+
+    Args:
+      fake, real: both sides.
+      names: of the classes, where the reference has none.
 
     Raises:
       ConfigError: a class of the reference of which there is no sample.
@@ -133,10 +137,10 @@ def by_class(fake: Found, real: Reference) -> list[dict[str, float | str]]:
     if real.found is None or real.found.labels is None or fake.labels is None:
         return []
     check_classes(real, fake.labels)
-    rows, names = [], real.pictures.names if real.pictures else None
+    rows, names = [], (real.pictures.names if real.pictures else None) or names
     reals, fakes, logits = real.found.rows("features"), fake.rows("features"), fake.rows("logits") if fake.has("logits") else None
     for label in np.unique(real.found.labels):
-        name = names[label] if names else str(label)
+        name = names[label] if names and label < len(names) else str(label)
         own, other = fakes[fake.labels == label], reals[real.found.labels == label]
         row: dict[str, float | str] = {"class": name, "samples": len(own), "reference": len(other)}
         if logits is not None and logits.shape[1] == len(np.unique(real.found.labels)):

@@ -38,9 +38,10 @@ def novelty(images: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> floa
 
 
 def class_variance(images: np.ndarray, labels: np.ndarray, train: np.ndarray, train_labels: np.ndarray) -> dict[int, float]:
-    """(3) for every class of the training data."""
+    """(3) for every class of the training data whose pictures differ: of one picture alone there is no variance."""
 
     def total(x, y, label):
         return float(np.var(_flat(x[y == label]), axis=0).sum())
 
-    return {int(c): total(images, labels, c) / total(train, train_labels, c) for c in np.unique(train_labels)}
+    totals = {int(label): total(train, train_labels, label) for label in np.unique(train_labels)}
+    return {label: total(images, labels, label) / of_class for label, of_class in totals.items() if of_class}

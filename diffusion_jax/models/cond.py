@@ -16,7 +16,7 @@ from diffusion_jax.nn.embed import timestep_embedding
 from diffusion_jax.nn.linear import Linear, torch_linear
 from diffusion_jax.nn.mp import MPLayer
 from diffusion_jax.nn.resample import bilinear, shrink
-from diffusion_jax.types import Array, Cond, Key, Noise, Raw
+from diffusion_jax.types import Array, Augments, Cond, Key, Noise, Raw
 
 
 class Label(nn.Module):
@@ -253,11 +253,19 @@ class Joint(nn.Module):
 
     Parameters: parts_0, parts_1 ...
 
+    Raises:
+      ConfigError: a part that augments pictures.
+
     Example:
       >>> Joint((Label(1000, 768, null_row=False), LowRes(4)))            # ADM's upsampler 64 -> 256
     """
 
     parts: tuple[nn.Module, ...]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if any(isinstance(part, Augments) for part in self.parts):
+            raise ConfigError("Augmented stands around all other conditioners: put this Joint into it")
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ DEFAULT = "train"
 _FILES = sorted(module.name for module in pkgutil.iter_modules(__path__))
 MODES = (DEFAULT, *(name for name in _FILES if name not in ("options", DEFAULT)))
 """The files of this folder, the default first."""
+WITHOUT_FOLDER = ("page",)
+"""Modes that neither read nor make a run's folder, and take no --workdir."""
 
 
 def module_of(mode: str) -> Any:

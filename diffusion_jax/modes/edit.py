@@ -53,11 +53,12 @@ from diffusion_jax.modes.options import Sampling, Weights, group
 from diffusion_jax.pipelines.edits import SUFFIXES, Edited, picture_file, values_of
 from diffusion_jax.pipelines.helpers import helped
 from diffusion_jax.pipelines.idle import OF_GUIDANCE
+from diffusion_jax.pipelines.lora import opened
 from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
+from diffusion_jax.pipelines.progress import bar, is_watched
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import SEEDS, Helpers, Request
 from diffusion_jax.pipelines.session import of, prepared, replayed, story_in
-from diffusion_jax.runs.folder import open_run
 from diffusion_jax.tasks import kinds
 
 TAKES = {
@@ -232,7 +233,9 @@ def run(options: Options, workdir: str) -> None:
     if options.op in ("inpaint", "replay"):
         edited = session(options, workdir)
     else:
-        edited = EDITS[options.op](pipe_of(options, workdir), options)
+        pipe = pipe_of(options, workdir)
+        with bar(len(options.numbers) if options.values and is_watched() else 0, "row") as meter:
+            edited = EDITS[options.op](replace(pipe, meter=meter), options)
     print(f"{edited.what}: {', '.join(map(str, edited.save(out)))}")
 
 
@@ -258,7 +261,7 @@ def pipe_of(options: Options, workdir: str) -> Pipeline:
     # The scales come with --values: until then phi and its like may seem to change nothing.
     swept = options.op if options.op == "guidance" else ""
     weights = options.weights
-    run = open_run(workdir, kinds.Pictures, weights.which, weights.step)
+    run = opened(workdir, kinds.Pictures, weights.which, weights.step, weights.loras)
     # The upsampler that came with a decoder follows the edits of embeddings alone.
     pipe = helped(run, options.helpers, own_upsampler=options.op in UNCLIP)
     # Not `pipe.using`: it would refuse what is only right for the values of a sweep.
@@ -319,7 +322,7 @@ def session(options: Options, workdir: str) -> Edited:
     if file is not None and options.op == "inpaint":
         writable(file)
     weights = options.weights
-    run = open_run(workdir, kinds.Pictures, weights.which, weights.step)
+    run = opened(workdir, kinds.Pictures, weights.which, weights.step, weights.loras)
     pipe = pipeline(run, upsamplers=())
     new = edit_of(options)
     make = prepared(pipe, new) if options.op == "inpaint" else None

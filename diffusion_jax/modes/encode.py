@@ -51,7 +51,7 @@ class Options:
     config: Page | None = option(None, PAGE_HELP)
     out: str = option("", "The new folder of the data set")
     batch: int = option(32, "Images at a time", least=1)
-    weights: Weights = group(Weights)
+    weights: Weights = group(Weights, without=("lora",))
 
     def __post_init__(self):
         check_options(self)

@@ -22,7 +22,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.evaluation import compare, metrics, report
 from diffusion_jax.evaluation.report import Measured
 from diffusion_jax.modes.options import Measuring, Weights
-from diffusion_jax.runs.folder import open_run
+from diffusion_jax.pipelines.lora import opened
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Options(Measuring):
     def __post_init__(self):
         if self.measure.images is not None and self.weights != Weights():
             raise ConfigError(
-                "--which and --step are of a run's weights: --images are measured as they are"
+                "--which and --step are of a run's weights, and so is --lora: --images are "
+                "measured as they are"
             )
 
 
@@ -62,14 +63,15 @@ def measured(options: Options, workdir: str, written: bool = False) -> Measured:
     """
     measurement = options.for_evaluation()
     # Images need no run: the folder only keeps their features and the report.
-    opened = None
+    run = None
+    weights = options.weights
     if measurement.measure.images is None:
-        opened = open_run(workdir, which=options.weights.which, step=options.weights.step)
+        run = opened(workdir, None, weights.which, weights.step, weights.loras)
     else:
         compare.check_images(measurement)
     # Measuring takes hours: before it, not after.
     if written:
         report.check(workdir)
-    if opened is None:
+    if run is None:
         return compare.of_images(workdir, measurement)
-    return metrics.measured(opened, measurement)
+    return metrics.measured(run, measurement)

@@ -35,7 +35,7 @@ class Options:
         None, "Held-out images at most, spread over them; all by default", least=1
     )
     batch: int = option(100, "Images at a time", least=1)
-    weights: Weights = group(Weights)
+    weights: Weights = group(Weights, without=("lora",))
 
     def __post_init__(self):
         check_options(self)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 from diffusion_jax.build import ConfigError, check_options, number, option, unknown
 from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.modes import MODES, module_of
-from diffusion_jax.pipelines.request import Batch, Helpers
+from diffusion_jax.pipelines.request import Batch, Helpers, strengths
 
 Page = Mapping[str, Any]
 """A page of configs/, which `--config` names and `--config.<key>=<value>` changes."""
@@ -36,9 +36,20 @@ class Weights:
 
     which: str = option("ema", "Weights to use: an EMA's name, or params")
     step: int | None = option(None, "Checkpoint to use; the newest by default", least=0)
+    lora: tuple[str, ...] = option(
+        (),
+        "A LoRA to merge into the weights, and how strongly: x.safetensors=0.7; 1 by default; may "
+        "be given again",
+    )
 
     def __post_init__(self):
         check_options(self)
+        strengths(self.lora)
+
+    @property
+    def loras(self) -> dict[str, float]:
+        """The LoRAs with their strengths."""
+        return strengths(self.lora)
 
 
 @dataclass(frozen=True)

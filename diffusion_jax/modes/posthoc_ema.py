@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.runs.folder import holds_run, save_start
+from diffusion_jax.train.checkpoint import data_of
 from diffusion_jax.train.posthoc import reconstruct
 
 
@@ -66,5 +67,6 @@ def run(options: Options, workdir: str) -> None:
         workdir, [float(name) for name in options.names], options.step
     )
     for name, average in zip(options.names, averages, strict=True):
-        save_start(out / name, config, jax.tree.map(jnp.asarray, average), end)
+        params = jax.tree.map(jnp.asarray, average)
+        save_start(out / name, config, params, end, data_of(workdir))
         print(f"average of std {name} at step {end}: {out / name}")

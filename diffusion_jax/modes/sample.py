@@ -3,6 +3,7 @@
     --out x.png     a grid; with several prompts a row for each
     --out x.npz     arr_0, and arr_1 the labels
     --out x/        a PNG each, written as they come
+    --out x.gif     how they arise, a frame every few steps; x.mp4 likewise
 
 Without --out the files of before stay: samples.png is followed by samples-2.png. A file that is
 named is written over; a folder that holds pictures already is refused.
@@ -12,18 +13,23 @@ All of them say what they were made from: `diffusion_jax.read_request("x.png")` 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError, check_options, option
+from diffusion_jax.data import animation
 from diffusion_jax.data.pictures import checked_out
 from diffusion_jax.files import unused
 from diffusion_jax.modes.options import Sampling, Weights, group
+from diffusion_jax.pipelines import cascade
+from diffusion_jax.pipelines.animation import arising, check, is_animation
+from diffusion_jax.pipelines.conditions import request_of
 from diffusion_jax.pipelines.helpers import helped
 from diffusion_jax.pipelines.pipeline import Pipeline
+from diffusion_jax.pipelines.progress import bar, is_watched
 from diffusion_jax.pipelines.request import Helpers, Request
 from diffusion_jax.pipelines.samples import Job, Samples, check_out, save_folder
 
@@ -31,6 +37,8 @@ OF_PROMPT, OF_PROMPT_TOKENS = 8, 16
 """Images for each prompt of a diffusion model, and of a transformer over tokens."""
 ALONE = 64
 """Images without a prompt."""
+FEW = 10
+"""Steps: a bar of fewer would hardly move, and a job without it compiles a program less."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +47,8 @@ class Options:
 
     out: str | None = option(
         None,
-        "grid.png, x.npz or a new folder/; samples.png, or samples-2.png and so on, in the run's "
-        "folder by default",
+        "grid.png, x.npz, a new folder/, or x.gif or x.mp4 of how they arise; samples.png, or "
+        "samples-2.png and so on, in the run's folder by default",
     )
     num: int | None = option(
         None,
@@ -63,7 +71,9 @@ class Options:
     def __post_init__(self):
         check_options(self)
         if self.out is not None:
-            checked_out(self.out)
+            checked_out(self.out, animated=True)
+        if self.animates and self.rounding != "nearest":
+            raise ConfigError("--rounding is for evaluators, which read no animation: leave it out")
         rerank = self.helpers.rerank
         alone = (rerank is None) != (self.helpers.candidates is None)
         if alone or (rerank is not None and self.request.complete is not None):
@@ -71,6 +81,11 @@ class Options:
             raise ConfigError(f"reranking needs {judge}, and --candidates, and no --complete")
         if rerank is not None and self.rounding != "nearest":
             raise ConfigError("--rounding is for pictures that no --rerank has judged as bytes")
+
+    @property
+    def animates(self) -> bool:
+        """Whether --out is an animation."""
+        return self.out is not None and is_animation(self.out)
 
 
 def run(options: Options, workdir: str) -> None:
@@ -84,14 +99,49 @@ def run(options: Options, workdir: str) -> None:
       ConfigError: what `helped` and `Pipeline.start` refuse, or samples that are not finite.
     """
     weights = options.weights
-    pipe = helped(workdir, options.helpers, weights.which, weights.step)
+    pipe = helped(workdir, options.helpers, weights.which, weights.step, loras=weights.loras)
     pipe = pipe.using(**options.sampling.changes)
     num = options.num or number_of(pipe, options.request)
-    out = checked_out(options.out or str(unused(Path(workdir, "samples.png"))))
+    out = checked_out(options.out or str(unused(Path(workdir, "samples.png"))), animated=True)
     check_out(out)
-    job = pipe.start(options.request, num, options.seed, options.batch)
-    write(out, job.rounded(options.rounding))
-    print(f"{job.total} samples: {out}")
+    made = animate if options.animates else make
+    print(f"{made(out, pipe, options, num)} samples: {out}")
+
+
+def animate(out: str, pipe: Pipeline, options: Options, num: int) -> int:
+    """Writes how the pictures arise; returns how many there are."""
+    animation.check(out)
+    check(pipe)
+    total = num * request_of(options.request, pipe.run, pipe.guide).rows
+    if total > options.batch:
+        raise ConfigError(
+            f"an animation of {total} pictures is made as one batch: give a smaller --num, or "
+            f"--batch {total}"
+        )
+    arising(pipe, options.request, num, options.seed).save(out)
+    return total
+
+
+def make(out: str, pipe: Pipeline, options: Options, num: int) -> int:
+    """Makes and writes the pictures, with a bar; returns how many there are."""
+    total = num * request_of(options.request, pipe.run, pipe.guide).rows
+    steps = steps_of(pipe, total, options.batch) if is_watched() else 0
+    with bar(steps or total, "step" if steps else "image") as meter:
+        pipe = replace(pipe, meter=meter if steps else None)
+        job = pipe.start(options.request, num, options.seed, options.batch)
+        job = job.rounded(options.rounding)
+        # All that can be refused has been.
+        meter.refresh()
+        write(out, job, beside(meter, job) if steps else counted(meter, job))
+    return job.total
+
+
+def steps_of(pipe: Pipeline, total: int, batch: int) -> int:
+    """How many steps a bar counts; 0 where there are none, or too few to watch."""
+    if pipe.makes_tokens:
+        return 0
+    steps = cascade.steps_of(pipe.stages, total * pipe.candidates, batch)
+    return steps if steps >= FEW else 0
 
 
 def number_of(pipe: Pipeline, request: Request) -> int:
@@ -101,9 +151,8 @@ def number_of(pipe: Pipeline, request: Request) -> int:
     return OF_PROMPT_TOKENS if pipe.makes_tokens else OF_PROMPT
 
 
-def write(out: str, job: Job) -> None:
-    """Makes the pictures; into a folder they are written as they come."""
-    batches = counted(job)
+def write(out: str, job: Job, batches: Iterator[np.ndarray]) -> None:
+    """Makes the pictures of a job; into a folder they are written as they come."""
     # A folder may be larger than memory, and what is in it when the job is ended stays of use.
     if out.endswith("/"):
         save_folder(out, batches, job.origin, job.labels, job.prompts)
@@ -111,11 +160,17 @@ def write(out: str, job: Job) -> None:
     Samples(np.concatenate(list(batches)), job.origin, job.labels, job.prompts).save(out)
 
 
-def counted(job: Job) -> Iterator[np.ndarray]:
-    """The batches of a job, with a bar that counts images."""
-    from tqdm import tqdm  # here: `--help` needs no bar, and is to be quick
+def counted(meter: Any, job: Job) -> Iterator[np.ndarray]:
+    """The batches of a job, whose images a bar counts."""
+    for batch in job.batches():
+        yield batch
+        meter.update(len(batch))
 
-    with tqdm(total=job.total, unit="image", disable=jax.process_index() > 0) as bar:
-        for batch in job.batches():
-            yield batch
-            bar.update(len(batch))
+
+def beside(meter: Any, job: Job) -> Iterator[np.ndarray]:
+    """The batches of a job, whose images a bar names beside the steps that it counts."""
+    done = 0
+    for batch in job.batches():
+        yield batch
+        done += len(batch)
+        meter.set_postfix_str(f"{done}/{job.total} images")

@@ -15,6 +15,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,9 +26,10 @@ from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.evaluation.report import Measured
 from diffusion_jax.files import unused, writable
 from diffusion_jax.modes.options import Measuring, Weights
+from diffusion_jax.pipelines import lora
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.runs import page
-from diffusion_jax.runs.folder import Run, open_run
+from diffusion_jax.runs.folder import Run
 from diffusion_jax.train.checkpoint import config_of
 from diffusion_jax.train.state import plain
 
@@ -95,6 +97,7 @@ class Point(NamedTuple):
       folder: of the run, or what images are measured in.
       which, step: the weights.
       options: what is measured.
+      loras: merged into the weights.
     """
 
     value: str
@@ -102,6 +105,7 @@ class Point(NamedTuple):
     which: str
     step: int | None
     options: measurement.Options
+    loras: Mapping[str, float] = MappingProxyType({})
 
     @property
     def weights(self) -> tuple[Any, ...]:
@@ -170,7 +174,7 @@ def checked(points: list[Point]) -> Run | None:
     run = None
     for point in points:
         if run is None or several:
-            run = open_run(point.folder, which=point.which, step=point.step)
+            run = _opened(point)
         metrics.check(run, point.options)
     return None if several else run
 
@@ -179,8 +183,12 @@ def measured_at(point: Point, opened: Run | None) -> Measured:
     """What is measured of one value."""
     if point.options.measure.images is not None:
         return compare.of_images(point.folder, point.options)
-    run = opened or open_run(point.folder, which=point.which, step=point.step)
-    return metrics.measured(run, point.options)
+    return metrics.measured(opened or _opened(point), point.options)
+
+
+def _opened(point: Point) -> Run:
+    """The run of one value."""
+    return lora.opened(point.folder, None, point.which, point.step, point.loras)
 
 
 def points_of(options: Options, workdir: str) -> list[Point]:
@@ -192,7 +200,8 @@ def points_of(options: Options, workdir: str) -> list[Point]:
     weights = options.weights
     # What is swept may change nothing at one of its values, guidance at 1 for example: no mistake.
     swept = options.over.partition(".")[0]
-    base = Point("", workdir, weights.which, weights.step, options.for_evaluation(swept))
+    measured = options.for_evaluation(swept)
+    base = Point("", workdir, weights.which, weights.step, measured, weights.loras)
     return [changed(base._replace(value=value), options.over) for value in split(options.values)]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,24 +24,29 @@ from diffusion_jax.data import pictures
 from diffusion_jax.data.fingerprint import fingerprint
 from diffusion_jax.data.image import to_uint8
 from diffusion_jax.data.loader import Batches, stream
-from diffusion_jax.evaluation import metrics
+from diffusion_jax.evaluation import copies, metrics, validation
 from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.evaluation import report as reports
 from diffusion_jax.models.clip import unit
 from diffusion_jax.modes.options import PAGE_HELP, Page
+from diffusion_jax.pipelines import lora as lora_file
 from diffusion_jax.pipelines import unclip
 from diffusion_jax.pipelines.conditions import conditions, held_out_conditions
 from diffusion_jax.pipelines.pipeline import Pipeline
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import generate
-from diffusion_jax.runs import first_stage, page
+from diffusion_jax.runs import broken as broken_files
+from diffusion_jax.runs import first_stage, lora, page
+from diffusion_jax.runs.filled import filled
 from diffusion_jax.runs.folder import Model, Run, holds_run, open_run
+from diffusion_jax.runs.initial import initial_of
+from diffusion_jax.runs.summary import summary
 from diffusion_jax.tasks import kinds
-from diffusion_jax.train import loop, resume, shard, stop
-from diffusion_jax.train.checkpoint import Checkpoints, check_config, data_of, weights
+from diffusion_jax.train import loop, resume, shard, stop, trackers
+from diffusion_jax.train.checkpoint import Checkpoints, check_config, data_of
 from diffusion_jax.train.ema import Profile
 from diffusion_jax.train.lock import one_writer
-from diffusion_jax.train.log import Trace, Writer
+from diffusion_jax.train.log import Trace, Tracker, Writer, stamped
 from diffusion_jax.train.posthoc import Snapshots, stds_of
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Params, Raw, TrainState
@@ -56,6 +61,9 @@ class Options:
 
     config: Page | None = option(None, PAGE_HELP)
     profile_steps: str | None = option(None, "Steps of training to trace for TensorBoard: '10:15'")
+    track: str = option(
+        "", "What gets metrics, samples and the page too, separated by commas: wandb, mlflow"
+    )
 
     def __post_init__(self):
         if self.config is None:
@@ -70,16 +78,19 @@ class Watch(NamedTuple):
       recipe: how to sample; None where the task makes nothing.
       raw: conditions of the samples that are shown.
       writer: gets figures and grids.
+      held_out: what it is validated on; None for nothing.
     """
 
     run: Run
     recipe: Recipe | None
     raw: Raw
     writer: Writer
+    held_out: validation.Validation | None = None
 
     def at(self, step: int, state: TrainState) -> Run:
         """The run at a step, under the average that it is judged by."""
         params = state.params if self.run.which == "params" else state.ema[self.run.which]
+        params = lora.whole(self.run, params)
         return self.run._replace(step=step, model=replace(self.run.model, params=params))
 
 
@@ -98,15 +109,19 @@ def run(options: Options, workdir: str) -> None:
     trace = None if options.profile_steps is None else Trace(workdir, options.profile_steps)
     config = plain(options.config)
     page.check(config)
+    names = trackers.names_of(options.track)
     # Held before anything of the folder is looked at, and until the report is written.
     with one_writer(workdir, "trained"):
         if jax.process_count() > 1:
             # The others write nothing before the first holds the folder for all.
             multihost_utils.sync_global_devices("diffusion_jax: one writer")
         start = checked(config, workdir)
-        train(start, trace)
+        if start.initial is not None and jax.process_index() == 0:
+            print(*summary(start.run.config, start.run.task, start.batches.source), sep="\n")
+        train(start, trace, trackers.of_names(names, workdir, start.run.config))
         # Where there are several, JAX has listened for SIGTERM to stop them at the same step.
         stop.retake()
+        lora_file.write(start.run)
         if start.run.config["evaluate"]["num"]:
             finish(start.run)
 
@@ -115,14 +130,16 @@ class Start(NamedTuple):
     """A run that was looked at as far as it can be before its first step.
 
     Attributes:
-      run: its folder and page, with no weights yet.
+      run: its folder and page, with no weights yet but those that a LoRA changes.
       batches, mesh: its data and devices.
       optimizer, averages: what moves its parameters, and follows them.
       data: what tells the data from others.
       initial: what a new run starts from; None where it goes on.
       first: its first stage, which is not yet copied.
+      base: what its LoRA changes, not yet copied either.
       recipe: how to sample; None where the task makes nothing.
       raw: conditions of the samples that are shown.
+      held_out: what it is validated on; None for nothing.
     """
 
     run: Run
@@ -133,31 +150,40 @@ class Start(NamedTuple):
     data: Mapping[str, Any]
     initial: Mapping[str, Params] | None
     first: first_stage.Joined
+    base: lora.Joined
     recipe: Recipe | None
     raw: Raw
+    held_out: validation.Validation | None
 
 
 def checked(config: Page, workdir: str) -> Start:
-    """A run before its first step; nothing is written.
+    """A run before its first step; nothing is written but which of the pictures read.
 
     Raises:
       ConfigError: a page whose parts are unknown, missing, or do not go together; data that are not
         those of the run so far.
     """
-    # Not a part of the run: the same command without it goes on from here.
+    # No parts of the run: the same command without them goes on from here.
     changed = config["data"].get("changed", False)
     if not isinstance(changed, bool):
         raise ConfigError(f"config.data.changed is True or False, got {changed!r}")
-    config = {**config, "data": {k: v for k, v in config["data"].items() if k != "changed"}}
+    broken = config["data"].get("broken", "stop")
+    once = ("changed", "broken")
+    config = {**config, "data": {k: v for k, v in config["data"].items() if k not in once}}
     # From here on the page holds its first stage too, so that a checkpoint alone is enough.
     first = first_stage.read(config, workdir)
-    config = first.config
+    # First of all that reads pictures: what a page leaves out is filled from one that may be broken.
+    config = filled(broken_files.settled(first.config, broken, workdir))
     task = task_of(config)
+    base = lora.read(config, workdir)
+    config = base.config
     # The first average is what a run is judged by, and without one the weights themselves.
     which = next(iter(config["ema"]), "params")
-    run = Run(workdir, 0, which, config, Model(params={}, first=first.params, task=task))
     batches = page.batches_of(config, jax.process_index(), jax.process_count())
     mesh = shard.make_mesh(**config["mesh"])
+    model = Model(params=base.placed(mesh), first=first.params, task=task)
+    run = Run(workdir, 0, which, config, model, classes=batches.source.names)
+    lora.trained(run)
     page.fits(task, batches, mesh, config["accumulate"])
     page.check_layout(config, mesh)
     data = fingerprint(batches.source)
@@ -170,12 +196,15 @@ def checked(config: Page, workdir: str) -> Start:
     if "snapshots" in config:
         stds_of(averages, **config["snapshots"])
     # A run that goes on has its weights: the folders that it began from may be gone.
-    initial = None if holds_run(workdir) else initial_of(config.get("init") or {})
+    initial = None if holds_run(workdir) else initial_of(config)
     optimizer = build(config["optim"])
-    return Start(run, batches, mesh, optimizer, averages, data, initial, first, recipe, raw)
+    held_out = validation.of_page(config, task, mesh)
+    return Start(
+        run, batches, mesh, optimizer, averages, data, initial, first, base, recipe, raw, held_out
+    )
 
 
-def train(start: Start, trace: Trace | None) -> None:
+def train(start: Start, trace: Trace | None, tracked: Iterable[Tracker] = ()) -> None:
     """Trains a run to its last step, from its newest checkpoint on."""
     run, config = start.run, start.run.config
     with contextlib.ExitStack() as files:
@@ -188,8 +217,9 @@ def train(start: Start, trace: Trace | None) -> None:
         )
         checkpoints = files.enter_context(saved)
         start.first.keep()
-        writer = files.enter_context(Writer(run.folder))
-        watch = Watch(run, start.recipe, start.raw, writer)
+        start.base.keep()
+        writer = files.enter_context(Writer(run.folder, tracked))
+        watch = Watch(run, start.recipe, start.raw, writer, start.held_out)
         snapshots = None
         if "snapshots" in config:
             kept = Snapshots(run.folder, config, start.averages, **config["snapshots"])
@@ -213,7 +243,7 @@ def steps_of(
     """The steps of a run, from its newest checkpoint on: (step, state after it)."""
     config = start.run.config
     yield from loop.steps(
-        task=start.run.task,
+        task=lora.trained(start.run),
         optimizer=start.optimizer,
         emas=start.averages,
         batches=functools.partial(stream, start.batches, workers=config.get("workers", 0)),
@@ -221,12 +251,12 @@ def steps_of(
         writer=writer,
         total=config["steps"],
         mesh=start.mesh,
-        rules=tuple(map(tuple, config["sharding"])),
+        rules=start.base.rules,
         seed=config["seed"],
         accumulate=config["accumulate"],
         log_every=config["log_every"],
         initial=start.initial,
-        frozen=start.run.model.frozen,
+        frozen=lora.frozen(start.run),
         loss_scale=config.get("loss_scale", 1.0),
         gather=config.get("gather", "step"),
         activations=config.get("activations", ()),
@@ -267,30 +297,12 @@ def numbers_of(config: Page) -> list[int]:
     return [number for number in (section["num"], while_training) if number]
 
 
-def initial_of(spec: str | Mapping[str, str]) -> dict[str, Params]:
-    """What `state.create` starts from.
-
-    Args:
-      spec: 'folder' for all parameters, or {'path': 'folder:path in it'} for those of some parts.
-
-    Raises:
-      ConfigError: what `weights` refuses; no such path.
-    """
-    parts = {}
-    for target, source in ({"": spec} if isinstance(spec, str) else spec).items():
-        folder, _, path = source.partition(":")
-        part = weights(folder).params
-        for key in path.split("/") if path else ():
-            if not isinstance(part, Mapping) or key not in part:
-                raise ConfigError(f"config.init: {folder} has no parameters {path!r}")
-            part = part[key]
-        parts[target] = part
-    return parts
-
-
 def look(watch: Watch, step: int, state: TrainState) -> None:
-    """Samples and measures, where the page says so for this step."""
+    """Validates, samples and measures, where the page says so for this step."""
     config = watch.run.config
+    # Before the others return: each has a part of the parameters and of the held-out pictures.
+    if watch.held_out is not None and watch.held_out.due(step):
+        validate(watch, watch.held_out, step, state)
     if jax.process_count() > 1:
         return  # the parameters of one process are not all of them; sample from the checkpoint
     if watch.recipe and (step % config["sample"]["every"] == 0 or step == config["steps"]):
@@ -302,6 +314,14 @@ def look(watch: Watch, step: int, state: TrainState) -> None:
         measure(watch, step, state)
 
 
+def validate(watch: Watch, held_out: validation.Validation, step: int, state: TrainState) -> None:
+    """Logs the loss on held-out pictures, beside that of training."""
+    figures = held_out.figures(watch.at(step, state).model, state.memory)
+    watch.writer.scalars(step, figures)
+    if jax.process_index() == 0:
+        print(stamped(f"validation of step {step}: loss {figures['val_loss']:.4g}"))
+
+
 def show(watch: Watch, recipe: Recipe, step: int, state: TrainState) -> None:
     """Writes a grid of samples to samples/<step>.png and to TensorBoard."""
     num, seed = watch.run.config["sample"]["num"], watch.run.config["seed"]
@@ -311,7 +331,7 @@ def show(watch: Watch, recipe: Recipe, step: int, state: TrainState) -> None:
     path = Path(watch.run.folder, "samples", f"{step:08d}.png")
     pictures.save_png(path, pictures.grid(to_uint8(images)))
     watch.writer.images(step, {"samples": jnp.asarray(images)})
-    print(f"samples of step {step}: {path}")
+    print(stamped(f"samples of step {step}: {path}"))
 
 
 def show_nearness(watch: Watch, recipe: Recipe, step: int, state: TrainState) -> None:
@@ -329,14 +349,18 @@ def show_nearness(watch: Watch, recipe: Recipe, step: int, state: TrainState) ->
     far = float((cosines.sum() - np.trace(cosines)) / (num * num - num))
     watch.writer.scalars(step, {"cosine": near, "cosine_of_others": far})
     nearness = f"cosine {near:.3f} with those of their images"
-    print(f"embeddings of step {step}: {nearness}, {far:.3f} with those of others")
+    print(stamped(f"embeddings of step {step}: {nearness}, {far:.3f} with those of others"))
 
 
 def measure(watch: Watch, step: int, state: TrainState) -> None:
     """Measures a few samples while training goes on; the figures go where the loss goes."""
     config = watch.run.config
     options = measurement.of_page(config, config["evaluate"].get("samples", SAMPLES))
-    figures = metrics.measured(watch.at(step, state), options).figures
+    measured = metrics.measured(watch.at(step, state), options, training=True)
+    warning = copies.noted(watch.run.folder, step, measured)
+    if warning:
+        print(warning)
+    figures = measured.figures
     # How samples are made is the same at every step: as curves these would be flat.
     of_recipe = (*Recipe.__dataclass_fields__, "samples")
     floats = {name: value for name, value in figures.items() if isinstance(value, float)}
@@ -350,5 +374,5 @@ def finish(start: Run) -> None:
     # and what is measured is what others will open.
     trained = open_run(start.folder, which=start.which)
     options = measurement.of_page(start.config, start.config["evaluate"]["num"])
-    measured = metrics.measured(trained, options)
+    measured = metrics.measured(trained, options, training=True)
     reports.write(start.folder, measured)

@@ -13,8 +13,9 @@ import numpy as np
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.image import to_uint8, to_unit
 from diffusion_jax.pipelines.conditions import conditions
+from diffusion_jax.pipelines.progress import Meter
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.pipelines.sampling import generate
+from diffusion_jax.pipelines.stream import generated
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.types import Raw
 
@@ -28,6 +29,13 @@ class Stage(NamedTuple):
 
     model: Model
     recipe: Recipe
+
+
+def steps_of(stages: Sequence[Stage], num: int, batch: int) -> int:
+    """How many steps a cascade makes for `num` images, so many at a time."""
+    batches = -(-num // min(batch, num))
+    grids = [stage.recipe.grid(stage.model.task.process) for stage in stages]
+    return batches * sum(len(grid) - 1 for grid in grids)
 
 
 def check(stages: Sequence[Stage], raw: Raw) -> None:
@@ -62,6 +70,7 @@ def upsampled(
     num: int,
     seed: int,
     batch: int = 100,
+    meter: Meter | None = None,
 ) -> Iterator[np.ndarray]:
     """Batches of images [b, H, W, C] made larger by one upsampler after the other; what lies
     between is held in memory.
@@ -71,12 +80,14 @@ def upsampled(
       batches: of images, `num` in all.
       raw: conditions; labels and texts go to every stage that reads them.
       num, seed, batch: as for `sampling.generate`.
+      meter: counts the steps of all stages; None for nobody.
     """
     for number, (model, recipe) in enumerate(stages, 1):
         # All of them, since `generate` picks the rows of its conditions by number.
         small = low_res(np.concatenate(list(batches)), recipe.levels)  # [num, h, w, C]
         raw = conditions(model.task, num, raw={**raw, "low_res": small})
-        batches = generate(model, recipe, raw, num, seed + number * STRIDE, batch)
+        stage_seed = seed + number * STRIDE
+        batches = generated(model, recipe, raw, num, stage_seed, batch, meter=meter)
     yield from batches
 
 

@@ -119,6 +119,30 @@ def derived_shapes(task: Any) -> dict[str, tuple[int, ...]]:
     return {name: raw[name].shape[1:] for name in task.cond.derived}
 
 
+def request_of(what: Any, run: Run, *helpers: Run | None) -> Request:
+    """`Request.of`; where neither the model nor a CLIP among its helpers reads texts, and classes
+    have names, a text is such a name. A request stays as it is.
+
+    Raises:
+      ConfigError: what `Request.of` refuses; no class has that name.
+    """
+    request = Request.of(what)
+    if isinstance(what, Request) or request.prompts is None or _reads_texts(run, helpers):
+        return request
+    names = run.class_names or ()
+    for text in request.prompts if names else ():
+        if text not in names and not NUMBER.fullmatch(text):
+            raise unknown("name of a class (this model reads no text)", text, names)
+    return Request(label=request.prompt) if names else request
+
+
+def _reads_texts(run: Run, helpers: tuple[Run | None, ...]) -> bool:
+    tasks = [helper.task for helper in helpers if helper is not None]
+    if isinstance(run.task, kinds.Tokens) or any(isinstance(one, kinds.TwoTowers) for one in tasks):
+        return True
+    return run.task.embedder is not None or "tokens" in run.task.cond.keys
+
+
 def conditions_of(
     run: Run,
     request: Request,
@@ -166,15 +190,18 @@ def label_numbers(run: Run, request: Request, num: int) -> np.ndarray | None:
 
 
 def _label_number(run: Run, label: int | str) -> int:
-    # A flag is text, so '3' is the class number 3. '-1' too: `_check_labels` says what is wrong.
-    if not isinstance(label, str) or NUMBER.fullmatch(label):
+    if not isinstance(label, str):
         return int(label)
-    names = run.class_names
+    # Before numbers: of the folders '1', '10' and '2' the class '10' is number 1.
+    names = run.class_names or ()
+    if label in names:
+        return names.index(label)
+    # A flag is text, so '3' is the class number 3. '-1' too: `_check_labels` says what is wrong.
+    if NUMBER.fullmatch(label):
+        return int(label)
     if not names:
-        raise ConfigError(f"label {label!r}: this model's classes have no names")
-    if label not in names:
-        raise unknown("class", label, names)
-    return names.index(label)
+        raise ConfigError(f"label {label!r}: this model's classes have no names, give a number")
+    raise unknown("class", label, names)
 
 
 def _texts_of(

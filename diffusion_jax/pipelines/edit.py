@@ -32,6 +32,7 @@ from diffusion_jax.diffusion.guidance import Known
 from diffusion_jax.diffusion.process import DDPM, noised
 from diffusion_jax.diffusion.samplers import Conds, ddim_inversion, sample, start, with_known
 from diffusion_jax.pipelines.cascade import Stage
+from diffusion_jax.pipelines.progress import Meter, counted
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
 from diffusion_jax.pipelines.sampling import embedded, per_image
 from diffusion_jax.pipelines.unclip import Prior
@@ -64,12 +65,14 @@ class Maker(NamedTuple):
       recipe: how to sample.
       prior: where the embeddings of unCLIP's decoder come from.
       larger: upsamplers, for edits of unCLIP's decoder.
+      meter: counts rows as they are made; None for nobody.
     """
 
     run: Run
     recipe: Recipe
     prior: Prior | str | None = None
     larger: Sequence[Stage] = ()
+    meter: Meter | None = None
 
 
 class Inputs(NamedTuple):
@@ -214,6 +217,7 @@ def sweep(
     over: str,
     values: Sequence[float],
     inputs: Inputs = Inputs(),
+    meter: Meter | None = None,
 ) -> list[Array]:
     """`edit` for each value of 'guidance', 'phi' or a field of `Change`, x [B, h, w, c] each; the
     same noise for all.
@@ -243,7 +247,8 @@ def sweep(
             strengths = strengths._replace(**{over: number})
         else:
             change = none._replace(**{over: number})
-        rows.append(edit(model, static, strengths, raw, index, key, change, inputs))
+        row = edit(model, static, strengths, raw, index, key, change, inputs)
+        rows.append(counted(row, meter))
     return rows
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError
 from diffusion_jax.pipelines import cascade, latent
 from diffusion_jax.pipelines.edit import Inputs, Maker, edit, invert
+from diffusion_jax.pipelines.progress import counted
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.unclip import describe, slerp, slerp_images, toward
 from diffusion_jax.tasks import kinds
@@ -109,7 +110,8 @@ def _decoded(
     key = jax.random.key(seed)
     inputs = Inputs(x=x)
     # The first stage is not sampled from; it would be sent along as an argument of the program.
-    return edit(replace(model, first=None), static, strengths, raw, index, key, inputs=inputs)
+    x = edit(replace(model, first=None), static, strengths, raw, index, key, inputs=inputs)
+    return counted(x, maker.meter)
 
 
 def _variations(

@@ -12,8 +12,9 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, number, short
 from diffusion_jax.data import pictures
+from diffusion_jax.data.animation import animated
 from diffusion_jax.pipelines import edit_unclip, latent
-from diffusion_jax.pipelines.conditions import conditions_of, one_picture, pictures_of
+from diffusion_jax.pipelines.conditions import conditions_of, one_picture, pictures_of, request_of
 from diffusion_jax.pipelines.edit import Change, Inputs, Maker, edit, invert, rectangles, sweep
 from diffusion_jax.pipelines.request import (
     Pictures,
@@ -119,7 +120,7 @@ class Edited(NamedTuple):
         if len(self.images) == 1:
             return [path]
         frames = np.stack([pictures.grid(row) for row in self.images])  # [rows, h, w, C]
-        return [path, *pictures.animated(path, frames)]
+        return [path, *animated(path, frames)]
 
 
 class Edits:
@@ -152,7 +153,7 @@ class Edits:
         # The one sampler that undoes its inversion, and only under the same guidance both ways.
         recipe = replace(self._recipe, sampler="ddim", guidance=1.0, phi=0.0, plus_plus=False)
         recipe.check(self._run.task)
-        image, raw = self._pictures(images, Request.of(request), num, seed)
+        image, raw = self._pictures(images, request_of(request, self._run), num, seed)
         static, strengths = recipe.split()
         x0 = latent.encode(self._run.model, jnp.asarray(image))
         x = invert(self._model, static, strengths, raw, x0)
@@ -178,7 +179,7 @@ class Edits:
     ) -> Edited:
         """(1) at each value, from the picture (0) to one of the condition alone (1)."""
         values_of("strength", values)
-        image, raw = self._pictures(images, Request.of(request), num, seed)
+        image, raw = self._pictures(images, request_of(request, self._run), num, seed)
         x0 = latent.encode(self._run.model, jnp.asarray(image))
         return self._swept("strength", values, raw, seed, Inputs(image=x0))
 
@@ -214,7 +215,7 @@ class Edits:
     ) -> Edited:
         """A row for each scale of classifier-free guidance."""
         values_of("guidance", values)
-        raw = self._conditions(Request.of(request), _count(num), seed, guided=True)
+        raw = self._conditions(request_of(request, self._run), _count(num), seed, guided=True)
         return self._swept("guidance", values, raw, seed)
 
     def phi(
@@ -226,7 +227,7 @@ class Edits:
     ) -> Edited:
         """A row for each rescaled phi; the guidance is the recipe's."""
         values_of("phi", values)
-        raw = self._conditions(Request.of(request), _count(num), seed)
+        raw = self._conditions(request_of(request, self._run), _count(num), seed)
         return self._swept("phi", values, raw, seed)
 
     def inpaint(
@@ -250,7 +251,7 @@ class Edits:
         check_rects(rects)
         before = one_picture(image, shape)
         mask = rectangles(shape, rects)
-        after = self.inpainted(before, mask, Request.of(request), strength, seed)
+        after = self.inpainted(before, mask, request_of(request, self._run), strength, seed)
         return Edited(to_pixels(np.stack([before, after])), "inpaint: 2 pictures")
 
     def inpainted(
@@ -361,10 +362,10 @@ class Edits:
         seed: int,
     ) -> Edited:
         values_of(over, values)
-        raw = self._conditions(Request.of(first), _count(num), seed)
+        raw = self._conditions(request_of(first, self._run), _count(num), seed)
         if not raw:
             raise ConfigError(f"op {over} goes from one condition to another: this model has none")
-        other = Request.of(second)
+        other = request_of(second, self._run)
         count = len(next(iter(raw.values())))
         if count % other.rows:
             raise ConfigError(
@@ -380,7 +381,8 @@ class Edits:
         """A row for each value of a field of `Change` or `Strengths`, with the same noise."""
         numbers = values_of(over, values)
         whole = self._run.model
-        rows = sweep(self._model, self._recipe, raw, seed, over, numbers, inputs)
+        meter = self._maker.meter
+        rows = sweep(self._model, self._recipe, raw, seed, over, numbers, inputs, meter)
         images = np.stack([np.asarray(latent.decode(whole, row)) for row in rows])
         return Edited(to_pixels(images), f"{over} over {', '.join(map(str, values))}")
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.pipelines import unclip
+from diffusion_jax.pipelines.lora import Loras
 from diffusion_jax.pipelines.pipeline import Folder, Pipeline, pipeline
 from diffusion_jax.pipelines.request import Helpers
 from diffusion_jax.runs.folder import Run, open_run
@@ -23,6 +24,7 @@ def helped(
     which: str = "ema",
     step: int | None = None,
     own_upsampler: bool = True,
+    loras: Loras | None = None,
 ) -> Pipeline:
     """Opens a run to make pictures, sampling as its page says, and what helps it.
 
@@ -32,6 +34,7 @@ def helped(
       which, step: the weights, see `open_run`; of an open run those that it has.
       own_upsampler: whether the upsampler that came with an imported model follows where the
         helpers name none.
+      loras: files of LoRAs to merge into the weights, with their strengths.
 
     Raises:
       ConfigError: what `pipeline` refuses, or options of a prior where there is none.
@@ -49,6 +52,7 @@ def helped(
         candidates=helpers.candidates or 1,
         which=which,
         step=step,
+        lora=loras,
     )
     return _with_prior(pipe, helpers)
 

@@ -23,10 +23,12 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, short
 from diffusion_jax.pipelines import cascade, latent, rerank, sampling, stream, tokens, unclip
-from diffusion_jax.pipelines.conditions import conditions_of, label_numbers
+from diffusion_jax.pipelines.conditions import conditions_of, label_numbers, request_of
 from diffusion_jax.pipelines.dalle import Draw
 from diffusion_jax.pipelines.edit import Maker
 from diffusion_jax.pipelines.edits import Edits
+from diffusion_jax.pipelines.lora import Loras, adapted
+from diffusion_jax.pipelines.progress import Meter
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import (
     MOST,
@@ -58,6 +60,7 @@ class Pipeline:
       prior: where the embeddings of unCLIP's decoder come from: a prior, 'text' or 'caption'.
       judge: a classifier or a CLIP that keeps the best of several.
       candidates: pictures that are made for each that the judge keeps.
+      meter: counts steps of samplers, and edits, as they are made; None for nobody.
     """
 
     run: Run
@@ -68,6 +71,7 @@ class Pipeline:
     prior: unclip.Prior | str | None = None
     judge: Run | None = None
     candidates: int = 1
+    meter: Meter | None = None
 
     def __post_init__(self):
         # `replace` and files of pictures come here too, not flags alone, which are checked before.
@@ -133,7 +137,8 @@ class Pipeline:
                 raise ConfigError(
                     f"edits are made by the model alone: open it without {name} (--{name})"
                 )
-        return Edits(Maker(self.run, self.diffusion, self.prior, self.stages[1:]))
+        larger = self.stages[1:]
+        return Edits(Maker(self.run, self.diffusion, self.prior, larger, self.meter))
 
     def __call__(
         self, request: Any = None, num: int = 1, seed: int = 0, batch: int = 100
@@ -142,7 +147,7 @@ class Pipeline:
 
         Args:
           request: a text, a label, a list of either, a `Request`, or None: the classes in turn, or
-            held-out captions.
+            held-out captions. Of a model that reads no text, a text is the name of a class.
           num: pictures of each text or label; in all, where there is none.
           seed: picture i of a seed does not depend on `num` or `batch`.
           batch: pictures at a time.
@@ -156,7 +161,7 @@ class Pipeline:
     def start(self, request: Any = None, num: int = 1, seed: int = 0, batch: int = 100) -> Job:
         """What `__call__` makes, checked but not yet made; for pictures that are to be written
         as they come."""
-        request = Request.of(request)
+        request = request_of(request, self.run, self.guide, self.judge)
         check_numbers(num, seed, batch)
         total = num * request.rows
         origin = self.origin(request, num, seed, batch)
@@ -201,11 +206,12 @@ class Pipeline:
         stages = self.stages
         # All stages before the first picture of the first.
         cascade.check(stages, raw)
-        made = sampling.generate(
-            self.run.model, self.diffusion, raw, total, seed, batch, self.guides, starts
+        made = stream.generated(
+            *(self.run.model, self.diffusion, raw, total, seed, batch, self.guides, starts),
+            meter=self.meter,
         )
         if len(stages) > 1:
-            made = cascade.upsampled(stages[1:], made, raw, total, seed, batch)
+            made = cascade.upsampled(stages[1:], made, raw, total, seed, batch, self.meter)
         # Only the last stage may make latents: `check` refuses an upsampler after other shapes.
         return sampling.remarked(latent.decoded(stages[-1].model, made))
 
@@ -245,7 +251,7 @@ class Pipeline:
                 "a judge follow"
             )
         recipe = self.diffusion
-        request = Request.of(request)
+        request = request_of(request, self.run, self.guide, self.judge)
         check_numbers(num, seed)
         total = num * request.rows
         raw = self.conditions(request, total, seed)
@@ -278,7 +284,7 @@ class Pipeline:
         pool = replace(self, judge=None, candidates=1).start(
             request, num * self.candidates, origin.seed, origin.batch
         )
-        images = _best(judge, goals, pool, num)
+        images = rerank.chosen(judge, goals, pool.batches(), num)
         labels = None if labels is None else np.repeat(labels, num)  # [rows num]
         # `origin` is of the call as the user made it, which makes the same pictures again.
         return Job(origin, rows * num, images, labels, _repeated(prompts, rows * num))
@@ -298,17 +304,10 @@ class Pipeline:
                 {"run": pipe.run.identity, "recipe": recipe_fields(pipe.recipe)}
                 for pipe in self.upsamplers
             ]
-        return Origin(
+        origin = Origin(
             request, num, seed, batch, recipe_fields(self.recipe), self.run.identity, helpers
         )
-
-
-def _best(judge: Run, goals: np.ndarray, pool: Job, num: int) -> Iterator[np.ndarray]:
-    """The `num` best pictures of a pool for each goal, in one batch of uint8."""
-    images = np.concatenate(list(pool.batches()))
-    candidates = images.reshape(len(goals), -1, *images.shape[1:])  # [P, N, H, W, C]
-    best = rerank.best(candidates, rerank.scores(judge, goals, candidates), num)
-    yield best.reshape(-1, *best.shape[2:])  # [P num, H, W, C]
+        return origin._replace(classes=self.run.class_names)
 
 
 def _repeated(prompts: Sequence[str] | None, total: int) -> tuple[str, ...] | None:
@@ -328,6 +327,7 @@ def pipeline(
     candidates: int = 1,
     which: str = "ema",
     step: int | None = None,
+    lora: Loras | None = None,
 ) -> Pipeline:
     """Opens a run's folder to make pictures.
 
@@ -342,11 +342,12 @@ def pipeline(
       rerank: of a classifier or a CLIP that keeps the best of `candidates`.
       candidates: pictures that are made for each that is kept.
       which, step: the weights, see `open_run`.
+      lora: files of LoRAs to merge into them, with their strengths: {"x.safetensors": 0.7}.
 
     Raises:
       ConfigError: a folder that is not there or holds another kind of model.
     """
-    run = _opened(folder, (kinds.Pictures, kinds.Tokens), which, step)
+    run = adapted(_opened(folder, (kinds.Pictures, kinds.Tokens), which, step), lora)
     judge = None if rerank is None else _opened(rerank, kinds.Guide, flag="--rerank ")
     if isinstance(run.task, kinds.Tokens):
         helpers = dict(upsampler=upsamplers, classifier=classifier, weak=weak, prior=prior)

@@ -33,6 +33,7 @@ from diffusion_jax.pipelines.spelling import (
 )
 from diffusion_jax.types import (
     Array,
+    Augments,
     Cond,
     Denoiser,
     Guidance,
@@ -105,7 +106,8 @@ class Recipe:
     """
 
     sampler: str = option(
-        "ddim", "ddim, ancestral, plms, heun, edm, dpmpp_2m ...; options follow: 'ddim,eta=0.5'"
+        "ddim",
+        "ddim, plms, heun, edm, dpmpp_2m ... or your own 'mypkg.mod:fn'; options: 'ddim,eta=0.5'",
     )
     steps: int | str = option(
         50,
@@ -380,7 +382,9 @@ class Recipe:
 def _embeds(task: Any) -> bool:
     """Whether the network sees a vec or a seq, as far as labels and what is made of images tell;
     texts are always embedded."""
-    if not set(task.cond.keys) <= {"label", *task.cond.derived}:
+    # A vec that says how pictures are augmented says nothing in sampling.
+    cond: Any = task.cond.cond if isinstance(task.cond, Augments) else task.cond
+    if not set(cond.keys) <= {"label", *cond.derived}:
         return True
     raw = {
         "image": jax.ShapeDtypeStruct((1, *task.shape), jnp.float32),
@@ -389,7 +393,7 @@ def _embeds(task: Any) -> bool:
     key = jax.random.key(0)
 
     def embedded(raw: Raw) -> tuple[Cond, Params]:
-        return task.cond.init_with_output(key, task.cond.prepare(raw, key))
+        return cond.init_with_output(key, cond.prepare(raw, key))
 
-    cond, _ = jax.eval_shape(embedded, raw)
-    return not {"vec", "seq"}.isdisjoint(cond)
+    seen, _ = jax.eval_shape(embedded, raw)
+    return not {"vec", "seq"}.isdisjoint(seen)

@@ -15,6 +15,7 @@ from diffusion_jax.build import ConfigError, short, unknown
 from diffusion_jax.data import pictures
 from diffusion_jax.pipelines import unclip
 from diffusion_jax.pipelines.dalle import Draw
+from diffusion_jax.pipelines.lora import again
 from diffusion_jax.pipelines.pipeline import Pipeline, upsampler
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import MOST, Request, check_numbers, check_whole
@@ -24,8 +25,11 @@ from diffusion_jax.tasks import kinds
 
 HELPERS = ("classifier", "weak", "rerank", "candidates", "prior", "upsamplers")
 """What `Pipeline.origin` names beside the run."""
-OF_FILE = ("request", "num", "seed", "batch", "recipe", "run", "helpers", "rounding", "versions")
-OF_PICTURE = ("index", "prompt", "label", "file_name")
+OF_FILE = (
+    *("request", "num", "seed", "batch", "recipe", "run", "helpers", "rounding"),
+    *("versions", "classes"),
+)
+OF_PICTURE = ("index", "prompt", "label", "class", "file_name")
 """Keys of what a file says of itself, and, where it has many pictures, of one of them."""
 
 
@@ -143,7 +147,7 @@ def _same(identity: Mapping[str, Any]) -> Run:
             f"{run.folder} holds other weights at step {run.step} than those that made these "
             "pictures"
         )
-    return run
+    return again(run, identity.get("loras", ()))
 
 
 def origin_in(path: str | Path) -> tuple[Origin, int | None]:

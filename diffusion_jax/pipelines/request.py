@@ -28,7 +28,8 @@ class Request:
     Attributes:
       prompt: a text, or several.
       negative: what is not wanted, in place of the empty text of guidance.
-      label: a class by its number or its name, or several; without it the classes in turn.
+      label: a class by its name or its number, or several; without it the classes in turn. A text
+        that is a class's name is that class, also where it spells a number.
       truncate: cut prompts that have more tokens than the model reads, which is refused without it.
       low_res: images for an upsampler.
       complete: images whose upper halves a token model completes.
@@ -48,7 +49,9 @@ class Request:
         None, "Text of what is not wanted, in place of the empty text of guidance"
     )
     label: int | str | Sequence[int | str] | None = option(
-        None, "Class to sample, by its number or its name; without it the classes in turn"
+        None,
+        "Class to sample, by its name or its number; may be given again; without it the classes in "
+        "turn",
     )
     truncate: bool = option(
         False, "Cut prompts that have more tokens than the model reads, which is refused without it"
@@ -177,6 +180,25 @@ class Helpers:
         check_options(self)
         if self.weak is None and self.weak_step is not None:
             raise ConfigError("--weak_step is a step of the run --weak: give that too")
+
+
+def strengths(texts: Sequence[str]) -> dict[str, float]:
+    """LoRAs as the command line names them: ('x.safetensors=0.7', 'y.safetensors') -> {file:
+    strength}, 1 where none is named.
+
+    Raises:
+      ConfigError: a strength that is no number, or a file that comes again.
+    """
+    loras: dict[str, float] = {}
+    for text in texts:
+        file, sign, strength = text.rpartition("=")
+        if not sign:
+            file, strength = text, "1"
+        if not file or file in loras:
+            what = f"names {file} again" if file else "names no file"
+            raise ConfigError(f"--lora {text} {what}: write --lora x.safetensors=0.7, once each")
+        loras[file] = number(f"the strength of --lora {text}", strength)
+    return loras
 
 
 def _several(value: Any) -> tuple[Any, ...]:

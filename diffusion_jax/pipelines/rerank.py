@@ -6,7 +6,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,17 @@ def best(images: np.ndarray, scores: np.ndarray, num: int) -> np.ndarray:
     # Stable, so that equal scores keep the order of the seed on every machine.
     order = np.argsort(-scores, axis=1, kind="stable")[:, :num]  # [P, num]
     return np.take_along_axis(images, order[:, :, None, None, None], axis=1)
+
+
+def chosen(
+    judge: Run, goals: np.ndarray, pool: Iterable[np.ndarray], num: int
+) -> Iterator[np.ndarray]:
+    """The `num` best pictures for each goal of all in a pool of batches [b, H, W, C], uint8, as one
+    batch."""
+    images = np.concatenate(list(pool))
+    candidates = images.reshape(len(goals), -1, *images.shape[1:])  # [P, N, H, W, C]
+    of_each = best(candidates, scores(judge, goals, candidates), num)
+    yield of_each.reshape(-1, *of_each.shape[2:])  # [P num, H, W, C]
 
 
 @jax.jit

@@ -9,6 +9,7 @@ pipelines/replay.py reads it.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -18,14 +19,18 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import pictures
+from diffusion_jax.data.animation import animate
 from diffusion_jax.data.folder import images_in
 from diffusion_jax.files import writable
+from diffusion_jax.pipelines.lora import listed
 from diffusion_jax.pipelines.request import Request
 from diffusion_jax.pipelines.sampling import to_pixels
 from diffusion_jax.train.checkpoint import versions
 
 PACKAGES = ("diffusion_jax", "jax", "flax")
 """Those whose versions change what a seed makes."""
+LONGEST = 50
+"""Letters of a class in a file's name, of which systems count the bytes: a letter may have four."""
 
 
 class Origin(NamedTuple):
@@ -40,6 +45,7 @@ class Origin(NamedTuple):
       run: the run's folder, its step, weights and their digest.
       helpers: folders of what helped: classifier, weak, prior, upsamplers, rerank.
       rounding: how they became bytes, nearest or down.
+      classes: the names of the run's classes; None where it has none.
     """
 
     request: Request
@@ -50,6 +56,18 @@ class Origin(NamedTuple):
     run: Mapping[str, Any]
     helpers: Mapping[str, Any]
     rounding: str = "nearest"
+    classes: tuple[str, ...] | None = None
+
+    def class_of(self, label: int) -> str:
+        """The name of a class, its number where it has none."""
+        named = self.classes is not None and 0 <= label < len(self.classes)
+        return self.classes[label] if self.classes and named else str(label)
+
+    def file_part(self, label: int) -> str:
+        """The same as a part of a file's name: letters and digits, with dashes between them."""
+        # A '_' goes too: it parts a picture's number from its class.
+        dashed = "".join(one if one.isalnum() else "-" for one in self.class_of(label))
+        return re.sub("-+", "-", dashed).strip("-")[:LONGEST] or str(label)
 
 
 class Samples(NamedTuple):
@@ -96,8 +114,8 @@ class Samples(NamedTuple):
         """Writes them, with all that they were made from.
 
         Args:
-          out: x.png for a grid, x.npz for arr_0 and arr_1, x/ for a folder of PNGs, x.gif for a
-            frame each. A file is written over; a folder that holds pictures is not written to.
+          out: x.png for a grid, x.npz for arr_0 and arr_1, x/ for a folder of PNGs, x.gif or x.mp4
+            for a frame each. A file is written over; a folder that holds pictures is not.
 
         Returns:
           Where they are.
@@ -111,11 +129,12 @@ class Samples(NamedTuple):
             save_folder(target, iter([self.images]), self.origin, self.labels, self.prompts)
         elif target.endswith(".npz"):
             texts = {} if self.prompts is None else {"prompts": np.array(self.prompts)}
-            pictures.save_npz(target, self.images, self.labels, meta_of(self.origin), **texts)
+            meta = meta_of(self.origin, labels=self.labels)
+            pictures.save_npz(target, self.images, self.labels, meta, **texts)
         elif target.endswith(".png"):
-            pictures.save_png(target, self.grid(), text_of(self.origin))
+            pictures.save_png(target, self.grid(), text_of(self.origin, labels=self.labels))
         else:
-            pictures.animated(target, self.images)
+            animate(target, self.images)
         return target
 
 
@@ -195,13 +214,16 @@ def save_folder(
 ) -> int:
     """Writes batches of uint8 [n, H, W, C] as they come, a PNG each; returns how many there
     were."""
-    meta = functools.partial(meta_of, origin, prompts=prompts)
+    meta = functools.partial(meta_of, origin, prompts=prompts, labels=labels)
     text = functools.partial(text_of, origin, prompts=prompts, labels=labels)
-    return pictures.save_folder(folder, batches, labels, meta, text)
+    return pictures.save_folder(folder, batches, labels, meta, text, origin.file_part)
 
 
 def meta_of(
-    origin: Origin, index: int | None = None, prompts: tuple[str, ...] | None = None
+    origin: Origin,
+    index: int | None = None,
+    prompts: tuple[str, ...] | None = None,
+    labels: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """What a file says of itself, as JSON; with an index that of one picture."""
     request = {field.name: _plain(getattr(origin.request, field.name)) for field in fields(Request)}
@@ -225,6 +247,12 @@ def meta_of(
         meta["index"] = index
         if prompts is not None:
             meta["prompt"] = prompts[index]
+    if labels is not None and origin.classes:
+        if index is None:
+            present = sorted(set(labels.tolist()))
+            meta["classes"] = {str(label): origin.class_of(label) for label in present}
+        else:
+            meta["class"] = origin.class_of(int(labels[index]))
     return meta
 
 
@@ -251,20 +279,25 @@ def text_of(
     if prompts is not None and index is not None:
         prompt = prompts[index]
     label: Any = ", ".join(map(str, request.labels or ()))
+    numbers = [] if labels is None or not request.labels else list(dict.fromkeys(labels.tolist()))
     if labels is not None and index is not None:
         label = labels[index]
+        numbers = [int(label)]
     # Under our names: data/pictures.py translates those that other programs know.
     settings = {**origin.recipe, "seed": origin.seed, "label": label, "index": index}
+    if origin.classes:
+        settings["class"] = ", ".join(map(origin.class_of, numbers))
     settings |= {
         "model": Path(origin.run["run"]).name,
         "step": origin.run["step"],
         "weights": origin.run["which"],
         "model hash": f"{origin.run['digest']:08x}",
+        "lora": listed(origin.run),
     }
     settings = {name: value for name, value in settings.items() if value not in ("", None)}
     return {
         "parameters": pictures.parameters_text(prompt, request.negative, settings),
-        pictures.CHUNK: pictures.meta_json(meta_of(origin, index, prompts)),
+        pictures.CHUNK: pictures.meta_json(meta_of(origin, index, prompts, labels)),
     }
 
 

@@ -142,7 +142,8 @@ def begun(
     process = model.task.process
     shape = (len(index), *model.task.shape)
     x = start(process, recipe.grid(process), k_start, shape, noise)  # [B, H, W, C]
-    return conds, recipe.temperature * x, k_run
+    conds, x = shard.shared((conds, recipe.temperature * x), len(index), partition.mesh())
+    return conds, x, k_run
 
 
 def embedded(
@@ -319,12 +320,27 @@ def generate(
     Raises:
       ConfigError: what `check` refuses, at once.
     """
+    parts = batches_of(model, recipe, raw, num, seed, batch, guides, starts)
+    return (_drawn(work, part) for work, part in parts)
+
+
+def batches_of(
+    model: Model,
+    recipe: Recipe,
+    raw: Raw,
+    num: int,
+    seed: int,
+    batch: int,
+    guides: Guides,
+    starts: Sequence[int] | None,
+) -> Iterator[tuple[Work, Batch]]:
+    """What `generate` makes, batch by batch, before it is made; arguments and errors are its."""
     check(model, recipe, raw, guides)
     size = min(batch, num)
     work = prepared(model, recipe, seed, size, guides)
     firsts = range(0, num, size) if starts is None else starts
     # No `yield` in this function: `check` refuses at the call, not at the first batch.
-    return (_drawn(work, batch_at(work, raw, first, size, num)) for first in firsts)
+    return ((work, batch_at(work, raw, first, size, num)) for first in firsts)
 
 
 def _drawn(work: Work, batch: Batch) -> np.ndarray:

@@ -1,33 +1,55 @@
-"""Pictures as they arise: a run of a sampler in parts of a few steps, each looked at.
+"""Pictures as they arise: a run of a sampler in parts of some steps, looked at or counted.
 
-The parts are one compiled program, so that a look costs no more than fetching a picture; what was
-embedded and the sampler's memory stay on the devices between them.
+The parts are one compiled program, whatever their length, so that a look costs no more than
+fetching a picture; what was embedded and the sampler's memory stay on the devices between them.
 """
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from diffusion_jax.diffusion.samplers import Progress, advance, begin, pairs_of
 from diffusion_jax.nn import partition
+from diffusion_jax.pipelines.progress import Meter
 from diffusion_jax.pipelines.recipe import MOST_STEPS, Recipe, Strengths
 from diffusion_jax.pipelines.request import check_whole
 from diffusion_jax.pipelines.sampling import (
+    Batch,
     Embedded,
     Guides,
     Work,
-    batch_at,
+    batches_of,
     begun,
-    check,
+    generate,
     guided,
     per_image,
-    prepared,
 )
 from diffusion_jax.runs.folder import Model
+from diffusion_jax.train import shard
 from diffusion_jax.types import Array, Key, Raw
+
+PAUSE = 0.2
+"""Seconds, about, between two counts of a meter: often enough to be seen moving, and so seldom that
+what it takes to launch a part is nothing beside it."""
+
+
+class Begun(NamedTuple):
+    """A batch on its way.
+
+    Attributes:
+      progress: where its run is.
+      conds: what the networks see.
+      keys: a key for each step, [N].
+    """
+
+    progress: Progress
+    conds: Embedded
+    keys: Key
 
 
 @functools.partial(jax.jit, static_argnames=("recipe",))
@@ -39,34 +61,84 @@ def _begin(
     index: Array,
     key: Key,
     weak: Model | None,
-) -> tuple[Progress, Embedded, Array]:
-    """(the run before its first step, what the networks see, a key for each step), the same
-    draws as in `draw`."""
+) -> Begun:
+    """A batch before its first step, the same draws as in `draw`."""
     conds, x, k_run = begun(model, recipe, strengths, raw, index, key, weak)
     sampler = recipe.make_sampler(model.task, per_image(index))
     steps = len(recipe.grid(model.task.process)) - 1
     # All keys at once, as `sample` splits them, so that where one looks changes no picture.
-    return begin(sampler, x, steps), conds, jax.random.split(k_run, steps)
+    keys = jax.random.split(k_run, steps)
+    progress = shard.shared(begin(sampler, x, steps), len(index), partition.mesh())
+    return Begun(progress, conds, keys)
 
 
 # Donated: the images and the sampler's memory are not held twice.
-@functools.partial(jax.jit, static_argnames=("recipe",), donate_argnames=("progress",))
+@functools.partial(jax.jit, static_argnames=("recipe", "looks"), donate_argnames=("progress",))
 def _advance(
     model: Model,
     recipe: Recipe,
     strengths: Strengths,
     progress: Progress,
-    steps: tuple[Array, Array],
+    rest: tuple[Embedded, Key],
     index: Array,
-    conds: Embedded,
     guides: Guides,
+    first: int,
+    last: int,
+    looks: bool,
 ) -> Progress:
-    """Some steps: pairs of times [n, 2] and their keys [n]."""
+    """Steps `first` ... `last` - 1; both are traced, so that parts of all lengths are one program.
+
+    `rest` is what a `Begun` has beside its progress. Without `looks` x0 stays as it was: a program
+    that puts it out rounds in another order than `draw`, which does not.
+    """
+    conds, keys = rest
     noise = per_image(index)
     denoise = guided(model, recipe, strengths, conds, noise, guides)
     sampler = recipe.make_sampler(model.task, noise)
-    progress, _ = advance(denoise, sampler, progress, *steps, conds.cond)
-    return progress
+    pairs = pairs_of(recipe.grid(model.task.process))
+
+    def step(i: Array, progress: Progress) -> Progress:
+        pair, key = (jax.lax.dynamic_slice_in_dim(part, i, 1) for part in (pairs, keys))
+        after, _ = advance(denoise, sampler, progress, pair, key, conds.cond)
+        return after if looks else after._replace(x0=progress.x0)
+
+    progress = jax.lax.fori_loop(first, last, step, progress)
+    return shard.shared(progress, len(index), partition.mesh())
+
+
+def _started(work: Work, batch: Batch) -> Begun:
+    with partition.activations(work.mesh, ()):
+        return _begin(
+            work.model,
+            work.recipe,
+            work.strengths,
+            batch.raw,
+            batch.index,
+            work.key,
+            work.guides.weak,
+        )
+
+
+def _moved(work: Work, batch: Batch, begun: Begun, first: int, last: int, looks: bool) -> Begun:
+    """The same after steps `first` ... `last` - 1, with x0 where somebody looks at it."""
+    progress, *rest = begun
+    with partition.activations(work.mesh, ()):
+        progress = _advance(
+            work.model,
+            work.recipe,
+            work.strengths,
+            progress,
+            tuple(rest),
+            batch.index,
+            work.guides,
+            first,
+            last,
+            looks,
+        )
+    return begun._replace(progress=progress)
+
+
+# Looks --------------------------------------------------------------------------------------------
 
 
 def watched(
@@ -91,46 +163,78 @@ def watched(
       beginning of it, where x is one of the run's own; after the last step the images themselves.
 
     Raises:
-      ConfigError: what `check` refuses, or less than a step between two looks.
+      ConfigError: what `generate` refuses, or less than a step between two looks.
     """
-    check(model, recipe, raw, guides)
+    parts = batches_of(model, recipe, raw, num, seed, num, guides, None)
     check_whole("every", every, 1, MOST_STEPS)
-    return _watched(prepared(model, recipe, seed, num, guides), raw, num, every)
+    return _watched(*next(parts), every)
 
 
-def _watched(work: Work, raw: Raw, num: int, every: int) -> Iterator[tuple[int, np.ndarray]]:
-    batch = batch_at(work, raw, 0, num, num)
-    with partition.activations(work.mesh, ()):
-        progress, conds, keys = _begin(
-            work.model,
-            work.recipe,
-            work.strengths,
-            batch.raw,
-            batch.index,
-            work.key,
-            work.guides.weak,
-        )
-    pairs = pairs_of(work.recipe.grid(work.model.task.process))
-    total = len(pairs)
+def _watched(work: Work, batch: Batch, every: int) -> Iterator[tuple[int, np.ndarray]]:
+    begun = _started(work, batch)
+    total = len(begun.keys)
     done = 0
     # What does not divide comes first, so that the last look is at the last step.
     until = total % every or every
     while done < total:
-        steps = pairs[done:until], keys[done:until]
-        with partition.activations(work.mesh, ()):
-            progress = _advance(
-                work.model,
-                work.recipe,
-                work.strengths,
-                progress,
-                steps,
-                batch.index,
-                conds,
-                work.guides,
-            )
+        begun = _moved(work, batch, begun, done, until, looks=True)
         done = until
         until += every
         # Before the last step x0, the denoiser's estimate, which is clear where x is still noise.
-        image = progress.x if done == total else progress.x0
+        image = begun.progress.x if done == total else begun.progress.x0
         # A copy, since the next part takes over the buffers of this one.
         yield done, np.array(image)  # [num, H, W, C]
+
+
+# Counts -------------------------------------------------------------------------------------------
+
+
+def generated(
+    model: Model,
+    recipe: Recipe,
+    raw: Raw,
+    num: int,
+    seed: int,
+    batch: int = 100,
+    guides: Guides = Guides(),
+    starts: Sequence[int] | None = None,
+    meter: Meter | None = None,
+) -> Iterator[np.ndarray]:
+    """`generate`, whose steps a meter counts as they are made: the same images.
+
+    Args:
+      model, recipe, raw, num, seed, batch, guides, starts: as for `generate`.
+      meter: None where nobody counts; then a batch is one program.
+
+    Raises:
+      ConfigError: what `generate` refuses, at once.
+    """
+    if meter is None:
+        return generate(model, recipe, raw, num, seed, batch, guides, starts)
+    return _counted(batches_of(model, recipe, raw, num, seed, batch, guides, starts), meter)
+
+
+def _counted(parts: Iterator[tuple[Work, Batch]], meter: Meter) -> Iterator[np.ndarray]:
+    length = 1
+    for work, batch in parts:
+        begun = _started(work, batch)
+        total = len(begun.keys)
+        done = 0
+        while done < total:
+            clock = time.perf_counter()
+            until = min(done + length, total)
+            begun = _moved(work, batch, begun, done, until, looks=False)
+            jax.block_until_ready(begun.progress.x)
+            meter.update(until - done)
+            done = until
+            length = paced(length, time.perf_counter() - clock)
+        yield np.asarray(begun.progress.x)[: batch.size]  # [b, H, W, C]
+
+
+def paced(length: int, seconds: float) -> int:
+    """How many steps the next part has, after one of `length` that took so long: twice as many
+    until it takes about a `PAUSE`, and half as many where it takes more than two."""
+    # A step at a time at first, of which the first compiles: nobody knows how long one takes.
+    if seconds < PAUSE / 2:
+        return 2 * length
+    return max(1, length // 2) if seconds > 2 * PAUSE else length

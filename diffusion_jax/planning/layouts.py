@@ -29,6 +29,7 @@ from diffusion_jax.build import ConfigError, build
 from diffusion_jax.cost import flops
 from diffusion_jax.cost.chips import Chip, Topology, collective_seconds
 from diffusion_jax.runs import first_stage
+from diffusion_jax.runs.filled import filled
 from diffusion_jax.runs.folder import FIRST, holds_run
 from diffusion_jax.tasks import kinds
 from diffusion_jax.train import shard
@@ -119,12 +120,16 @@ class Work:
 
 
 def work_of(config: Mapping[str, Any]) -> Work:
-    """Traces the train step of a config; compiles and reads nothing but the first stage's config.
+    """Traces the train step of a config; compiles and reads nothing but the first stage's config,
+    and of the data what a page leaves out (runs/filled.py).
 
     Raises:
-      ConfigError: a first stage that is no autoencoder, or what `build` refuses.
+      ConfigError: a first stage that is no autoencoder, a LoRA, or what `build` refuses.
     """
+    if "lora" in config:
+        raise ConfigError("what is planned is the training of whole weights: leave config.lora out")
     config, frozen = _with_first_stage(config)
+    config = filled(config)
     task = task_of(config)
     batch = batch_of(config, task)
     averages = {name: build(spec) for name, spec in config["ema"].items()}

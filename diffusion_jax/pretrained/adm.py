@@ -51,7 +51,7 @@ def per_head(parts: int, heads: Callable[[int], int]) -> Layout:
     def official(w: Array, shape: rules.Shape) -> Array:
         return _swap(w.T, parts, heads(shape[0] // parts)).reshape(shape)
 
-    return Layout(ours, official)
+    return Layout(ours, official, POINT.shape)
 
 
 def _attention(blocks: str, heads: Callable[[int], int], new_order: bool) -> list[Rule]:

@@ -18,7 +18,8 @@ from flax.core import FrozenDict
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.dalle import DALLE
 from diffusion_jax.nn.sparse_attention import Pattern, mask
-from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained import names, rules
+from diffusion_jax.pretrained.package import CONFIG, WEIGHTS, Package, only
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import TRANSPOSE, Constant, Rule, layer, norm
 from diffusion_jax.pretrained.shapes import shapes_of
@@ -168,6 +169,57 @@ def export(
 ) -> dict[str, Array]:
     """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
     return revert(params["model"], build(page["model"]), shapes)
+
+
+CODE = """import json
+from safetensors.torch import load_file
+from rudalle.dalle.model import DalleModel               # github.com/ai-forever/ru-dalle
+options = json.load(open("FOLDER/config.json"))
+model = DalleModel("cpu", **{key: value for key, value in options.items() if key != "hf_version"})
+model.load_state_dict(load_file("FOLDER/model.safetensors"))"""
+DENSE_CODE = """import json
+from safetensors.torch import load_file
+from dalle.models.stage2.transformer import Transformer1d                              # github.com/kakaobrain/minDALL-E
+weights, options = load_file("FOLDER/model.safetensors"), json.load(open("FOLDER/config.json"))"""
+
+
+def write(page: Mapping[str, Any], params: Params) -> Package:
+    """A run for the official code: its state dict, and what its shapes do not tell.
+
+    Raises:
+      ConfigError: neither official network has such an option; the line names it.
+    """
+    model = build(page["model"])
+    if model.joint:
+        return _write_rudalle(params["model"], model)
+    title = "minDALL-E"
+    only(title, model, layout="dense", pad=False, axial=False, start=None, mask_text=None, sandwich=False)
+    if model.act not in ("gelu", "quick_gelu"):
+        raise ConfigError(f"{title} has no act {model.act!r}, only 'gelu' and 'quick_gelu': this run cannot be written for it")
+    whole = names.shapes(params["model"], MINDALLE)
+    keys: dict[str, rules.Shape] = {}
+    for key, shape in whole.items():
+        parts = PARTS if ".attn.qkv." in key else ("qkv",)
+        keys |= {key.replace(".qkv.", f".{part}."): (shape[0] // len(parts), *shape[1:]) for part in parts}
+    options = dict(n_heads=model.heads, gelu_use_approx=model.act == "quick_gelu")
+    return Package({WEIGHTS: revert(params["model"], model, keys), CONFIG: options}, title, DENSE_CODE)
+
+
+def _write_rudalle(params: Params, model: DALLE) -> Package:
+    """`write` for ru-DALL-E."""
+    title = "ru-DALL-E"
+    version = "v2" if model.wrap else "v3"
+    only(title, model, layout="rudalle", pad=True, axial=True, act="gelu_tanh", attn_bias=True, mlp_bias=True, kernel=11,
+         start=2 if model.wrap else None, mask_text=model.text_length)
+    length = model.text_length + model.grid**2
+    buffers = {f"transformer.{kind}_mask": (length, length) for kind in ("row", "col", "conv")}
+    keys = names.shapes(params, RUDALLE, special=buffers)
+    options = dict(
+        num_layers=model.depth, vocab_size=model.text_codes, hidden_size=model.width, cogview_sandwich_layernorm=model.sandwich,
+        num_attention_heads=model.heads, text_seq_length=model.text_length, image_tokens_per_dim=model.grid,
+        image_vocab_size=model.image_codes, hf_version=version,
+    )
+    return Package({WEIGHTS: revert(params, model, keys), CONFIG: options}, title, CODE)
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:

@@ -19,6 +19,7 @@ from diffusion_jax.models.cond import Label
 from diffusion_jax.models.diffit import DiffiT, relative_positions
 from diffusion_jax.models.dit import unstack_layers
 from diffusion_jax.pretrained import dit, rules
+from diffusion_jax.pretrained.package import CONFIG, WEIGHTS, Package, process_note
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import Constant, Rule, layer
 from diffusion_jax.types import Array, Params
@@ -91,6 +92,27 @@ def export(
 ) -> dict[str, Array]:
     """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
     return revert(params, shapes)
+
+
+CODE = """import json
+from safetensors.torch import load_file
+from diffit import DiffiT                                # the model's file of github.com/NVlabs/DiffiT
+model = DiffiT(**json.load(open("FOLDER/config.json")))
+model.load_state_dict(load_file("FOLDER/model.safetensors"))"""
+
+
+def write(page: Mapping[str, Any], params: Params) -> Package:
+    """A run for the official code: its state dict, and the options of the constructor.
+
+    Raises:
+      ConfigError: the official network has no such option; the line names it.
+    """
+    title = "the official DiffiT"
+    options = dit.constructor(title, page)
+    tokens = (options["input_size"] // options["patch_size"]) ** 2
+    index = {f"blocks.{i}.attn.relative_position_index": (tokens, tokens) for i in range(options["depth"])}
+    weights = revert(params, dit.shapes(params, RULES, options) | index)
+    return Package({WEIGHTS: weights, CONFIG: options}, title, CODE, notes=process_note(page, "Eps", "linear"))
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.cond import Label
 from diffusion_jax.models.dit import PRESETS, DiT, stack_layers, unstack_layers
 from diffusion_jax.nn.embed import sincos_2d
-from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained import names, rules
+from diffusion_jax.pretrained.package import CONFIG, WEIGHTS, Package, only, process_note, refuse, square
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import PATCH, SAME, Constant, Rule, layer
 from diffusion_jax.pretrained.shapes import shapes_of
@@ -146,6 +147,57 @@ def export(
 ) -> dict[str, Array]:
     """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
     return revert(params, shapes)
+
+
+CODE = """import json
+from safetensors.torch import load_file
+from models import DiT                                   # github.com/facebookresearch/DiT
+model = DiT(**json.load(open("FOLDER/config.json")))
+model.load_state_dict(load_file("FOLDER/model.safetensors"))"""
+
+
+def write(page: Mapping[str, Any], params: Params) -> Package:
+    """A run for the official code: its state dict, and the options of the constructor.
+
+    Raises:
+      ConfigError: the official network has no such option; the line names it.
+    """
+    title = "the official DiT"
+    only(title, build(page["model"]), block="adaln_zero")
+    options = constructor(title, page)
+    weights = revert(params, shapes(params, RULES, options))
+    return Package({WEIGHTS: weights, CONFIG: options}, title, CODE, notes=process_note(page, "Eps", "linear"))
+
+
+def constructor(title: str, page: Mapping[str, Any]) -> dict[str, Any]:
+    """The official options of a run's DiT, or DiffiT.
+
+    Raises:
+      ConfigError: it has none, or the conditions are not labels alone.
+    """
+    model = build(page["model"])
+    cond = build(page["task"]["cond"])
+    side = square(title, page)
+    refuse(title, {
+        "sees labels and nothing else (task.cond is a Label)": not isinstance(cond, Label),
+        f"has positions that count patches (grid is {side // model.patch})": model.grid not in (None, side // model.patch),
+    })
+    drop = page["task"].get("drop", {}).get("label", 0.0) or DEFAULTS["class_dropout_prob"]
+    return dict(
+        input_size=side, patch_size=model.patch, in_channels=model.channels, hidden_size=model.width, depth=model.depth,
+        num_heads=model.heads, mlp_ratio=model.mlp_ratio, class_dropout_prob=drop if cond.null_row else 0.0,
+        num_classes=cond.num_classes, learn_sigma=model.learn_sigma,
+    )
+
+
+def shapes(params: Params, table: rules.Rules, options: Mapping[str, Any]) -> dict[str, rules.Shape]:
+    """Official key -> shape, for parameters with scanned or unrolled blocks and the options of `constructor`."""
+    patch, width = options["patch_size"], options["hidden_size"]
+    special = {
+        "x_embedder.proj.weight": (width, options["in_channels"], patch, patch),
+        "pos_embed": (1, (options["input_size"] // patch) ** 2, width),
+    }
+    return names.shapes(unstack_layers(params), table, special=special)
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:

@@ -21,7 +21,8 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.models.dvae_codebook import CodebookVAE
-from diffusion_jax.pretrained import rules, torchscript
+from diffusion_jax.pretrained import names, rules, torchscript
+from diffusion_jax.pretrained.package import CONFIG, WEIGHTS, Package, only
 from diffusion_jax.pretrained.persistent import Bare, arrays
 from diffusion_jax.pretrained.reader import READERS, content, read, select, unpickled
 from diffusion_jax.pretrained.rules import CONV, POINT, SAME, Layout, Rule, layer
@@ -37,6 +38,7 @@ BLOCK = r"blocks\.group_(\d)\.block_(\d)"
 DECONV = Layout(
     lambda w: w.transpose(2, 3, 0, 1)[::-1, ::-1],
     lambda w, shape: w[::-1, ::-1].transpose(2, 3, 0, 1),
+    lambda shape: (*shape[2:], *shape[:2]),
 )
 """A transposed convolution (in, out, h, w) <-> the kernel (h, w, in, out) of a convolution over the spread input."""
 
@@ -235,6 +237,73 @@ def export(
     if page["model"]["name"] == OPENAI:
         return revert(params["model"], shapes)
     return revert_codebook(params["model"], build(page["model"]), shapes)
+
+
+RANKS = {r".*\.w": 4, r".*\.weight": 4}
+CODE = """import json
+from safetensors.torch import load_file
+from dall_e import Decoder, Encoder                      # github.com/openai/DALL-E
+options = json.load(open("FOLDER/config.json"))
+encoder, decoder = Encoder(**options["encoder"]), Decoder(**options["decoder"])
+encoder.load_state_dict(load_file("FOLDER/encoder.safetensors"))
+decoder.load_state_dict(load_file("FOLDER/decoder.safetensors"))"""
+CODEBOOK_CODE = """import json
+from safetensors.torch import load_file
+from dalle_pytorch import DiscreteVAE                    # github.com/lucidrains/DALLE-pytorch
+vae = DiscreteVAE(**json.load(open("FOLDER/config.json")))
+vae.load_state_dict(load_file("FOLDER/model.safetensors"))"""
+
+
+def write(page: Mapping[str, Any], params: Params) -> Package:
+    """A run for the official code: OpenAI's two files, or that of DALLE-pytorch, and the options of the constructors.
+
+    Raises:
+      ConfigError: the official network has no such option; the line names it.
+    """
+    model = build(page["model"])
+    if isinstance(model, CodebookVAE):
+        return _write_codebook(page, params, model)
+    title = "OpenAI's discrete VAE"
+    only(title, model, mults=(1, 2, 4, 8))
+    weights = revert(params["model"], names.shapes(params["model"], RULES, RANKS))
+    files: dict[str, Any] = {}
+    for half in FILES:
+        own = {key: value for key, value in weights.items() if key.startswith(f"{half}/")}
+        files[f"{half}.safetensors"] = {key.removeprefix(f"{half}/"): value for key, value in own.items()}
+    files[CONFIG] = {
+        "image_size": page["task"]["shape"][0],
+        "encoder": dict(n_hid=model.width, n_blk_per_group=model.depth, input_channels=model.channels, vocab_size=model.codes),
+        "decoder": dict(n_init=model.init_width, n_hid=model.decoder_width or model.width, output_channels=model.channels,
+                        n_blk_per_group=model.decoder_depth or model.depth, vocab_size=model.codes),
+    }
+    return Package(files, title, CODE)
+
+
+def _write_codebook(page: Mapping[str, Any], params: Params, model: CodebookVAE) -> Package:
+    """`write` for DALLE-pytorch."""
+    renamed = names.shapes(params["model"], CODEBOOK, RANKS, special={"codebook.weight": (model.codes, model.code_width)})
+    halves = {ours: official for official, ours in codebook_keys(model).items()}
+    keys = {_codebook_key(key, halves): shape for key, shape in renamed.items()}
+    options = dict(
+        image_size=page["task"]["shape"][0], num_tokens=model.codes, codebook_dim=model.code_width, num_layers=model.layers,
+        num_resnet_blocks=model.blocks, hidden_dim=model.width, channels=model.channels,
+        smooth_l1_loss=page["task"].get("reconstruction") == "smooth_l1", normalization=None,
+    )
+    weights = revert_codebook(params["model"], model, keys)
+    return Package({WEIGHTS: weights, CONFIG: options}, "DALLE-pytorch's discrete VAE", CODEBOOK_CODE)
+
+
+def _codebook_key(key: str, halves: Mapping[str, str]) -> str:
+    """The inverse of `codebook_name`."""
+    match = re.fullmatch(r"(\w+/\w+?)(?:/conv_(\d))?\.(\w+)", key)
+    if match is None:
+        return key
+    name, conv, end = match.groups()
+    if conv:
+        return f"{halves[name]}.net.{2 * (int(conv) - 1)}.{end}"
+    # What an activation follows is in a list of its own.
+    inner = ".0" if re.search(r"/(?:down|up)_\d+$", name) else ""
+    return f"{halves[name]}{inner}.{end}"
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:

@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.latents import Whitening
 from diffusion_jax.models.cond import Nothing, OneHot
 from diffusion_jax.models.edm2 import EDM2, Uncertainty
-from diffusion_jax.pretrained import persistent, rules
+from diffusion_jax.pretrained import names, persistent, rules
+from diffusion_jax.pretrained.package import CONFIG, WEIGHTS, Package, only, refuse, square
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, POINT, SAME, TRANSPOSE, Layout, Rule
 from diffusion_jax.pretrained.shapes import shapes_of
@@ -29,6 +30,7 @@ from diffusion_jax.types import Array, Params
 QKV = Layout(
     lambda w: w.reshape(-1, 3, w.shape[1]).transpose(2, 1, 0).reshape(w.shape[1], -1),
     lambda w, shape: w.reshape(shape[1], 3, -1).transpose(2, 1, 0).reshape(shape),
+    POINT.shape,
 )
 """A `POINT` whose outputs are ordered [head][channel][q, k, v] <-> [q, k, v][head][channel]."""
 
@@ -168,6 +170,64 @@ def export(
 ) -> dict[str, Array]:
     """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
     return revert(params, shapes, page["task"]["shape"][0])
+
+
+RANKS = {r".*\.(?:conv_skip|attn_qkv|attn_proj)\.weight": 4}
+CODE = """import json
+from safetensors.torch import load_file
+from training.networks_edm2 import Precond               # github.com/NVlabs/edm2
+net = Precond(**json.load(open("FOLDER/config.json")))
+net.load_state_dict(load_file("FOLDER/model.safetensors"))"""
+
+
+def write(page: Mapping[str, Any], params: Params) -> Package:
+    """A run for the official code: the state dict of its Precond, and the options of the constructor.
+
+    Raises:
+      ConfigError: the official network has no such option; the line names it.
+    """
+    title = "the official EDM2"
+    options = constructor(title, page)
+    side = options["img_resolution"]
+    keys = {official_name(key, side): shape for key, shape in names.shapes(params, RULES, RANKS).items()}
+    weights = revert(params, keys, side)
+    return Package({WEIGHTS: weights, CONFIG: options}, title, CODE)
+
+
+def constructor(title: str, page: Mapping[str, Any]) -> dict[str, Any]:
+    """The official options of a run's network.
+
+    Raises:
+      ConfigError: it has none; the line names the option.
+    """
+    model = build(page["model"])
+    task = page["task"]
+    cond = build(task["cond"])
+    side = square(title, page)
+    only(title, model, ladder="G")
+    refuse(title, {
+        "sees labels or nothing (task.cond is a OneHot)": not isinstance(cond, (OneHot, Nothing)),
+        "preconditions by sigma_data (task.scale is EDM's)": not task["scale"]["name"].endswith(":EDM"),
+        "knows its uncertainty (task.uncertainty)": not task.get("uncertainty"),
+    })
+    return dict(
+        img_resolution=side, img_channels=model.channels, label_dim=cond.num_classes, model_channels=model.width,
+        sigma_data=build(task["scale"]).sigma_data, logvar_channels=build(task["uncertainty"]).features,
+        channel_mult=list(model.mults), channel_mult_noise=model.mult_noise, channel_mult_emb=model.mult_emb,
+        num_blocks=model.depth, attn_resolutions=[side // factor for factor in model.attend],
+        channels_per_head=model.head_channels, label_balance=model.label_balance, concat_balance=model.concat_balance,
+        res_balance=model.res_balance, attn_balance=model.attn_balance, clip_act=model.clip,
+        resample_filter=list(model.filter), dropout=model.dropout,
+    )
+
+
+def official_name(key: str, side: int) -> str:
+    """The inverse of `rename`."""
+    def official(match: re.Match) -> str:
+        size = side >> int(match[2])
+        return f"unet.{match[1]}.{size}x{size}_"
+
+    return re.sub(r"^unet\.(enc|dec)_(\d+)_", official, key)
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:

@@ -40,6 +40,7 @@ PUBLISHED = (192, 512)
 SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "squaredcos"}
 """The official names of schedules, and ours."""
 IMAGE, TEXT = "clip_image_enc.pt", "clip_text_enc.pt"
+"""The published files of the noised CLIP; with another suffix they are what was written here."""
 
 
 def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -318,10 +319,11 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
       ConfigError: see `read`, `recognised` and `convert`.
     """
     path = Path(path)
-    if path.name in (IMAGE, TEXT):
-        return _load_noised(*(read(path.parent / name) for name in (IMAGE, TEXT)))
-    state_dict = read(path)
     options = dict(official or {})
+    towers = [Path(name).stem for name in (IMAGE, TEXT)]
+    if path.stem in towers:
+        return _load_noised(*(read(path.with_stem(name)) for name in towers), options)
+    state_dict = read(path)
     merges = options.get("merges")
     if merges:
         merges = str(Path(merges).expanduser().absolute())
@@ -339,8 +341,11 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     return page(model, cond, size, schedule, upsampler, merges), params
 
 
-def _load_noised(image: Mapping[str, Array], text: Mapping[str, Array]) -> tuple[dict[str, Any], Params]:
-    model = noised_published(image, text)
+def _load_noised(
+    image: Mapping[str, Array], text: Mapping[str, Array], official: Mapping[str, Any]
+) -> tuple[dict[str, Any], Params]:
+    """`load` of the noised CLIP; official may hold the options of both towers, and logit_scale, which no file does."""
+    model = noised_config(official["image"], official["text"]) if "image" in official else noised_published(image, text)
     size = model["image"]["size"]
     task = dict(
         name="diffusion_jax.tasks.clip:Contrastive", shape=(size, size, 3),
@@ -348,6 +353,7 @@ def _load_noised(image: Mapping[str, Array], text: Mapping[str, Array]) -> tuple
     )
     tokenizer = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=model["text"]["context"])
     data = dict(decode=dict(name="diffusion_jax.data.image:Decode", size=size, tokenizer=tokenizer))
-    return dict(model=model, task=task, data=data), {"model": noised_convert(image, text, build(model))}
+    params = noised_convert(image, text, build(model), official.get("logit_scale", 100.0))
+    return dict(model=model, task=task, data=data), {"model": params}
 
 

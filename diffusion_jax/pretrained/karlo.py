@@ -21,7 +21,7 @@ from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.pretrained import clip, schedulers, unclip
 from diffusion_jax.pretrained.folder import options, weights
 from diffusion_jax.pretrained.reader import read, unpickled
-from diffusion_jax.pretrained.sd import END_TEXT, PREDICTIONS, part, prefixed
+from diffusion_jax.pretrained.sd import END_TEXT, PREDICTIONS, merges, part, prefixed
 from diffusion_jax.pretrained.sd import fill as sd_fill
 from diffusion_jax.tasks.embedder import DOTS
 from diffusion_jax.types import Params
@@ -37,8 +37,6 @@ SUPER = {"channels": 320, "depth": 3, "channels_multiple": [1, 2, 3, 4]}
 STEPS = {"prior": 25, "decoder": 25, "upsampler": 7}
 GUIDANCE = {"prior": 4.0, "decoder": 8.0, "upsampler": 1.0}
 KINDS = {"prior": "prior:Prior", "decoder": "unet:UNet", "cond": "unclip:ImageText"}
-LETTERS = 514
-"""The tokens of CLIP's vocabulary that are no merges."""
 Spec = dict[str, Any]
 
 
@@ -179,8 +177,7 @@ def _clip(
 def _tokenizer(first: Spec) -> Spec:
     """CLIP's, with as many merges as the vocabulary has."""
     text = first["clip"]["model"]["text"]
-    merges = text["vocab"] - LETTERS
-    few = {"most": merges} if merges > 0 else {"merges": ""}
+    few = merges(text["vocab"])
     return dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=text["context"], pad_end=first["empty"][-1] != 0, **few)
 
 

@@ -17,9 +17,9 @@ IGNORED = "to_logits."
 """A head that latent diffusion does not use."""
 
 
-def _table(layers: int) -> list[Rule]:
-    """Official layers alternate: 0 is the first attention, 1 the first MLP."""
-    table = [
+def table(layers: int) -> list[Rule]:
+    """The rules. Official layers alternate: 0 is the first attention, 1 the first MLP."""
+    rows = [
         Rule(r"token_emb\.weight", "token"),
         Rule(r"pos_emb\.emb\.weight", "position"),
         *norm("norm", "norm"),
@@ -27,7 +27,7 @@ def _table(layers: int) -> list[Rule]:
     for i in range(layers):
         attention = rf"attn_layers\.layers\.{2 * i}"
         mlp = rf"attn_layers\.layers\.{2 * i + 1}"
-        table += [
+        rows += [
             *norm(rf"{attention}\.0", f"norm1_{i}"),
             *norm(rf"{mlp}\.0", f"norm2_{i}"),
             Rule(rf"{attention}\.1\.to_(q|k|v)\.weight", rf"attn_{i}/\1/kernel", TRANSPOSE),
@@ -35,7 +35,7 @@ def _table(layers: int) -> list[Rule]:
             *layer(rf"{mlp}\.1\.net\.0\.0", f"fc1_{i}"),
             *layer(rf"{mlp}\.1\.net\.2", f"fc2_{i}"),
         ]
-    return table
+    return rows
 
 
 def bert_config(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,9 +53,9 @@ def convert_bert(state_dict: Mapping[str, Array], model: TextEncoder) -> Params:
       ConfigError: the weights do not fit; the line says where.
     """
     target = shapes_of(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    return rules.convert({k: w for k, w in state_dict.items() if not k.startswith(IGNORED)}, _table(model.layers), target)
+    return rules.convert({k: w for k, w in state_dict.items() if not k.startswith(IGNORED)}, table(model.layers), target)
 
 
 def revert_bert(params: Params, shapes: Mapping[str, rules.Shape], model: TextEncoder) -> dict[str, Array]:
     """Parameters as an official state dict of the given shapes, without the head that is not used."""
-    return rules.revert(params, _table(model.layers), {k: s for k, s in shapes.items() if not k.startswith(IGNORED)})
+    return rules.revert(params, table(model.layers), {k: s for k, s in shapes.items() if not k.startswith(IGNORED)})

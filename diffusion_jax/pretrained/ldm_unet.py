@@ -70,6 +70,27 @@ def renamed(keys: Mapping[str, Any], model: UNet) -> dict[str, Any]:
     return {ours(key): value for key, value in keys.items()}
 
 
+_BACK = (
+    (r"^time_embed\.0\.", "time_embedding.linear_1."), (r"^time_embed\.2\.", "time_embedding.linear_2."),
+    (r"^stem\.", "conv_in."), (r"^out\.0\.", "conv_norm_out."), (r"^out\.2\.", "conv_out."),
+    (r"\.in_layers\.0\.", ".norm1."), (r"\.in_layers\.2\.", ".conv1."),
+    (r"\.emb_layers\.1\.", ".time_emb_proj."), (r"\.out_layers\.0\.", ".norm2."), (r"\.out_layers\.3\.", ".conv2."),
+    (r"\.skip_connection\.", ".conv_shortcut."), (r"^mid_res_(\d)\.", r"mid_block.resnets.\1."),
+    (r"^mid_attn\.", "mid_block.attentions.0."), (r"^(down|up)_(\d+)_res_(\d+)\.", r"\1_blocks.\2.resnets.\3."),
+    (r"^(down|up)_(\d+)_attn_(\d+)\.", r"\1_blocks.\2.attentions.\3."),
+    (r"^down_(\d+)_resize\.op\.", r"down_blocks.\1.downsamplers.0.conv."), (r"^up_(\d+)_resize\.", r"up_blocks.\1.upsamplers.0."),
+)
+
+
+def diffusers_name(key: str, model: UNet) -> str:
+    """A key whose block has our name under diffusers' name: the inverse of `renamed`."""
+    last = len(model.mults) - 1
+    key = re.sub(r"^up_(\d+)", lambda match: f"up_{last - int(match[1])}", key)
+    for pattern, name in _BACK:
+        key = re.sub(pattern, name, key)
+    return key
+
+
 def config(official: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What to `build` the network, and the conditioner of its class labels, from.
 

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 
 from diffusion_jax.models.gan import Discriminator, Stats
 from diffusion_jax.models.lpips import LAYERS, LPIPS, SMALLEST
-from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained import names, rules
+from diffusion_jax.pretrained.package import WEIGHTS, Package
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, Layout, Rule, layer, norm
 from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
 
-CHANNELS = Layout(lambda w: w.reshape(w.shape[1]), lambda w, shape: w.reshape(shape))
+CHANNELS = Layout(lambda w: w.reshape(w.shape[1]), lambda w, shape: w.reshape(shape), lambda shape: (1, *shape))
 """One number for each channel: (1, C, 1, 1) <-> (C)."""
 IGNORED = ("scaling_layer.", "classifier.")
 """The constants of `models.lpips`, and a head that LPIPS does not use."""
@@ -37,7 +38,7 @@ def _vgg() -> list[Rule]:
             table += layer(key, f"vgg/stage_{k}_conv_{i}", CONV)
             number += 2                                            # and its ReLU
         number += 1                                                # the pool
-        table.append(Rule(rf"lin{k - 1}\.model\.\d\.weight", f"w_{k}", CHANNELS))
+        table.append(Rule(rf"lin{k - 1}\.model\.(?:1|0)\.weight", f"w_{k}", CHANNELS))
     return table
 
 
@@ -61,6 +62,18 @@ def export(
     """Parameters as an official state dict of the given shapes, without what LPIPS does not use."""
     used = {key: shape for key, shape in shapes.items() if not key.startswith(IGNORED)}
     return rules.revert(params["model"], LPIPS_RULES, used)
+
+
+CODE = """from safetensors.torch import load_file
+from taming.modules.losses.lpips import LPIPS            # github.com/CompVis/taming-transformers
+LPIPS().load_state_dict(load_file("FOLDER/model.safetensors"), strict=False)"""
+
+
+def write(page: Mapping[str, Any], params: Params) -> Package:
+    """LPIPS in one file, under the names of taming-transformers."""
+    # w_k is a convolution over single pixels.
+    keys = names.shapes(params["model"], LPIPS_RULES, {r"lin\d\..*": 4})
+    return Package({WEIGHTS: rules.revert(params["model"], LPIPS_RULES, keys)}, "LPIPS", CODE)
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:

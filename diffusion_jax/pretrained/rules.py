@@ -34,27 +34,31 @@ class Layout(NamedTuple):
     Attributes:
       ours: official array -> our array.
       official: (our array, official shape) -> official array; the inverse.
+      shape: our shape -> the official one, as far as ours tells it: axes of one at its end are left to pretrained/names.py.
     """
 
     ours: Callable[[Any], Any]
     official: Callable[[Any, Shape], Any]
+    shape: Callable[[Shape], Shape] = lambda shape: shape
 
 
 SAME = Layout(lambda w: w, lambda w, shape: w)
-TRANSPOSE = Layout(lambda w: w.T, lambda w, shape: w.T)
+TRANSPOSE = Layout(lambda w: w.T, lambda w, shape: w.T, lambda shape: shape[::-1])
 """A linear layer: (out, in) <-> (in, out)."""
-CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w, shape: w.transpose(3, 2, 0, 1))
+CONV = Layout(
+    lambda w: w.transpose(2, 3, 1, 0), lambda w, shape: w.transpose(3, 2, 0, 1), lambda shape: (shape[3], shape[2], *shape[:2])
+)
 """A convolution: (out, in, h, w) <-> (h, w, in, out)."""
-POINT = Layout(lambda w: w.reshape(w.shape[:2]).T, lambda w, shape: w.T.reshape(shape))
+POINT = Layout(lambda w: w.reshape(w.shape[:2]).T, lambda w, shape: w.T.reshape(shape), lambda shape: shape[::-1])
 """A convolution over single pixels or tokens, as a linear layer: (out, in, 1 ...) <-> (in, out)."""
 PATCH = Layout(
     lambda w: w.transpose(2, 3, 1, 0).reshape(-1, w.shape[0]),
     lambda w, shape: w.reshape(*shape[2:], shape[1], shape[0]).transpose(3, 2, 0, 1),
 )
 """A convolution whose stride is its size, as a linear layer over patches: (out, c, p, q) <-> (p*q*c, out)."""
-ROW = Layout(lambda w: w.reshape(-1), lambda w, shape: w.reshape(shape))
+ROW = Layout(lambda w: w.reshape(-1), lambda w, shape: w.reshape(shape), lambda shape: (1, 1, *shape))
 """A single row behind axes of one: (1 ..., c) <-> (c)."""
-UNBATCHED = Layout(lambda w: w[0], lambda w, shape: w[None])
+UNBATCHED = Layout(lambda w: w[0], lambda w, shape: w[None], lambda shape: (1, *shape))
 """A table behind an axis of one: (1, n, c) <-> (n, c)."""
 
 
@@ -147,7 +151,7 @@ def convert(state_dict: Weights, rules: Rules, target: Params) -> Params:
     filled: dict[str, Any] = {}
     problems: list[str] = []
     for key, value in state_dict.items():
-        rule, path = _find(key, rules)
+        rule, path = find(key, rules)
         if isinstance(rule, Constant):
             problems += _differs(key, value, rule)
         elif rule is None or path not in wanted or path in filled:
@@ -183,7 +187,7 @@ def revert(params: Params, rules: Rules, shapes: Mapping[str, Shape]) -> dict[st
     official: dict[str, Any] = {}
     problems: list[str] = []
     for key, shape in shapes.items():
-        rule, path = _find(key, rules)
+        rule, path = find(key, rules)
         if isinstance(rule, Constant):
             official[key] = rule.value(tuple(shape))
         elif rule is None or path not in ours or path in used:
@@ -218,8 +222,12 @@ def structs(shapes: Mapping[str, Shape]) -> dict[str, jax.ShapeDtypeStruct]:
 _pattern = functools.cache(re.compile)  # `re` itself looks long for it among many
 
 
-def _find(key: str, rules: Rules) -> tuple[Rule | Constant | None, str]:
-    """The one rule for `key`, if any, and our path, if it has one."""
+def find(key: str, rules: Rules) -> tuple[Rule | Constant | None, str]:
+    """The one rule for an official key, if any, and our path, if it has one.
+
+    Raises:
+      ConfigError: several rules match.
+    """
     matches = [(rule, match) for rule in rules if (match := _pattern(rule.key).fullmatch(key))]
     if len(matches) > 1:
         patterns = ", ".join(rule.key for rule, _ in matches)

@@ -32,6 +32,8 @@ IGNORED = ("logvar", f"{TEXT}logit_scale", f"{FIRST}loss.", f"{FIRST}colorize")
 TABLES = ("betas", "alphas_cumprod", "sqrt_", "log_one_minus_", "posterior_", "lvlb_weights")
 SCALE = vae.SCALE
 START_TEXT, END_TEXT = 49406, 49407
+LETTERS = 514
+"""Tokens of CLIP's tokenizer that are no merges: each byte twice, start and end."""
 PREDICTIONS = {"epsilon": "Eps", "eps": "Eps", "v_prediction": "V", "v": "V", "sample": "X0", "x0": "X0",
                "flow_prediction": "Velocity"}
 STABLE = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
@@ -200,7 +202,8 @@ def from_folder(folder: Path, official: Mapping[str, Any] = MappingProxyType({})
         _alone(cond)
         text = prefixed(weights(folder / "text_encoder"))
         tower = clip.towers(text, options(folder / "text_encoder"))["text"]
-        cond = text_cond(tower, (START_TEXT, END_TEXT, fill(folder)), tower["context"])
+        start, end = tower["vocab"] - 2, tower["vocab"] - 1            # CLIP's own, or of a vocabulary of fewer merges
+        cond = text_cond(tower, (start, end, end if fill(folder) else 0), tower["context"])
         params["cond"] = {"tower": clip.convert(text, build(tower))}
     config = options(folder / "vae")
     autoencoder = vae.diffusers_config(config)
@@ -255,12 +258,19 @@ def page(
         scale=dict(name=f"diffusion_jax.diffusion.scales:{PREDICTIONS[prediction]}"), first_stage=first,
     )
     decode: Spec = dict(name="diffusion_jax.data.image:Decode", size=side * factor)
-    if text["name"].endswith(":TowerText") and text["empty"][0] == START_TEXT:
+    if text["name"].endswith(":TowerText") and text["tower"]["name"].endswith(":TextTower"):
+        vocab = text["tower"]["vocab"]
         decode["tokenizer"] = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=text["context"],
-                                   pad_end=text["empty"][-1] == END_TEXT)
+                                   pad_end=text["empty"][-1] != 0, **({} if vocab == clip.VOCAB else merges(vocab)))
     guided = 7.5 if "tokenizer" in decode else 1.0
     return dict(model=model, task=task, data=dict(decode=decode),
                 sample=dict(sampler="ddim", steps=50, times="leading,offset=1,last=0", guidance=guided))
+
+
+def merges(vocab: int) -> Spec:
+    """The options of CLIP's tokenizer for so many tokens: as many of its merges as that takes."""
+    most = vocab - LETTERS
+    return {"most": most} if most > 0 else {"merges": ""}
 
 
 def prefixed(state_dict: Mapping[str, Any]) -> dict[str, Any]:

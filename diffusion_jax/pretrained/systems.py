@@ -3,7 +3,8 @@
 A system is one file of this folder. Its `load` turns published weights into (page, params); its
 `export`, where it has one, turns the parameters of a run into the official weights again. Nothing
 of a system is imported before it is used, so reading this table costs nothing: the flags of mode
-import_weights, their help, their errors and README's table come from it.
+import_weights, their help, their errors and README's table come from it. `write` and `diffusers`
+make whole folders of a run, for its official code and for diffusers or transformers.
 
 To add a system, write its file and add one entry to `SYSTEMS`.
 """
@@ -38,7 +39,10 @@ class System(NamedTuple):
       official: what the JSON file of --official may hold; empty where the weights say everything.
       load: 'module:function' of (source, options of --official or None) -> (page, params).
       export: 'module:function' of (page, params, shapes) -> official weights; None for none.
-      one_way: why there is no `export`.
+      one_way: why there is no way back.
+      write: 'module:function' of (page, params) -> `package.Package` for the official code.
+      diffusers: 'module:function' of (page, params, class names) -> the same for diffusers or
+        transformers; None where neither has a class for it.
       latents: 'module:NAME' of how a model of latents whose files have no first stage uses Stable
         Diffusion's; None for the systems that bring their own or need none.
     """
@@ -50,6 +54,8 @@ class System(NamedTuple):
     load: str
     export: str | None = None
     one_way: str = ""
+    write: str | None = None
+    diffusers: str | None = None
     latents: str | None = None
 
 
@@ -61,6 +67,7 @@ _TABLE = (
         official="the constructor's options, image_size and noise_schedule of unpublished networks",
         load=f"{HERE}.adm:load",
         export=f"{HERE}.adm:export",
+        write=f"{HERE}.adm_export:write",
     ),
     System(
         name="clip",
@@ -69,6 +76,8 @@ _TABLE = (
         official="what config.json says, where none lies beside the file",
         load=f"{HERE}.clip:load",
         export=f"{HERE}.clip:export",
+        write=f"{HERE}.clip_export:write",
+        diffusers=f"{HERE}.clip_export:diffusers",
     ),
     System(
         name="dalle",
@@ -77,6 +86,7 @@ _TABLE = (
         official="its heads, and to draw from prompts first_stage, a run's folder, and tokenizer",
         load=f"{HERE}.dalle:load",
         export=f"{HERE}.dalle:export",
+        write=f"{HERE}.dalle:write",
     ),
     System(
         name="diffit",
@@ -85,6 +95,7 @@ _TABLE = (
         official="for unpublished sizes the constructor's options",
         load=f"{HERE}.diffit:load",
         export=f"{HERE}.diffit:export",
+        write=f"{HERE}.diffit:write",
         latents=f"{HERE}.dit:LATENTS",
     ),
     System(
@@ -94,6 +105,8 @@ _TABLE = (
         official="for unpublished sizes the constructor's options",
         load=f"{HERE}.dit:load",
         export=f"{HERE}.dit:export",
+        write=f"{HERE}.dit:write",
+        diffusers=f"{HERE}.dit_export:diffusers",
         latents=f"{HERE}.dit:LATENTS",
     ),
     System(
@@ -103,6 +116,7 @@ _TABLE = (
         official="image_size, and the constructor's options of DALLE-pytorch",
         load=f"{HERE}.dvae:load",
         export=f"{HERE}.dvae:export",
+        write=f"{HERE}.dvae:write",
     ),
     System(
         name="edm2",
@@ -111,6 +125,7 @@ _TABLE = (
         official="the constructor's options, for a bare state dict that is not as published",
         load=f"{HERE}.edm2:load",
         export=f"{HERE}.edm2:export",
+        write=f"{HERE}.edm2:write",
         latents=f"{HERE}.edm2:LATENTS",
     ),
     System(
@@ -120,6 +135,7 @@ _TABLE = (
         official="merges, the file vocab.bpe, to read prompts, and options of unpublished networks",
         load=f"{HERE}.glide:load",
         export=f"{HERE}.glide:export",
+        write=f"{HERE}.glide_export:write",
     ),
     System(
         name="karlo",
@@ -136,6 +152,7 @@ _TABLE = (
         official="",
         load=f"{HERE}.perceptual:load",
         export=f"{HERE}.perceptual:export",
+        write=f"{HERE}.perceptual:write",
     ),
     System(
         name="sd",
@@ -144,7 +161,9 @@ _TABLE = (
         official="params of CompVis's yaml, of Stable Diffusion 2 parameterization and image_size, "
         "of a folder scheduler, options in place of its own",
         load=f"{HERE}.sd:load",
-        one_way="its files hold averages and tables of training that a run does not keep",
+        export=f"{HERE}.sd_export:export",
+        write=f"{HERE}.sd_export:write",
+        diffusers=f"{HERE}.sd_export:diffusers",
     ),
     System(
         name="vae",
@@ -153,6 +172,8 @@ _TABLE = (
         official="scaling_factor, of the latents",
         load=f"{HERE}.vae:load",
         export=f"{HERE}.vae:export",
+        write=f"{HERE}.vae_export:write",
+        diffusers=f"{HERE}.vae_export:diffusers",
     ),
 )
 SYSTEMS: dict[str, System] = {system.name: system for system in _TABLE}
@@ -217,7 +238,7 @@ def load(
         raise ConfigError(f"--official is not for {name}: its weights say everything")
     options = None if official is None else _read_options(Path(official))
     try:
-        return _resolve(system.load)(source, options)
+        return resolve(system.load)(source, options)
     except KeyError as error:  # of a state dict or of the options, both from elsewhere
         files = source if official is None else f"--official {official}, or in {source}"
         missing = error.args[0]
@@ -257,7 +278,7 @@ def export(
     system = find(name)
     if system.export is None:
         raise ConfigError(f"weights of system {name} cannot be written here: {system.one_way}")
-    return _resolve(system.export)(page, params, shapes)
+    return resolve(system.export)(page, params, shapes)
 
 
 def latents(name: str) -> dict[str, Any]:
@@ -270,19 +291,19 @@ def latents(name: str) -> dict[str, Any]:
     if symbol is None:
         users = ", ".join(WITH_LATENTS)
         raise ConfigError(f"--first_stage is for {users}: {name} brings its own or needs none")
-    return dict(_resolve(symbol))  # a copy, to which a page adds
+    return dict(resolve(symbol))  # a copy, to which a page adds
 
 
 def markdown() -> str:
     """The table for README and the documentation, a line for each system."""
     lines = ["| system | weights | `--source` | back |", "|---|---|---|---|"]
     for system in _TABLE:
-        back = "yes" if system.export else "no"
+        back = "yes" if system.write else "no"
         lines.append(f"| `{system.name}` | {system.weights} | {system.source} | {back} |")
     return "\n".join(lines)
 
 
-def _resolve(symbol: str) -> Any:
+def resolve(symbol: str) -> Any:
     """What 'module:name' names."""
     # Late: the table is read for every `--help`, the networks of a system for its weights alone.
     module, _, attribute = symbol.partition(":")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.models.vae import Autoencoder
-from diffusion_jax.pretrained import folder, rules
+from diffusion_jax.pretrained import folder, names, rules
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, POINT, Rule, layer, norm
 from diffusion_jax.pretrained.shapes import shapes_of
@@ -166,6 +166,15 @@ def shapes(model: Autoencoder) -> Params:
     """Shapes and types of the parameters; computes nothing."""
     side = model.factor
     return shapes_of(model.init, jax.random.key(0), jnp.zeros((1, side, side, model.channels)))["params"]
+
+
+RANKS = {r".*\.(?:q|k|v|proj_out|nin_shortcut)\.weight|(?:post_)?quant_conv\.weight": 4}
+FIXES = ((r"^(decoder\.up\.\d+\.)downsample", r"\1upsample"),)
+
+
+def official_shapes(params: Params) -> dict[str, rules.Shape]:
+    """CompVis's key -> shape, for the parameters of an autoencoder: what `revert` takes."""
+    return names.shapes(params, RULES, RANKS, fixes=FIXES)
 
 
 def convert(state_dict: Mapping[str, Array], model: Autoencoder) -> Params:

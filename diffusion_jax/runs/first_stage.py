@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,6 +159,12 @@ def _keep(
     if jax.process_index() == 0:
         with whole(copy / NOTE) as file:
             file.write_text(json.dumps(source), encoding="utf-8")
+
+
+def latent_shape(stage: kinds.Encoding, picture: Sequence[int]) -> tuple[int, ...]:
+    """(h, w, c) of what an autoencoder makes of a picture (H, W, C)."""
+    blank = {"image": np.zeros((1, *picture), np.float32)}
+    return jax.eval_shape(stage.blank, blank)["image"].shape[1:]
 
 
 def embedder_spec(config: Mapping[str, Any], components: int) -> dict[str, Any]:

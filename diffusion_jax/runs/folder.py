@@ -6,7 +6,8 @@
 
 A folder alone is enough: its checkpoint carries the config, and its folder `first_stage` the frozen
 part that the run was trained on. What travels from here on is `Model`, a pytree whose task is
-static: two checkpoints of one kind share a compiled program.
+static: two checkpoints of one kind share a compiled program. Of a LoRA (runs/lora.py) the weights
+are those of its base, in the folder `base`, with the factors merged into them.
 """
 from __future__ import annotations
 
@@ -22,8 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, build
+from diffusion_jax.nn.lora import merged
 from diffusion_jax.runs import held_out, page
-from diffusion_jax.train.checkpoint import Checkpoints, available, config_of, weights
+from diffusion_jax.tasks.lora import adapted
+from diffusion_jax.train.checkpoint import Checkpoints, Weights, available, config_of, weights
+from diffusion_jax.train.digest import CHAIN
 from diffusion_jax.train.lock import one_writer
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.train.steps import newest
@@ -33,6 +37,10 @@ STEPS = "checkpoints"
 """The folder, in that of a run, of its checkpoints (train/checkpoint.py)."""
 FIRST = "first_stage"
 """The folder, in that of a run, of the frozen part that it was trained on."""
+BASE = "base"
+"""The folder, in that of a run, of the run whose weights its LoRA changes."""
+LORA_FILE = "lora.safetensors"
+"""In the folder of a run that trains a LoRA: its factors, for other programs and `--lora`."""
 
 
 @flax.struct.dataclass
@@ -65,6 +73,9 @@ class Run(NamedTuple):
       config: the run's page as it is stored with the checkpoint, plain JSON.
       model: what was trained.
       digest: a number that differs where the weights do (train/digest.py); 0 for weights in memory.
+      classes: the names of the classes of its data, as the checkpoint has them; None without.
+      loras: files of LoRAs that were merged into the weights (pipelines/lora.py), each with its
+        strength and content, plain JSON.
     """
 
     folder: str
@@ -73,6 +84,8 @@ class Run(NamedTuple):
     config: Mapping[str, Any]
     model: Model
     digest: int = 0
+    loras: tuple[Mapping[str, Any], ...] = ()
+    classes: tuple[str, ...] | None = None
 
     @property
     def task(self) -> Any:
@@ -83,12 +96,13 @@ class Run(NamedTuple):
     def identity(self) -> dict[str, Any]:
         """What tells these weights from all others, for what is kept on disk."""
         # The digest too: another run may have been trained in the same folder since.
-        return {
+        identity = {
             "run": str(Path(self.folder).resolve()),
             "which": self.which,
             "step": self.step,
             "digest": self.digest,
         }
+        return identity | ({"loras": [dict(one) for one in self.loras]} if self.loras else {})
 
     def data(self, instead: str) -> Mapping[str, Any]:
         """The page's section `data`; `ConfigError` that says what to do `instead` where there is
@@ -127,10 +141,15 @@ class Run(NamedTuple):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """The names of the classes in the order of their labels; None where the data has none,
-        or is not there."""
+        """The names of the classes in the order of their labels: those of the checkpoint, which
+        needs no data, else those of the data. None where these have none, or are not there."""
         data = self.config.get("data", {})
-        return build(data["train"]).names if "train" in data else None
+        if self.classes is not None or "train" not in data:
+            return self.classes
+        try:
+            return build(data["train"]).names
+        except (ConfigError, OSError):  # a checkpoint of before, on another machine
+            return None
 
     def captions(self, num: int) -> list[str]:
         """Captions of `num` held-out images, spread over them; they come again where there are
@@ -194,13 +213,49 @@ def open_run(
             raise ConfigError(f"the config in {root / str(step)}: {error}") from None
         # Before the weights are read: another kind of model may have gigabytes of them.
         check_kind(task, kind, f"{flag}{folder}")
-        chosen = weights(root, which, step)
         home = _home(folder, root)
+        chosen = _whole(home, config, task, weights(root, which, step))
         model = Model(params=chosen.params, first=first_stage(home), task=task)
-        return Run(str(home), chosen.step, chosen.name, config, model, chosen.digest)
+        return Run(
+            str(home),
+            chosen.step,
+            chosen.name,
+            config,
+            model,
+            chosen.digest,
+            classes=chosen.classes,
+        )
 
     # The run may be training on, and remove what is read here.
     return newest(folder, step, read)
+
+
+def _whole(home: Path, config: Mapping[str, Any], task: Any, chosen: Weights) -> Weights:
+    """The weights of a run: of a LoRA those of its base with the factors merged into them."""
+    if "lora" not in config:
+        return chosen
+    base = base_of(home)
+    if base.digest != config["lora"].get("base"):
+        raise ConfigError(
+            f"{home / BASE} holds other weights than those that the LoRA in {home} was trained on"
+        )
+    params = merged(base.params, chosen.params, adapted(task, config).scale)
+    # Both tell these weights from others: the factors of a first step are the same on any base.
+    return chosen._replace(params=params, digest=(chosen.digest * CHAIN + base.digest) % 2**32)
+
+
+def base_of(home: Path) -> Weights:
+    """The weights that the LoRA in a run's folder changes.
+
+    Raises:
+      ConfigError: they are not there.
+    """
+    if not holds_run(home / BASE):
+        raise ConfigError(
+            f"{home} holds a LoRA without the run that it changes: copy or link that to "
+            f"{home / BASE}"
+        )
+    return weights(home / BASE)
 
 
 def _home(folder: Path, root: Path) -> Path:
@@ -244,7 +299,11 @@ def holds_run(folder: str | os.PathLike[str]) -> bool:
 
 
 def save_start(
-    folder: str | os.PathLike[str], config: Mapping[str, Any], params: Params, step: int = 0
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    params: Params,
+    step: int = 0,
+    data: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes weights that were not trained here as a checkpoint, of step 0, that `open_run` reads.
 
@@ -253,6 +312,7 @@ def save_start(
       config: the page that the checkpoint carries.
       params: the weights.
       step: another one, where the weights have it.
+      data: what the checkpoint says of the data that they were trained on (data/fingerprint.py).
 
     Raises:
       ConfigError: the folder holds a run, or another process writes it.
@@ -263,5 +323,5 @@ def save_start(
     with one_writer(folder, "written"):
         if holds_run(folder):
             raise ConfigError(f"{folder} holds a run: choose another folder")
-        with Checkpoints(folder, config, every=1, keep=1) as checkpoints:
+        with Checkpoints(folder, config, every=1, keep=1, data=data) as checkpoints:
             checkpoints.save(state)

@@ -25,7 +25,8 @@ SECTIONS = {
     "seed": "of everything random",
     "model": "the network",
     "task": "what is trained, and how the network is used",
-    "data": "train, test, decode; changed: True where a run is meant to go on with other data",
+    "data": "train, test, decode; changed: True where a run is meant to go on with other data; "
+    "broken: 'stop' or 'skip' for pictures that do not read (runs/broken.py)",
     "workers": "processes that prepare batches; 0, the default, does it in threads of the main one",
     "batch": "examples per step, over all devices",
     "accumulate": "micro-batches per step",
@@ -34,6 +35,8 @@ SECTIONS = {
     "trains on (runs/first_stage.py)",
     "init": "folder of a run or of imported weights, whose average the run starts from, or "
     "{'path of parameters': 'folder:path'}",
+    "lora": "rank, alpha and layers (regex of parameters' paths) of low-rank factors that are "
+    "trained beside the weights of the run that init names; base, their digest, is filled in",
     "loss_scale": "factor of the loss while gradients are taken; only for float16 networks",
     "optim": "the optimiser",
     "ema": "averages of the parameters, by name",
@@ -51,25 +54,36 @@ SECTIONS = {
     "at which guidance, in whose "
     "features against what (evaluation/features.py), and how many samples every how many steps "
     "while training",
+    "validate": "every how many steps the loss on held-out pictures is measured, of num draws, "
+    "256 by default (evaluation/validation.py)",
 }
 OPTIONAL = (
     "workers",
     "sample",
     "first_stage",
     "init",
+    "lora",
     "loss_scale",
     "snapshots",
     "gather",
     "activations",
+    "validate",
 )
 PARTS = {
-    "data": ("train", "test", "decode", "changed"),
+    "data": ("train", "test", "decode", "changed", "broken"),
     "mesh": ("data", "fsdp", "tensor"),
     "checkpoint": ("every", "keep", "keep_every"),
     "snapshots": ("every", "averages", "dtype"),
     "evaluate": ("num", "guidance", "features", "resize", "reference", "every", "samples"),
+    "validate": ("every", "num"),
+    "lora": ("rank", "alpha", "layers", "base"),
 }
-NEEDED = {"data": ("train", "test", "decode"), "sample": ("num", "every"), "snapshots": ("every",)}
+NEEDED = {
+    "data": ("train", "test", "decode"),
+    "sample": ("num", "every"),
+    "snapshots": ("every",),
+    "validate": ("every",),
+}
 """Keys that a section must have in a page that is trained; `evaluate` see below."""
 NUMBERS: dict[str, tuple[float | None, float | None]] = {
     "seed": (0, 2**32 - 1),  # jax.random.key looks at 32 bits: beyond, seeds would repeat
@@ -91,10 +105,18 @@ NUMBERS: dict[str, tuple[float | None, float | None]] = {
     "evaluate.num": (0, MOST),
     "evaluate.every": (0, MOST),
     "evaluate.samples": (1, MOST),
+    "lora.rank": (1, 4096),
+    "lora.base": (0, 2**32 - 1),
+    "validate.every": (1, MOST),
+    "validate.num": (1, 10**5),  # whose pictures are held in memory
 }
 """Whole numbers, each with its least and its most."""
 LISTS = ("sharding", "activations")
-WORDS = {"gather": ("step", "use"), "snapshots.dtype": ("float32", "float16", "bfloat16")}
+WORDS = {
+    "gather": ("step", "use"),
+    "snapshots.dtype": ("float32", "float16", "bfloat16"),
+    "data.broken": ("stop", "skip"),
+}
 OBJECTS = {
     "model": "networks",
     "task": "tasks",
@@ -116,6 +138,7 @@ MAY_CHANGE = (
     "sharding",
     "gather",
     "activations",
+    "validate",
 )
 """Sections in which a resumed run may differ from the one that wrote its folder: they do not change
 the mathematics.
@@ -193,7 +216,7 @@ def _check_values(config: Mapping[str, Any]) -> None:
         word = _at(config, place)
         if word is not None and word not in words:
             raise unknown(f"config.{place}", str(word), words)
-    for place in ("loss_scale", "evaluate.guidance"):
+    for place in ("loss_scale", "evaluate.guidance", "lora.alpha"):
         value = _at(config, place)
         if isinstance(value, str):  # `number` reads texts too, what uses this does not
             raise ConfigError(f"config.{place} is a number, got {short(value)}")
@@ -231,6 +254,12 @@ def _check_rules(config: Mapping[str, Any]) -> None:
             except (TypeError, ValueError, re.error) as error:
                 what = f"a rule of config.{section} is a pair ('<regex>', ...), got {short(rule)}"
                 raise ConfigError(f"{what}: {error}") from None
+    layers = config.get("lora", {}).get("layers", "")
+    try:
+        re.compile(layers)
+    except (TypeError, re.error) as error:
+        what = f"config.lora.layers is a regular expression, got {short(layers)}"
+        raise ConfigError(f"{what}: {error}") from None
 
 
 def variant(arg: str, *names: str) -> None:
@@ -330,6 +359,9 @@ def tiny(config: Any, model: Mapping[str, Any], cond: Mapping[str, Any]) -> Any:
     config.checkpoint.update(every=2, keep=3)
     if "snapshots" in config:
         config.snapshots.every = 2
+    # One more program to compile, for four steps.
+    if "validate" in config:
+        del config.validate
     # What a page does not measure may have no measure.
     config.evaluate.num = min(config.evaluate.num, 20)
     if "sample" in config:

@@ -40,6 +40,7 @@ from diffusion_jax.nn.mp import normalize_weights
 from diffusion_jax.tasks.images import check_output
 from diffusion_jax.types import (
     Array,
+    Augments,
     Cond,
     Conditioner,
     Denoiser,
@@ -106,6 +107,9 @@ class DenoisingTask(abc.ABC):
         if self.learned_variance and self.objective == "mse":
             raise ConfigError(f"variance {self.variance!r} is trained by objective "
                               "'hybrid' or 'kl' only")
+        if isinstance(self.cond, Augments) and len(self.shape) != 3:
+            raise ConfigError(f"{self.noun} makes no pictures that a conditioner could augment: "
+                              "leave out Augmented")
         for key in self.drop:
             if key not in self.cond.droppable:
                 raise unknown("condition to drop", key, self.cond.droppable)
@@ -124,8 +128,9 @@ class DenoisingTask(abc.ABC):
         """
 
     @abc.abstractmethod
-    def prepare(self, batch: Raw, frozen: Params, key: Key) -> Raw:
-        """A batch of the data as it is trained on: 'image' is x0, [B, *shape].
+    def prepare(self, batch: Raw, frozen: Params, key: Key | None) -> Raw:
+        """A batch of the data as it is trained on: 'image' is x0, [B, *shape]; without a key
+        nothing is drawn.
 
         Raises:
           ConfigError: it takes a first stage, and its parameters are not in `frozen`.
@@ -157,7 +162,8 @@ class DenoisingTask(abc.ABC):
         cond_vars = self.cond.init(k_cond, batch)
         cond = self.cond.apply(cond_vars, batch)
         x = jnp.zeros((len(batch["image"]), *self.shape))
-        out, model_vars = self.model.init_with_output(k_model, x, jnp.zeros(len(x)), cond)
+        out, model_vars = self.model.init_with_output(
+            k_model, x, jnp.zeros(len(x)), _for_all(x, cond))
         check_output(out.shape[1:], self.shape, self.learned_variance)
         params = {"model": model_vars["params"], "cond": cond_vars.get("params", {})}
         if self.uncertainty is not None:
@@ -198,7 +204,7 @@ class DenoisingTask(abc.ABC):
         rngs = {} if dropout is None else {"dropout": dropout}
 
         def network(x: Array, noise: Array, cond: Cond) -> Array:
-            _check_batch(x, cond)
+            cond = _for_all(x, cond)
             return self.model.apply({"params": params["model"]}, x, noise, cond, rngs=rngs)
 
         return scales.denoiser(network, self.process, self.scale, self.learned_variance)
@@ -216,10 +222,13 @@ class DenoisingTask(abc.ABC):
     ) -> tuple[Array, Metrics]:
         """(2), (3) or (4) at drawn times, noise and drops.
 
-        Conditions and activations are dropped in training only. The losses logged are not weighted
-        by the importance of t, the one returned is.
+        Conditions and activations are dropped, and pictures augmented, in training only. The losses
+        logged are not weighted by the importance of t, the one returned is.
         """
         k_t, k_eps, k_drop, k_net, k_cond = jax.random.split(key, 5)
+        if train and isinstance(self.cond, Augments):
+            # First of all: latents, embeddings and small images are those of the augmented picture.
+            batch = self.cond.augmented(batch, jax.random.fold_in(key, 5))
         batch = self.prepare(batch, frozen, k_cond)
         batch = self.cond.prepare(batch, k_cond)
         x0 = batch["image"]
@@ -280,9 +289,16 @@ class DenoisingTask(abc.ABC):
         return terms | {"bound": bound, "loss": rest + self.bound_weight * bound}
 
 
-def _check_batch(x: Array, cond: Cond) -> None:
-    """Raises ConfigError where a condition is neither of the batch of x [B, ...] nor one for all."""
+def _for_all(x: Array, cond: Cond) -> Cond:
+    """A condition of the batch of x [B, ...], repeated where it is one for all.
+
+    Raises:
+      ConfigError: it is neither.
+    """
     for name, value in cond.items():
         if len(value) not in (1, len(x)):
             raise ConfigError(f"x is a batch of {len(x)}, {name!r} of the condition one of "
                               f"{len(value)}: give as many of both")
+    return {
+        name: jnp.broadcast_to(value, (len(x), *value.shape[1:])) for name, value in cond.items()
+    }

@@ -15,7 +15,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.denoising import DenoisingTask
 from diffusion_jax.tasks.images import check_shape
-from diffusion_jax.types import FirstStage, Key, Params, Raw
+from diffusion_jax.types import Augments, FirstStage, Key, Params, Raw
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,20 @@ class Diffusion(DenoisingTask):
         """A batch with zeros for what the first stage makes.
 
         Raises:
-          ConfigError: the images have another shape than the pictures, and are no latents either.
+          ConfigError: the images have another shape than the pictures, and are no latents either;
+            they are latents, and the conditioner augments pictures.
         """
         if self._holds_latents(batch):
+            if isinstance(self.cond, Augments):
+                raise ConfigError("the data are latents, which cannot be augmented: train on the "
+                                  "pictures, or leave out Augmented")
             return batch
         check_shape(batch, self.picture_shape)
         return batch if self.first_stage is None else self.first_stage.blank(batch)
 
-    def prepare(self, batch: Raw, frozen: Params, key: Key) -> Raw:
-        """A batch as the first stage sees it; unchanged without one, and where it holds latents.
+    def prepare(self, batch: Raw, frozen: Params, key: Key | None) -> Raw:
+        """A batch as the first stage sees it, without a key with means for latents; unchanged
+        without one, and where it holds latents.
 
         Raises:
           ConfigError: the parameters of the first stage are not in `frozen`.

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import ClassVar, Protocol, runtime_checkable
 
 from diffusion_jax.diffusion.scales import Scale
+from diffusion_jax.diffusion.times import Memoryless, SecondMoment
 from diffusion_jax.models.vae import Posterior
 from diffusion_jax.tasks.codes import Coder
 from diffusion_jax.types import (
@@ -72,6 +73,26 @@ class Denoising(Task, Protocol):
 
     def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
         """The trained denoiser, without guidance."""
+        ...
+
+
+@runtime_checkable
+class AtTimes(Denoising, Protocol):
+    """Tells its loss at times and with noise of one's choice."""
+
+    @property
+    def times(self) -> Memoryless | SecondMoment:
+        """How the times of training are drawn."""
+        ...
+
+    def prepare(self, batch: Raw, frozen: Params, key: Key | None) -> Raw:
+        """A batch of the data as it is trained on; without a key nothing is drawn."""
+        ...
+
+    def terms(
+        self, params: Params, batch: Raw, t: Array, eps: Array, dropout: Key | None = None
+    ) -> Metrics:
+        """The loss of every sample and its parts, [B] each, at times t [B]."""
         ...
 
 

@@ -61,7 +61,7 @@ class DiffusionPrior(DenoisingTask):
         batch = self.first_stage.blank(batch)
         return {**batch, "image": jnp.zeros_like(batch["clip_image"])}
 
-    def prepare(self, batch: Raw, frozen: Params, key: Key) -> Raw:
+    def prepare(self, batch: Raw, frozen: Params, key: Key | None) -> Raw:
         """A batch with embeddings of its texts and pictures; 'image' is x.
 
         Raises:

@@ -193,12 +193,14 @@ class Weights(NamedTuple):
       name: 'params', or the name of an average.
       step: of the checkpoint.
       digest: of the arrays, train/digest.py.
+      classes: the names of the classes of the data that they were trained on; None where the checkpoint has none.
     """
 
     params: Params
     name: str
     step: int
     digest: int
+    classes: tuple[str, ...] | None = None
 
 
 def load(folder: str | os.PathLike[str], which: str = "ema", step: int | None = None,
@@ -266,7 +268,14 @@ def _read(which: str, sharding: jax.sharding.Sharding | None, root: Path, step: 
         check({key: params}, meta)
     except Exception as error:
         raise _damaged(root, step, error) from None
-    return Weights(params, name, step, meta["digests"][key])
+    return Weights(params, name, step, meta["digests"][key], _classes(meta.get("data")))
+
+
+def _classes(data: Any) -> tuple[str, ...] | None:
+    """The names of the classes in what a checkpoint says of its data, which is input from elsewhere."""
+    names = data.get("classes") if isinstance(data, Mapping) else None
+    texts = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return tuple(names) if names and texts else None
 
 
 def config_of(folder: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What a run says: metrics.jsonl, TensorBoard and the terminal, from process 0 only.
+"""What a run says: metrics.jsonl, TensorBoard, trackers (train/trackers.py) and the terminal, from process 0 only.
 
 metrics.jsonl holds one object per line, {"step": 100, "loss": 0.0123...}, with every float32 written as the shortest decimal that
 reads back exactly (Python's repr of its double). So two runs are equal bit for bit when their files are equal. Only what is a
-function of the step goes there; speeds go to TensorBoard and the terminal.
+function of the step goes there; speeds go to TensorBoard, trackers and the terminal.
 """
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data.image import to_uint8
 from diffusion_jax.files import whole
 from diffusion_jax.types import Array
+
+CLOCK = "%H:%M:%S"
+"""How lines of the terminal say when they were written."""
 
 
 @contextlib.contextmanager
@@ -42,9 +46,148 @@ def writing(what: str, where: Path, left: Callable[[], str] = lambda: "") -> Ite
                           "disk, and run the same command to go on") from error
 
 
-def first_line(error: BaseException) -> str:
-    """What an error is and says, short."""
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:200]
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an error is and says, in at most so many characters."""
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0][:most]
+
+
+def stamped(text: str) -> str:
+    """A line of the terminal with the time of day before it, '20:41:07 samples of step 500'."""
+    return f"{time.strftime(CLOCK)} {text}"
+
+
+class Tracker(Protocol):
+    """What gets the numbers and pictures of a run: a file, or a program that shows them (train/trackers.py).
+
+    It is made and called on the first process alone, at steps that never fall but in `resume`.
+    """
+
+    def resume(self, step: int) -> None:
+        """The run goes on after `step`; 0 where it begins. What is there of later steps will come again, the same bit for bit."""
+        ...
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers that are functions of the step."""
+        ...
+
+    def speeds(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers that differ from run to run."""
+        ...
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Batches of images: name -> [N, H, W, C] in [-1, 1], C 1 or 3."""
+        ...
+
+    def close(self) -> None:
+        """Writes out what is not yet written, and lets go."""
+        ...
+
+
+class Lines:
+    """metrics.jsonl: the numbers that are functions of the step.
+
+    Args:
+      workdir: the run's folder, made at the first line.
+
+    Raises:
+      ConfigError: from every method: the disk takes no more.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str]):
+        self.path = Path(workdir) / "metrics.jsonl"
+        self._file: Any = None
+
+    def resume(self, step: int) -> None:
+        """Forgets what was written after `step`, and a last line that a kill tore, in one atomic rename."""
+        self.close()
+        if self.path.exists():
+            with writing("metrics", self.path.parent):
+                # By line feeds alone, and whatever bytes: a torn line is left out, not a reason to fail.
+                lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+                with whole(self.path) as fresh:
+                    fresh.write_text("".join(f"{line}\n" for line in lines if _step(line) <= step), encoding="utf-8")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """One line."""
+        with writing("metrics", self.path.parent):
+            if self._file is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", buffering=1)  # by line: a killed process leaves whole lines
+            self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+
+    def speeds(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing: equal runs have equal files."""
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Nothing: lines hold numbers."""
+
+    def close(self) -> None:
+        """Writes out and closes the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            with writing("metrics", self.path.parent):
+                file.close()
+
+
+class Events:
+    """TensorBoard's events: all numbers, and grids of images.
+
+    Args:
+      workdir: the run's folder; they lie in its folder 'tensorboard', made at the first event.
+
+    Raises:
+      ConfigError: from every method: the disk takes no more.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str]):
+        self.folder = Path(workdir) / "tensorboard"
+        self._file: Any = None
+        self._purge: int | None = None
+
+    def resume(self, step: int) -> None:
+        """TensorBoard hides older events after `step`."""
+        self.close()
+        self._purge = step + 1
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """A curve for each."""
+        from tensorboardX.summary import scalar
+
+        self._write(step, [scalar(name, value) for name, value in values.items()])
+
+    def speeds(self, step: int, values: Mapping[str, float]) -> None:
+        """A curve for each."""
+        self.scalars(step, values)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """A grid for each."""
+        from tensorboardX.summary import image
+
+        for name, batch in images.items():
+            pixels = to_uint8(batch)                                                # [N, H, W, C]
+            self._write(step, [image(name, np.repeat(pixels, 3 // pixels.shape[-1], -1), dataformats="NHWC")])
+
+    def close(self) -> None:
+        """Writes out and closes the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            with writing("metrics", self.folder.parent):
+                file.close()
+
+    def _write(self, step: int, summaries: list[Any]) -> None:
+        """At once: the thread of tensorboardX's SummaryWriter waits for ever for a disk that is full."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        with writing("metrics", self.folder.parent):
+            if self._file is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._file = EventsWriter(str(self.folder / "events"))
+                if self._purge is not None:
+                    self._file.write_event(Event(step=self._purge, session_log=SessionLog(status=SessionLog.START)))
+            for summary in summaries:
+                self._file.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._file.flush()
 
 
 class Writer:
@@ -54,9 +197,10 @@ class Writer:
 
     Args:
       workdir: metrics.jsonl is written here, TensorBoard's events in its folder 'tensorboard'.
+      trackers: get the same after those.
 
     Raises:
-      ConfigError: from every method: the disk takes no more.
+      ConfigError: from every method: the disk takes no more; what a tracker refuses when it begins.
 
     Example:
       >>> with Writer(workdir) as writer:
@@ -64,85 +208,40 @@ class Writer:
       ...     writer.scalars(1, {"loss": 0.5})
     """
 
-    def __init__(self, workdir: str | os.PathLike[str]):
-        self.path = Path(workdir) / "metrics.jsonl"
-        self._main = jax.process_index() == 0
-        self._lines = self._events = None
-        self._purge: int | None = None
+    def __init__(self, workdir: str | os.PathLike[str], trackers: Iterable[Tracker] = ()):
+        self._trackers: list[Tracker] = [Lines(workdir), Events(workdir), *trackers] if jax.process_index() == 0 else []
 
     def resume(self, step: int) -> None:
-        """Forgets what was written after `step`, and a last line that a kill tore, in one atomic rename."""
-        if not self._main:
-            return
-        self.close()
-        self._purge = step + 1                             # TensorBoard hides older events from this step on
-        if self.path.exists():
-            with self._writing():
-                # By line feeds alone, and whatever bytes: a torn line is left out, not a reason to fail.
-                lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-                with whole(self.path) as fresh:
-                    fresh.write_text("".join(f"{line}\n" for line in lines if _step(line) <= step), encoding="utf-8")
+        """Forgets what was written after `step`."""
+        for tracker in self._trackers:
+            tracker.resume(step)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl and TensorBoard's scalars; values are Python, NumPy or JAX scalars."""
-        if not self._main:
-            return
-        line = {"step": int(step)} | {name: float(value) for name, value in values.items()}
-        with self._writing():
-            if self._lines is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._lines = self.path.open("a", buffering=1)  # by line: a killed process leaves whole lines
-            self._lines.write(json.dumps(line) + "\n")
-        self.speeds(step, values)
+        """Numbers that are functions of the step; Python, NumPy or JAX scalars."""
+        for tracker in self._trackers:
+            tracker.scalars(int(step), _floats(values))
 
     def speeds(self, step: int, values: Mapping[str, Any]) -> None:
-        """Scalars for TensorBoard only: what differs from run to run."""
-        if self._main:
-            from tensorboardX.summary import scalar
-
-            self._event(step, [scalar(name, float(value)) for name, value in values.items()])
+        """Numbers that differ from run to run, which metrics.jsonl does not get."""
+        for tracker in self._trackers:
+            tracker.speeds(int(step), _floats(values))
 
     def images(self, step: int, images: Mapping[str, Array]) -> None:
-        """Grids of images for TensorBoard: name -> [N, H, W, C] in [-1, 1], C 1 or 3."""
-        if self._main:
-            from tensorboardX.summary import image
-
-            for name, batch in images.items():
-                pixels = np.clip((np.asarray(batch, np.float32) + 1) * 127.5 + 0.5, 0, 255).astype(np.uint8)
-                self._event(step, [image(name, np.repeat(pixels, 3 // pixels.shape[-1], -1), dataformats="NHWC")])
+        """Grids of images: name -> [N, H, W, C] in [-1, 1], C 1 or 3; metrics.jsonl does not get them."""
+        for tracker in self._trackers:
+            tracker.images(int(step), {name: np.asarray(batch) for name, batch in images.items()})
 
     def close(self) -> None:
-        """Writes out and closes both files."""
-        files = [file for file in (self._lines, self._events) if file is not None]
-        self._lines = self._events = None
-        with self._writing(), contextlib.ExitStack() as stack:
-            for file in files:
-                stack.callback(file.close)
+        """Writes out and closes everything."""
+        with contextlib.ExitStack() as stack:
+            for tracker in reversed(self._trackers):       # the files first: a tracker may wait for its network
+                stack.callback(tracker.close)
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _event(self, step: int, summaries: list[Any]) -> None:
-        """To TensorBoard's file, at once: the thread of tensorboardX's SummaryWriter waits for ever for a disk that is full."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        with self._writing():
-            if self._events is None:
-                folder = self.path.parent / "tensorboard"
-                folder.mkdir(parents=True, exist_ok=True)
-                self._events = EventsWriter(str(folder / "events"))
-                if self._purge is not None:
-                    self._events.write_event(Event(step=self._purge, session_log=SessionLog(status=SessionLog.START)))
-            for summary in summaries:
-                self._events.write_event(Event(wall_time=time.time(), step=int(step), summary=summary))
-            self._events.flush()
-
-    def _writing(self) -> contextlib.AbstractContextManager[None]:
-        return writing("metrics", self.path.parent)
 
 
 class Trace:
@@ -173,7 +272,7 @@ class Trace:
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
             self._on = False
-            print(f"trace of steps {self._first} to {self._last}: tensorboard --logdir {self._folder}")
+            print(stamped(f"trace of steps {self._first} to {self._last}: tensorboard --logdir {self._folder}"))
 
 
 class Console:
@@ -258,7 +357,11 @@ class Console:
         left = self._bar.format_interval((self._total - step) * self._batch / speed) if speed else "?"
         self._bar.set_postfix_str(f"loss={loss:.4g}, images/s={rate}, {left} left")
         if self._bar.disable:
-            self.say(f"step {step}/{self._total}  loss {loss:.4g}  {rate} images/s  {left} left")
+            self.say(stamped(f"step {step}/{self._total}  loss {loss:.4g}  {rate} images/s  {left} left"))
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
 
 
 def _step(line: str) -> float:

@@ -33,7 +33,7 @@ from diffusion_jax.nn import partition
 from diffusion_jax.train import shard, stop
 from diffusion_jax.train.checkpoint import Checkpoints
 from diffusion_jax.train.ema import Profile
-from diffusion_jax.train.log import Console, Writer
+from diffusion_jax.train.log import Console, Writer, stamped
 from diffusion_jax.train.powersgd import AXIS, RULES, Compressed
 from diffusion_jax.train.state import create
 from diffusion_jax.train.step import make_step
@@ -63,7 +63,7 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, e
       writer: gets the metrics; the caller closes it, and may write to it between steps.
       total: updates in the whole run.
       mesh, rules: see `shard`.
-      frozen: parameters that are used but not trained, copied to every device.
+      frozen: parameters that are used but not trained, copied to every device unless they lie on this mesh already.
       initial: what a new run starts from, see `state.create`.
       log_every: updates between logged metrics. These are one step's own, not averages, so that resuming cannot change them.
 
@@ -80,8 +80,9 @@ def steps(*, task: Task, optimizer: optax.GradientTransformation | Compressed, e
     console = Console(start, total, size)
     console.say(_overview(state.params, start, total))
     run = _Run(checkpoints, writer, console, log_every)
-    train = make_step(task, optimizer, emas, mesh, shardings, accumulate, seed, loss_scale, gather, activations)
     frozen = shard.replicate(frozen, mesh)
+    of_frozen = jax.tree.map(lambda x: x.sharding, frozen)
+    train = make_step(task, optimizer, emas, mesh, shardings, accumulate, seed, loss_scale, gather, activations, of_frozen)
     try:
         with _Preemption() as preemption:
             for step in range(start + 1, total + 1):
@@ -211,4 +212,5 @@ def _overview(params: Params, start: int, total: int) -> str:
     from clu import parameter_overview
 
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    return f"{table}\n{f'resuming from step {start}' if start else 'starting'}, {total} steps in all"
+    begins = f"resuming from step {start}" if start else "starting"
+    return f"{table}\n{stamped(f'{begins}, {total} steps in all')}"

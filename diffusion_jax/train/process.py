@@ -7,6 +7,7 @@ import functools
 import os
 import stat
 import time
+from logging import Formatter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from absl import flags, logging
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.train import stop
+from diffusion_jax.train.log import CLOCK
 
 LARGEST = 5 * 10**9
 """Bytes of compiled programs that are kept; of more, those that were used longest ago go."""
@@ -23,9 +25,10 @@ UNBOUNDED = -1
 
 
 def log() -> None:
-    """Warnings go to stderr, and a traceback where the interpreter itself dies."""
+    """Warnings go to stderr, each with its time of day, and a traceback where the interpreter itself dies."""
     flags.FLAGS.mark_as_parsed()            # absl's own, which its log reads; main.py makes others
     logging.use_absl_handler()
+    logging.get_absl_handler().setFormatter(Formatter("%(asctime)s %(levelname)s: %(message)s", CLOCK))
     logging.set_verbosity(logging.WARNING)  # orbax narrates every save at INFO
     faulthandler.enable()
 

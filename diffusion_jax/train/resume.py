@@ -11,14 +11,16 @@ from diffusion_jax.data import fingerprint
 
 DIFFERENCES = 3                                            # how many differing keys an error names
 ABSENT = object()
+MAY_DIFFER = ("data.decode.tokenizer.truncate: ", "data.train.without: ", "data.test.without: ")
+"""A run that went on had no caption to cut, or was of a release that cut them all without a word; of the files that are left out
+`check_data` says more."""
 
 
 def check_config(before: Mapping[str, Any], asked: Mapping[str, Any], may_change: frozenset[str], folder: Path) -> None:
     """Raises ConfigError where two configs differ in more than the keys that may change; it names the first few."""
     differences = _differences({k: v for k, v in before.items() if k not in may_change},
                                {k: v for k, v in asked.items() if k not in may_change})
-    # A run that went on had no caption to cut, or was of a release that cut them all without a word.
-    differences = [line for line in differences if not line.startswith("data.decode.tokenizer.truncate: ")]
+    differences = [line for line in differences if not line.startswith(MAY_DIFFER)]
     if differences:
         more = f" and {len(differences) - DIFFERENCES} more" if len(differences) > DIFFERENCES else ""
         raise ConfigError(f"{folder} holds a run with another config ({'; '.join(differences[:DIFFERENCES])}{more}): "

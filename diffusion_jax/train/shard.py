@@ -158,12 +158,47 @@ def _entry(mesh: Mesh | AbstractMesh, entry: str | Sequence[str] | None, dim: in
     return names[0] if len(names) == 1 else names
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of every array on every device of the mesh; each process passes the same values. Arrays that span processes stay."""
-    def put(x: Any) -> jax.Array:
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return x
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, replicated(mesh), lambda index: host[index])
+def shared(tree: Any, size: int, mesh: Mesh | None) -> Any:
+    """Arrays of a traced program as the devices of a mesh share a batch of `size`: what has a row for each example is split, the
+    rest is everywhere. Without a mesh, and on one device, as they are.
+
+    Left to XLA, a program of some steps would get them in another way than the next, and compile once more, and than a program of
+    all steps, and round in another order.
+    """
+    if mesh is None or mesh.size == 1:
+        return tree
+
+    def put(x: jax.Array) -> jax.Array:
+        of_batch = x.ndim > 0 and len(x) == size
+        return jax.lax.with_sharding_constraint(x, batch_sharding(mesh) if of_batch else replicated(mesh))
 
     return jax.tree.map(put, tree)
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A copy of every array on every device of the mesh; each process passes the same values.
+
+    Arrays that span processes stay, and so do those that lie on this mesh already, in whatever way (`place`).
+    """
+    def put(x: Any) -> jax.Array:
+        there = isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
+        if there or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+            return x
+        return _put(x, replicated(mesh))
+
+    return jax.tree.map(put, tree)
+
+
+def place(params: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Parameters on a mesh, each array where the rules put it in a train state; each process passes the same values."""
+    def put(path: tuple, x: Any) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return _put(x, placed(mesh, f"params/{name}", x.shape, rules))
+
+    return jax.tree_util.tree_map_with_path(put, params)
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array that each process has whole, laid out."""
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

@@ -7,6 +7,7 @@ device filling only its own shard.
 """
 from __future__ import annotations
 
+import collections
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -176,18 +177,25 @@ def _replaced(params: Params, place: str, part: Params, whole: bool = True) -> P
             raise unknown("part of the parameters in config.init", head, params if isinstance(params, Mapping) else ())
         return {**params, head: _replaced(params[head], rest, part, False)}
     given = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(part)}
+    wrong = []
 
     def taken(path: tuple, leaf: Array) -> Array:
-        found = _widened(path, given[_name(path)], leaf) if _name(path) in given else None
-        if found is None or found.shape != leaf.shape:
-            raise ConfigError(f"the initial weights do not fit the model: {_name(path)} is "
-                              f"{'missing' if found is None else found.shape}, the config's is {leaf.shape}")
-        return found
+        name = _name(path)
+        found = _widened(path, given[name], leaf) if name in given else None
+        if found is not None and found.shape == leaf.shape:
+            return found
+        wrong.append((name, f"{name} is {'missing' if found is None else found.shape}, the config's is {leaf.shape}"))
+        return leaf
 
     replaced = jax.tree_util.tree_map_with_path(taken, params)
-    extra = given.keys() - {_name(path) for path, _ in jax.tree.leaves_with_path(params)}
-    if whole and extra:
-        raise ConfigError(f"the initial weights do not fit the model: it has no {min(extra)}")
+    names = {_name(path) for path, _ in jax.tree.leaves_with_path(params)}
+    extra = sorted(given.keys() - names) if whole else []
+    wrong += [(name, f"it has no {name}") for name in extra]
+    if wrong:
+        (largest, _), = collections.Counter(name.partition("/")[0] for name in names).most_common(1)
+        fits = whole and largest not in {name.partition("/")[0] for name, _ in wrong}
+        hint = f"start from what fits alone (--config.init.{largest}=FOLDER:{largest})" if fits else "give the page its sizes"
+        raise ConfigError(f"the initial weights do not fit the model: {wrong[0][1]}; {hint}")
     return replaced
 
 

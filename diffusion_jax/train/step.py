@@ -65,7 +65,7 @@ Step = Callable[[TrainState, Params, Raw], tuple[TrainState, dict[str, Array]]]
 
 def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, emas: Mapping[str, averages.Profile], mesh: Mesh,
               state_shardings: Any, accumulate: int = 1, seed: int = 0, loss_scale: float = 1.0, gather: str = "step",
-              activations: partition.Rules = ()) -> Step:
+              activations: partition.Rules = (), frozen_shardings: Any = None) -> Step:
     """The jitted step (state, frozen, batch) -> (state, metrics); the state passed in is donated and gone afterwards.
 
     Inside it the mesh is the current one (`jax.sharding.get_abstract_mesh()`): a model may constrain activations by axis names.
@@ -81,6 +81,8 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
       loss_scale: see `gradients`.
       gather: 'step' or 'use', see the top of this file.
       activations: rules of nn/partition.py.
+      frozen_shardings: how the frozen parameters are stored: those that are split are gathered as the trained ones are. None
+        leaves them as they come.
 
     Returns:
       The step. Its metrics are float32 scalars: the task's own, loss where it gives none, grad_norm (unclipped), update_norm,
@@ -104,6 +106,7 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
     def step(state: TrainState, frozen: Params, batch: Raw) -> tuple[TrainState, dict[str, Array]]:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), partition.activations(mesh, activations):
             key = jax.random.fold_in(jax.random.key(seed), state.step)                              # (1)
+            frozen = frozen if frozen_shardings is None else jax.tree.map(_whole, frozen, frozen_shardings)
             opt_state, given = state.opt_state, (task, state.params, frozen, batch, key, mesh, state_shardings.params)
             options = dict(accumulate=accumulate, memory=state.memory, loss_scale=loss_scale)
             if isinstance(optimizer, Compressed):
@@ -123,6 +126,13 @@ def make_step(task: Task, optimizer: optax.GradientTransformation | Compressed, 
 
     return jax.jit(step, in_shardings=(state_shardings, None, batch_sharding(mesh)),
                    out_shardings=(state_shardings, replicated(mesh)), donate_argnums=0)
+
+
+def _whole(x: Array, stored: Any) -> Array:
+    """A frozen weight as it is used; of one that is not split nothing is asked."""
+    if not isinstance(stored, NamedSharding) or gathered(stored).spec == stored.spec:
+        return x
+    return jax.lax.with_sharding_constraint(x, gathered(stored))
 
 
 def check_split(task: Task, accumulate: int) -> None:
@@ -185,7 +195,7 @@ def _part(task: Task, whole: Params, frozen: Params, batch: Raw, key: Key, memor
           opened: Callable[[Params], Params]) -> tuple[Array, Metrics, Params, Memory]:
     """Loss and gradient of one microbatch, both times `loss_scale`, what is logged of it, and the next memory."""
     def scaled(params: Params) -> tuple[Array, Metrics]:
-        loss, metrics = task.loss(opened(params), _known(frozen, memory), batch, key, True)
+        loss, metrics = task.loss(opened(params), with_memory(frozen, memory), batch, key, True)
         return loss_scale * loss, metrics
 
     (loss, metrics), grads = jax.value_and_grad(scaled, has_aux=True)(whole)
@@ -198,7 +208,7 @@ def _overall(task: WholeBatch, whole: Params, frozen: Params, items: tuple[Raw, 
              opened: Callable[[Params], Params], laid_out: Callable[[Params], Params],
              mesh: Mesh | None) -> tuple[Array, Metrics, Params, Memory]:
     """(5) and (6), loss and gradient times `loss_scale`; `items` are the microbatches and their keys."""
-    known, (micro, keys) = _known(frozen, memory), items
+    known, (micro, keys) = with_memory(frozen, memory), items
 
     def outputs(params: Params, item: tuple[Raw, Key]) -> Params:
         return task.outputs(opened(params), known, *item, True)
@@ -221,7 +231,7 @@ def _overall(task: WholeBatch, whole: Params, frozen: Params, items: tuple[Raw, 
     return loss, metrics, total, memory
 
 
-def _known(frozen: Params, memory: Memory) -> Params:
+def with_memory(frozen: Params, memory: Memory) -> Params:
     """What a loss sees beside its parameters."""
     return {**(frozen or {}), "memory": memory} if memory else frozen
 

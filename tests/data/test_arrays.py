@@ -2,6 +2,7 @@
 import io
 import json
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -257,6 +258,24 @@ def test_a_member_that_the_disk_refuses_once_is_asked_for_again(tmp_path, monkey
     monkeypatch.setattr(zipfile.ZipFile, "read", once)
     np.testing.assert_array_equal(batches[0]["image"], IMAGES)
     assert not refused
+
+
+def test_members_are_left_out_by_their_names(tmp_path):
+    path = write_zip(tmp_path / "a.zip", [f"{i}.png" for i in range(6)])
+    columns = {"names": NAMES, "label": LABELS.tolist(), "caption": CAPTIONS, "split": SPLITS}
+    meta = (write_json(tmp_path / "labels.json", columns),)
+    check(Arrays(path, meta=meta, without=("1.png", "9.png")), [0, 2, 3, 4, 5], LABELS, CAPTIONS)
+    source = Arrays(path, meta=meta, split="val", without=("1.png",))
+    check(source, [4], LABELS, CAPTIONS)
+    assert source.place(0) == f"{path}/4.png" and source.labels.tolist() == [0] and source.captions == CAPTIONS[4:5]
+    # A file that is mended comes back: those that are left out are among them.
+    assert [file.name for file in source.files] == ["1.png", "4.png"] and source.content("1.png") == png(IMAGES[1])
+    contents = [png(IMAGES[row]) for row in (1, 4)]
+    assert [(file.size, file.stamp) for file in source.files] == [(len(each), zlib.crc32(each)) for each in contents]
+    with pytest.raises(ConfigError, match="holds arrays, and no files that could be left out"):
+        len(Arrays(write_npz(tmp_path / "a.npz", arr_0=IMAGES), without=("1.png",)))
+    with pytest.raises(ConfigError, match="without='1.png': give a tuple"):
+        Arrays(path, without="1.png")
 
 
 def test_tiles_are_cut_row_by_row(tmp_path):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data import loader
-from diffusion_jax.data.folder import Folder
+from diffusion_jax.data.folder import Folder, _hash_of
 from diffusion_jax.data.image import Decode
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
@@ -219,3 +219,136 @@ def test_a_record_has_the_name_of_its_file(tmp_path):
     Image.fromarray(np.zeros((1, 3000, 3), np.uint8)).save(tmp_path / "cat" / "0.png")
     with pytest.raises(ConfigError, match=r"cat/0.png: a picture of 3000x1 pixels would become one of 768000x256"):
         loader.Batches(source, Decode(256), batch=2, seed=0, shuffle=False)[0]
+
+
+def test_texts_beside_pictures_are_captions_with_the_classes_of_their_folders(tmp_path):
+    source = write(tmp_path, "cat/0.png", "dog/1.png")
+    for name in ("cat/0", "dog/1"):
+        (tmp_path / f"{name}.txt").write_text(f"this is {name}\n")
+    assert source.captions == ["this is cat/0", "this is dog/1"] and source.names == ("cat", "dog")
+    assert [(source[i]["label"], source[i]["caption"]) for i in range(2)] == [(0, "this is cat/0"), (1, "this is dog/1")]
+    with pytest.raises(ConfigError, match="b.png: has no b.txt beside it, as 1 of 2 pictures have"):
+        loose = write(tmp_path / "loose", "a.png", "b.png")
+        (tmp_path / "loose" / "a.txt").write_text("a")
+        len(loose)
+
+
+# Splits ---------------------------------------------------------------------------------------------------------------------
+
+
+def touch(root, *names):
+    """Empty files: a split looks at names alone."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def names_in(root, split, **options):
+    source = Folder(str(root), split, **options)
+    return [Path(source.place(i)).relative_to(root).as_posix() for i in range(len(source))]
+
+
+def test_a_share_is_held_out_and_every_record_is_on_one_side(tmp_path):
+    touch(tmp_path, *(f"{label}/{i}.png" for label in ("cat", "dog", "emu") for i in range(100)))
+    for share in (0.1, 0.6):
+        train, test = (names_in(tmp_path, split, holdout=share) for split in ("train", "test"))
+        assert sorted(train + test) == sorted(names_in(tmp_path, ""))
+        # Three deviations of a binomial.
+        assert abs(len(test) - 300 * share) < 3 * (300 * share * (1 - share)) ** 0.5
+        # What is held out at a share is held out at any larger one.
+        assert set(test) >= set(names_in(tmp_path, "test", holdout=share / 2))
+    sides = [Folder(str(tmp_path), split) for split in ("train", "test")]
+    assert all(side.names == ("cat", "dog", "emu") for side in sides)
+    for side in sides:
+        assert side.labels.tolist() == [side.names.index(Path(side.place(i)).parent.name) for i in range(len(side))]
+
+
+def test_a_picture_stays_on_its_side_when_others_come_and_go(tmp_path):
+    touch(tmp_path, *(f"{i}.png" for i in range(100)))
+    test = names_in(tmp_path, "test")
+    touch(tmp_path, *(f"new-{i}.png" for i in range(100)))
+    (tmp_path / "5.png").unlink()
+    left = [name for name in test if name != "5.png"]
+    assert [name for name in names_in(tmp_path, "test") if "new" not in name] == left
+
+
+def test_the_share_of_a_name_is_that_of_its_digest():
+    """(1) for SHA-256("abc"), whose digest FIPS 180-2 prints: ba7816bf 8f01cfea ..."""
+    assert _hash_of("abc") == 0xBA7816BF8F01CFEA / 2**64
+    assert _hash_of("u\u0308.png") == _hash_of("\xfc.png")                      # as macOS writes it
+
+
+def test_captions_of_a_picture_are_on_one_side(tmp_path):
+    touch(tmp_path, *(f"{i}.png" for i in range(50)))
+    rows = [{"file_name": ("" if k else "./") + f"{i}.png", "text": f"{k}", "label": i % 2} for k in range(3) for i in range(50)]
+    metadata(tmp_path, *rows)
+    for split in ("train", "test"):
+        source = Folder(str(tmp_path), split, 0.3)
+        files = [source.place(i).rpartition("(")[2].removeprefix("./") for i in range(len(source))]
+        assert all(files.count(name) == 3 for name in files) and 0 < len(source) < 150
+        assert source.captions == [source.place(i) and rows[int(source.place(i).split(":")[1].split()[0]) - 1]["text"]
+                                   for i in range(len(source))]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.999])
+def test_of_few_pictures_neither_side_is_empty(tmp_path, count, share):
+    touch(tmp_path, *(f"{i}.png" for i in range(count)))
+    train, test = (names_in(tmp_path, split, holdout=share) for split in ("train", "test"))
+    assert train and test and sorted(train + test) == sorted(names_in(tmp_path, ""))
+
+
+def test_a_picture_that_was_trained_on_is_never_held_out_when_others_come(tmp_path):
+    trained = set()
+    for i in range(40):
+        touch(tmp_path, f"{i}.png")
+        if i:
+            assert not trained & set(names_in(tmp_path, "test"))
+            trained |= set(names_in(tmp_path, "train"))
+
+
+def test_one_picture_alone_is_not_split(tmp_path):
+    touch(tmp_path, "0.png")
+    assert len(Folder(str(tmp_path))) == 1
+    for split in ("train", "test"):
+        with pytest.raises(ConfigError, match="has one picture to read, '0.png', which cannot be trained on and held out"):
+            len(Folder(str(tmp_path), split))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (dict(split="tests"), "unknown split of a folder 'tests': did you mean 'test'"),
+    (dict(split="train", holdout=0.0), "a share between 0 and 1"), (dict(split="train", holdout=1), "a share between 0 and 1"),
+    (dict(split="train", holdout="a"), "holdout of Folder is a number"), (dict(holdout=0.2), "holdout of Folder is of a split"),
+    (dict(without="0.png"), "give a tuple of file names, \\('0.png',\\)"),
+], ids=str)
+def test_options_that_are_none(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Folder("x", **options)
+
+
+def test_files_are_left_out_by_their_names(tmp_path):
+    touch(tmp_path, *(f"cat/{i}.png" for i in range(30)), "dog/0.png")
+    whole = {split: names_in(tmp_path, split) for split in ("", "train", "test")}
+    out = (whole["test"][0], "dog/0.png", "cat/gone.png")
+    for split, names in whole.items():
+        assert names_in(tmp_path, split, without=out) == [name for name in names if name not in out]
+    source = Folder(str(tmp_path), without=out)
+    # Class names and files are those of all: a file that is mended comes back without moving a label.
+    assert source.names == ("cat", "dog") and len(source.files) == 31 and set(source.labels) == {0}
+
+
+def test_files_say_their_names_and_sizes_and_give_their_bytes(tmp_path):
+    write(tmp_path, "cat/0.png", "dog/1.png")
+    metadata(tmp_path, *({"file_name": "cat/0.png", "text": text} for text in "ab"), {"file_name": "dog/1.png", "text": "c"})
+    source = Folder(str(tmp_path), "test", 0.5)
+    assert [file.name for file in source.files] == ["cat/0.png", "dog/1.png"]
+    for file in source.files:
+        content = (tmp_path / file.name).read_bytes()
+        assert source.content(file.name) == content and file.size == len(content)
+        assert file.stamp == (tmp_path / file.name).stat().st_mtime_ns
+
+
+def test_a_picture_that_does_not_read_says_nothing_of_colour(tmp_path):
+    Image.fromarray(IMAGES[0, ..., 0]).save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(b"broken")
+    assert Folder(str(tmp_path)).channels == 1

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
+from PIL import Image
 from saved_pictures import META, noise
 
 from diffusion_jax.build import ConfigError
@@ -289,21 +289,3 @@ def test_one_unreadable_picture_of_many_is_named(tmp_path):
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:45])
     with pytest.raises(ConfigError, match=r"1\.png: cannot read this image"):
         pictures.read_batch(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("shape", "size"),
-    [((3, 8, 6, 1), (126, 168)), ((3, 201, 150, 3), (150, 202)), ((3, 128, 130, 3), (130, 128))],
-)
-def test_an_animation_has_every_frame(tmp_path, shape, size, capsys):
-    pytest.importorskip("imageio")
-    frames = np.broadcast_to(np.array([0, 120, 255], np.uint8).reshape(3, 1, 1, 1), shape)
-    folder = tmp_path / "new"
-    files = pictures.animated(folder / "x.png", frames, seconds=0.2)
-    assert files[0] == folder / "x.gif" and set(files) == set(folder.iterdir())
-    assert len(files) == 2 or "pip install imageio-ffmpeg" in capsys.readouterr().out
-    with Image.open(files[0]) as gif:
-        assert gif.n_frames == 3 and gif.size == size
-        assert gif.info["duration"] == 200 and gif.info["loop"] == 0
-        grey = [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(gif)]
-    assert [int(each.min()) for each in grey] == [int(each.max()) for each in grey] == [0, 120, 255]

@@ -7,7 +7,7 @@ from diffusion_jax.data.digits import WORDS as NAMES
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.image import Decode
 from diffusion_jax.data.loader import Batches
-from diffusion_jax.data.words import Bytes, Words
+from diffusion_jax.data.words import Bytes, Words, vocabulary
 
 WORDS = Words(("a", "handwritten", "three"), 4)
 
@@ -28,3 +28,10 @@ def test_digits_are_captioned_and_a_batch_holds_their_tokens():
     batch = Batches(Digits(), Decode(8, channels=1, tokenizer=Bytes(20)), 4, 0)[3]
     assert batch["tokens"].shape == (4, 20) and batch["tokens"].dtype == np.int32
     assert bytes(int(b) - 1 for b in batch["tokens"][1] if b).decode() == batch["caption"][1]
+
+
+def test_a_vocabulary_has_every_word_once():
+    texts = ("A red rose.", "a ROSE, und ein Röschen")
+    words = vocabulary(texts)
+    assert words == ("a", "ein", "red", "rose", "röschen", "und")
+    assert all(Words(words, 8)(text).any() for text in texts)

@@ -1,10 +1,9 @@
-"""What this folder's tests share: runs with fresh weights, a cheap feature network, digits in files, and quick compilation."""
-import jax
+"""What this folder's tests share: runs with random weights, a cheap feature network, digits in files, and quick compilation."""
 import numpy as np
 import pytest
 from compiling import compiled_once
 from pages import measuring, page
-from stubs import digit_files, stub_network, with_stub
+from stubs import digit_files, random_params, stub_network, with_stub
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.image import to_unit
@@ -21,7 +20,7 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory):
-    """A page's tiny run with fresh weights, in a folder of its own: fresh('digits', seed=1) -> Run."""
+    """A page's tiny run with random weights, in a folder of its own: fresh('digits', seed=1) -> Run."""
     root = tmp_path_factory.mktemp("fresh")
 
     def run(name, seed=0):
@@ -31,7 +30,7 @@ def fresh(tmp_path_factory):
         record = build(data["decode"])(build(data["train"])[0], np.random.default_rng(0))
         batch = {key: np.asarray(value)[None] for key, value in record.items() if not isinstance(value, str)}
         batch["image"] = to_unit(batch["image"])
-        save_start(folder, config, jax.jit(task.init)(jax.random.key(seed), batch))
+        save_start(folder, config, random_params(task, batch, seed, scale=0.1))
         return open_run(folder)
 
     return run

@@ -20,7 +20,7 @@ def test_samples_are_measured_against_the_training_data(stub, fresh):
     measured = metrics.measured(run, measuring(batch=16, changes={"steps": 2}, **quick))
     figures = measured.figures
     assert figures["reference"] == "train data" and len(figures["classes"]) == 10 and "warnings" not in figures
-    assert measured.gallery.nearest.shape == (8, 4, 8, 8, 1) and measured.gallery.samples.shape == (16, 8, 8, 1)
+    assert measured.gallery.nearest.shape == (8, 4, 8, 8, 1) and measured.gallery.samples.shape == (40, 8, 8, 1)
     assert len(list((features.Path(run.folder) / features.FOLDER).iterdir())) == 1       # the reference, for the next time
     again = metrics.measured(run, measuring(batch=20, changes={"steps": "2"}, **quick)).figures
     for name, value in figures.items():                                             # one device in place of eight

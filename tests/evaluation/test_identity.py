@@ -69,7 +69,15 @@ def listing(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png", "label": 1}\n')
 
 
-@pytest.mark.parametrize("change", [add, rename, exchange, classes, listing])
+def csv(folder):
+    (folder / "metadata.csv").write_text("file_name,label\n0.png,1\n")
+
+
+def caption(folder):
+    (folder / "0.txt").write_text("a cat")
+
+
+@pytest.mark.parametrize("change", [add, rename, exchange, classes, listing, csv, caption])
 def test_a_folder_whose_pictures_changed_is_another(tmp_path, change):
     for i in (0, 1):
         save_png(tmp_path / f"{i}.png", picture(i))
@@ -155,6 +163,7 @@ def test_weights_first_stages_and_pages_tell_runs_apart(fresh):
         run._replace(digest=run.digest + 1), run._replace(digest=0, model=run.model.replace(params=zeros)),
         *(run._replace(model=run.model.replace(first={"w": np.full(3, value)})) for value in (0.0, 1.0)),
         run._replace(config=page_of), run._replace(which="other"), run._replace(step=run.step + 1),
+        *(run._replace(loras=({"file": "x", "strength": value, "content": "5f"},)) for value in (0.5, 1.0)),
     ]
     known = [json.dumps(identity.of_run(each), sort_keys=True) for each in (run, *others)]
     assert len(set(known)) == len(known)

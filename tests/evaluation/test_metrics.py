@@ -9,6 +9,7 @@ from pages import measuring, page
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data import latents
 from diffusion_jax.evaluation import metrics
+from diffusion_jax.evaluation.report import Gallery, Measured
 from diffusion_jax.models.vae import KL
 from diffusion_jax.runs.folder import Model, Run
 from diffusion_jax.tasks.autoencoder import Autoencoder
@@ -100,3 +101,27 @@ def test_what_a_run_cannot_measure_is_said_before_it_starts(stub, name, section,
         return metrics.ready(task_of(config), config, numbers, 10)
     with pytest.raises(ConfigError, match=says):
         metrics.ready(task_of(config), config, numbers, 10)
+
+
+def test_pictures_without_classes_have_a_novelty():
+    config = plain(page("digits"))
+    task = task_of(config | {"task": config["task"] | {"cond": {"name": "diffusion_jax.models.cond:Nothing"}, "drop": {}}})
+    metrics.ready(task, config, [5], 10)
+    rng = np.random.default_rng(0)
+    samples, train, test = (rng.integers(0, 256, (count, 8, 8, 1), np.uint8) for count in (9, 20, 10))
+    assert metrics.of_pixels(samples, None, (train, None), (test, None)).keys() == {"novelty[pixels]"}
+    with pytest.raises(ConfigError, match="the data has none: give more pictures"):
+        metrics.check_pictures({key: config["data"][key] for key in ("train", "decode")})
+
+
+def test_figures_of_copies_come_with_those_of_the_training_data(monkeypatch):
+    """Not where only a reference is named: the data of a run that came from elsewhere need not be there."""
+    samples = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    sampled = metrics.METRICS["features"]._replace(measure=lambda run, options: Measured({}, Gallery(samples)))
+    monkeypatch.setitem(metrics.METRICS, "features", sampled)
+    run, of_data, of_reference = empty("digits"), measuring(features="stub"), measuring(features="stub", reference="r.npz")
+    figures = [metrics.measured(run, options, training).figures
+               for options, training in ((of_data, False), (of_reference, True), (of_reference, False))]
+    assert [bool(each) for each in figures] == [True, True, False]
+    assert figures[0].keys() == {"closer[pixels]", "copies[pixels]"}
+

@@ -87,3 +87,7 @@ def test_a_row_of_a_class_has_its_name_and_the_share_of_samples_that_look_like_i
     rows = figures.by_class(fake, figures.Reference("real", {}, real, names))
     assert rows == [{"class": "cat", "samples": 4, "reference": 4, "accuracy": 0.75},
                     {"class": "dog", "samples": 4, "reference": 4, "accuracy": 0.5}]
+    # Of a reference without names the samples' own stand, as far as there are any.
+    bare = figures.Reference("real", {}, real, Pictures(None, 8, "x.npz"))
+    for own, want in ((("ant", "bee"), ["ant", "bee"]), (("ant",), ["ant", "1"]), (None, ["0", "1"])):
+        assert [row["class"] for row in figures.by_class(fake, bare, own)] == want

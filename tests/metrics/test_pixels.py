@@ -40,3 +40,9 @@ def test_variance_compares_the_spread_of_each_class():
     ratios = pixels.class_variance(images, asked, train, labels)
     assert sorted(ratios) == [0, 1, 2]
     np.testing.assert_allclose(list(ratios.values()), 0.25, rtol=0.1)
+
+
+def test_a_class_of_one_picture_has_no_variance():
+    train, labels = blobs(7)
+    ratios = pixels.class_variance(train, labels, train[:5], labels[:5])
+    assert sorted(ratios) == [0, 1] and labels[:5].tolist() == [0, 1, 2, 0, 1]

@@ -1,6 +1,7 @@
 """What this folder's tests share: small runs trained in-process, the command line in-process, a cheap feature network."""
 import pytest
 from compiling import compiled_once
+from filelock import FileLock
 from pages import Result, ask, page
 from stubs import digit_files, stub_network, with_stub
 
@@ -14,10 +15,14 @@ def compile_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
-    """The folder of a whole run: configs/digits.py:tiny to its end. Copy it before you change it."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    ask("train", folder, config=page("digits"))
+def tiny_run(tmp_path_factory, worker_id):
+    """The folder of a whole run: configs/digits.py:tiny to its end, one for all workers. Copy it before you change it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "tiny_run" / "digits"
+    with FileLock(f"{folder.parent}.lock"):
+        if not folder.with_name("trained").exists():
+            ask("train", folder, config=page("digits"))
+            folder.with_name("trained").touch()
     return folder
 
 

@@ -8,6 +8,7 @@ from pages import ROOT, files, refused
 from PIL import Image
 
 from diffusion_jax.modes import module_of
+from diffusion_jax.parts import BOUNDS
 from diffusion_jax.train.checkpoint import available
 from diffusion_jax.train.stop import Stopped
 
@@ -24,6 +25,7 @@ DIGITS = f"{ROOT / 'configs' / 'digits.py'}:tiny"
         (("--config", "no_such_page.py", "--workdir", "run"), "no_such_page.py"),
         (("--config", DIGITS, "--workdir", "run", "--config.stpes=3"), "did you mean 'steps'"),
         (("--config", DIGITS, "--workdir", "run", "--config.steps=many"), "many"),
+        (("--config", DIGITS, "--workdir", "run", "--track", "wnadb"), "unknown tracker 'wnadb': did you mean 'wandb'"),
         (("--config", DIGITS, "--workdir", "run", "--config.task.scale.name=os:system"), "of which configs name nothing"),
         (("--config", DIGITS, "--workdir", "run", "--steps", "100"), "--steps belongs to modes edit, evaluate, sample, sweep"),
         (("--workdir", "run", "--mode", "smaple"), "train|edit|encode"),
@@ -152,7 +154,8 @@ def test_a_corrupt_image_is_named(cli, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(cli, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(cli, tmp_path, monkeypatch):
+    monkeypatch.setitem(BOUNDS, "lr", (0, None))                          # a page may not ask for what this needs
     run = tmp_path / "run"
     arguments = ("--config", DIGITS, "--workdir", run, "--config.optim.lr=1e30", "--config.checkpoint.every=1")
     for _ in range(2):                                                    # the second goes on from step 1, to the same end

@@ -2,11 +2,11 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from pages import ask, files, page, refused
 from PIL import Image
+from stubs import random_params
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.digits import Digits
@@ -178,7 +178,7 @@ def test_a_dot_in_a_name_is_no_suffix(tiny_run, tmp_path):
 
 @pytest.mark.parametrize("out", ["x.png", "x", "file/x.png", "folder/x"])
 def test_where_it_goes_is_tried_before_the_work(out, tmp_path, monkeypatch, tiny_run):
-    monkeypatch.setattr(edit, "open_run", None)
+    monkeypatch.setattr(edit, "opened", None)
     (tmp_path / "x.png").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "x.gif").mkdir(parents=True)
@@ -187,7 +187,7 @@ def test_where_it_goes_is_tried_before_the_work(out, tmp_path, monkeypatch, tiny
 
 
 def test_a_session_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, tiny_run, digit):
-    monkeypatch.setattr(edit, "open_run", None)
+    monkeypatch.setattr(edit, "opened", None)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="s.json cannot be written"):
         run(tiny_run, "inpaint", tmp_path / "x", images=digit, rect=("0,0,4,4",), session=str(tmp_path / "file" / "s.json"))
@@ -253,6 +253,6 @@ def test_a_model_without_a_condition_has_none_to_switch(tmp_path):
     config = plain(page("digits_adm"))
     task = task_of(config)
     assert not task.num_classes
-    save_start(tmp_path / "run", config, task.init(jax.random.key(0), {"image": np.zeros((1, *task.shape))}))
+    save_start(tmp_path / "run", config, random_params(task, {"image": np.zeros((1, *task.shape))}))
     with pytest.raises(ConfigError, match="this model has none"):
         ask("edit", tmp_path / "run", op="switch", to_label=1, values=(0,))

@@ -78,6 +78,7 @@ OTHERS = [
     ("likelihood", dict(), "run/reports", FILE),
     ("encode", dict(out="x"), "x", FILE), ("encode", dict(out="x/y"), "x", FILE),
     ("import_weights", dict(system="vae", source="x"), "run", FILE),
+    ("export_weights", dict(to="original", out="x"), "x", FILE),
 ]
 
 

@@ -4,6 +4,7 @@ import pytest
 from pages import ask, page
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.runs.folder import open_run
 from diffusion_jax.train.checkpoint import load
 
 
@@ -15,6 +16,7 @@ def test_averages_made_afterwards_sample_like_any_other(tmp_path):
         ask("sample", tmp_path / "posthoc" / std, out=str(tmp_path / "x.npz"), num=2, steps="2")
     tracked, made = (load(folder, which)[2] for folder, which in ((tmp_path, "short"), (tmp_path / "posthoc" / "0.05", "ema")))
     np.testing.assert_allclose(made["model"]["enc_0_conv"]["weight"], tracked["model"]["enc_0_conv"]["weight"], atol=1e-5)
+    assert open_run(tmp_path / "posthoc" / "0.05").classes == tuple("0123456789")
     with pytest.raises(ConfigError, match="holds an average already"):
         ask("posthoc_ema", tmp_path, std="0.05")
     other = dict(std="0.1", label=3)

@@ -4,11 +4,15 @@ import itertools
 import re
 import shlex
 
+import numpy as np
 import pytest
+from own_pictures import classes, latents, told
 from pages import ROOT
 
 from diffusion_jax.main import first, parsed
 from diffusion_jax.runs import pages
+from diffusion_jax.runs.folder import save_start
+from diffusion_jax.train.state import plain
 
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -96,6 +100,7 @@ def test_the_parts_compose_by_hand(tiny_run):
 # Commands -------------------------------------------------------------------------------------------------------------------
 
 
+OWN_PAGE = re.compile(r"mine\.py|own_\w+\.py")
 EVERY = [pytest.param(line, id=f"{name}: {' '.join(line)}") for name in TEXTS for line in commands(name)]
 
 
@@ -103,16 +108,29 @@ def test_there_are_commands():
     assert len(commands("docs/commands.md")) >= 50 and len(EVERY) >= 60
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Where a reader stands who has photographs, 'before' and 'after' they were encoded and a model was trained."""
+    root = tmp_path_factory.mktemp("home")
+    for name in ("before", "after"):
+        told(classes(root / name / "photos", each=1))
+    latents(root / "after" / "runs" / "photos_latents")
+    save_start(root / "after" / "runs" / "digits", plain(pages.read("digits")), {"a": np.zeros(1)})
+    return root
+
+
 @pytest.mark.parametrize("arguments", EVERY)
-def test_a_command_is_one_that_its_mode_takes(arguments):
+def test_a_command_is_one_that_its_mode_takes(arguments, home, monkeypatch):
+    monkeypatch.chdir(home / ("before" if "encode" in arguments else "after"))
     # A page of the reader's own is any page.
-    mode, rest = first(["main", *("digits" if part == "mine.py" else part for part in arguments)])
+    mine = [before == "--config" and OWN_PAGE.fullmatch(after) for before, after in itertools.pairwise(["", *arguments])]
+    mode, rest = first(["main", *("digits" if own else part for own, part in zip(mine, arguments, strict=True))])
     options = importlib.import_module(f"diffusion_jax.modes.{mode}").Options
     start, built = parsed(options, rest)
     assert start.workdir is not None and isinstance(built, options)
 
 
-FOREIGN = re.compile(r"\.pth?\b|\.pkl\b|stable-diffusion|sd-vae|karlo|runs/(?:sd|x|adm256|flowers)|flowers102|mypkg")
+FOREIGN = re.compile(r"\.pth?\b|\.pkl\b|stable-diffusion|sd-vae|karlo|runs/(?:sd|x|adm256|flowers)|flowers102|mypkg|photos")
 """Files, and runs of files, that do not come with the package."""
 LESS = {"--num": 20, "--candidates": 2, "--weak_step": 2}
 """The most that a number of a command is in a run of four steps."""

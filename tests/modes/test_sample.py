@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.pictures import grid
-from diffusion_jax.pipelines import sampling
+from diffusion_jax.pipelines import stream
 from diffusion_jax.train.checkpoint import load
 from diffusion_jax.train.state import plain
 
@@ -87,7 +87,7 @@ def test_wrong_options_of_sampling_are_refused(tiny_run, tmp_path, options, says
 def test_samples_are_of_the_weights_asked_for(tiny_run, tmp_path, monkeypatch, which, step):
     seen = []
     blank = np.zeros((12, 8, 8, 1))
-    monkeypatch.setattr(sampling, "generate", lambda model, *_: seen.append(model.params) or iter([blank]))
+    monkeypatch.setattr(stream, "generate", lambda model, *_: seen.append(model.params) or iter([blank]))
     npz(tiny_run, tmp_path / "x.npz", which=which, step=step)
     want = load(tiny_run, which, step)[2]
     jax.tree.map(np.testing.assert_array_equal, seen[0], want)

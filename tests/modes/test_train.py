@@ -16,9 +16,17 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.data import loader
 from diffusion_jax.data.pictures import save_png
 from diffusion_jax.evaluation import features
+from diffusion_jax.evaluation.report import Gallery, Measured
 from diffusion_jax.modes import train
-from diffusion_jax.train.checkpoint import available
+from diffusion_jax.runs import held_out
+from diffusion_jax.runs.broken import NOTES
+from diffusion_jax.runs.folder import Model, Run, open_run
+from diffusion_jax.train import trackers
+from diffusion_jax.train.checkpoint import available, digest_of
 from diffusion_jax.train.lock import one_writer
+from diffusion_jax.train.log import Writer
+from diffusion_jax.train.state import plain, task_of
+from diffusion_jax.types import TrainState
 
 SHARES = ("accuracy[pixel SVC]", "accuracy[pixel SVC] of held-out images")
 
@@ -42,7 +50,8 @@ def test_a_run_leaves_metrics_checkpoints_a_grid_and_a_report(tiny_run):
 
 def test_the_report_holds_the_documented_figures(tiny_run):
     report = json.loads((tiny_run / "report.json").read_text())
-    assert report.keys() == {"samples", "sampler", "steps", "guidance", *SHARES, "novelty[pixels]", "variance[pixels] by class"}
+    assert report.keys() == {"samples", "sampler", "steps", "guidance", *SHARES, "variance[pixels] by class",
+                             "novelty[pixels]", "closer[pixels]", "copies[pixels]"}
     assert (report["samples"], report["sampler"], report["steps"], report["guidance"]) == (20, "ddim", 5, 1.0)
     assert report[SHARES[1]] > 0.95 and 0 <= report[SHARES[0]] <= 1      # the SVC knows digits; a network of 4 steps does not
     assert report["novelty[pixels]"] > 1
@@ -57,9 +66,22 @@ def test_the_same_command_again_changes_nothing(tiny_run, tmp_path, capsys):
     assert "resuming from step 4" in capsys.readouterr().out
 
 
-def test_a_run_can_be_made_longer(tiny_run, tmp_path):
-    copy = shutil.copytree(tiny_run, tmp_path / "copy")
-    ask("train", copy, config=page("digits", steps=6, evaluate=dict(num=0, guidance=1.0)))
+def test_a_run_can_be_made_longer_and_a_tracker_gets_all_of_it(tiny_run, tmp_path, monkeypatch):
+    copy, calls = shutil.copytree(tiny_run, tmp_path / "copy"), []
+
+    class Tracker:
+        def __init__(self, folder, config):
+            calls.append(("begin", str(folder), config["steps"]))
+
+        def __getattr__(self, name):
+            return lambda *arguments: calls.append((name, *arguments))
+
+    monkeypatch.setattr(trackers, "KINDS", {"json": Tracker})                 # by the name of a library that is there
+    ask("train", copy, config=page("digits", steps=6, evaluate=dict(num=0, guidance=1.0)), track="json")
+    assert calls[:2] == [("begin", str(copy), 6), ("resume", 4)] and calls[-1] == ("close",)
+    rows = [{"step": step, **values} for name, step, values in calls[2:-1] if name == "scalars"]
+    assert rows == lines(copy)
+    assert [(step, set(images)) for name, step, images in calls[2:-1] if name == "images"] == [(6, {"samples"})]
     assert [line["step"] for line in lines(copy)] == [1, 2, 3, 4, 5, 6]
     assert lines(copy)[:4] == lines(tiny_run) and available(copy) == [2, 4, 6]
     assert sorted(path.name for path in (copy / "samples").iterdir()) == ["00000004.png", "00000006.png"]
@@ -135,19 +157,27 @@ def test_data_must_hold_what_the_model_is_conditioned_on(tmp_path):
         ask("train", tmp_path / "run", config=config)
 
 
-def test_a_task_without_labels_cannot_be_measured_and_says_so_before_it_trains(tmp_path):
-    config = changed("task.cond", dict(name="diffusion_jax.models.cond:Nothing"))
-    config["task"]["drop"] = {}
-    with pytest.raises(ConfigError, match="set evaluate.num to 0"):
-        ask("train", tmp_path / "run", config=config)
-
-
 def test_a_run_measures_itself_while_it_trains(stub, tmp_path):
     config = page("digits", evaluate=dict(num=0, guidance=1.0, features="stub", every=2, samples=20))
     ask("train", tmp_path, config=config)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "FID[stub]" in line] == [2, 4]
     assert (tmp_path / "checkpoints").exists() and not (ROOT / features.FOLDER).exists()
+
+
+def test_copies_are_said_once_while_a_run_trains(monkeypatch, tmp_path, capsys):
+    pairs = np.zeros((1, 2, 8, 8, 1), np.uint8)
+    copied = Measured({"closer[pixels]": 0.9, "warnings": ["too close (closer[pixels] 0.90)"]}, Gallery(pairs=pairs))
+    monkeypatch.setattr(train.metrics, "measured", lambda run, options, training: copied)
+    config = plain(page("digits"))
+    run = Run(str(tmp_path), 0, "params", config, Model(params={}, first=None, task=task_of(config)))
+    with Writer(tmp_path) as writer:
+        for step in (2, 4):
+            train.measure(train.Watch(run, None, {}, writer), step, TrainState(step, {}, {}, {}))
+    said = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len(said) == 1 and "step 2: too close" in said[0] and "samples/00000002_nearest.png" in said[0]
+    assert lines(tmp_path) == [{"step": step, "closer[pixels]": 0.9} for step in (2, 4)]
+    assert len(list((tmp_path / "samples").iterdir())) == 2
 
 
 @pytest.mark.parametrize(("name", "change", "says"), [
@@ -212,10 +242,12 @@ def test_a_run_goes_on_with_its_own_data_only_unless_that_is_meant(images, tmp_p
     before = files(run)
     train.checked(config | dict(steps=3), run)                                 # nothing happened to them
     (images / "cat").rename(images / "zebra")                                  # all labels shift
+    notes = before.pop(NOTES)
     with pytest.raises(ConfigError, match="trained on other data .3 classes then, 3 now; without 'cat'; new: 'zebra'.: .*"
                                           "--config.data.changed=True") as error:
         ask("train", run, config=config | dict(steps=4))
-    assert "\n" not in str(error.value) and files(run) == before
+    after = files(run)
+    assert "\n" not in str(error.value) and after.pop(NOTES) != notes and after == before
     start = train.checked(config | dict(steps=4, data=config["data"] | dict(changed=True)), run)
     assert start.data["classes"] == ["dog", "emu", "zebra"]                    # from here on these are its data
     assert "changed" not in start.run.config["data"] and start.initial is None
@@ -229,6 +261,41 @@ def test_a_run_goes_on_with_its_own_data_only_unless_that_is_meant(images, tmp_p
     assert stored.pop("data")["records"] == 18
     meta.write_text(json.dumps(stored))
     assert train.checked(config, run).data["records"] == 17
+
+
+def test_broken_files_stop_a_run_or_are_left_out_of_it_and_of_what_measures_it(images, tmp_path, capsys):
+    folder, run = dict(name="diffusion_jax.data.folder:Folder", path=str(images), holdout=0.3), tmp_path / "run"
+    config = small(data__train=folder | dict(split="train"), data__test=folder | dict(split="test"), batch=8)
+    for name in ("cat/0.png", "dog/2.png"):                                    # the first of all, too
+        (images / name).write_bytes(b"text")
+    del config["task"]["cond"]["num_classes"], config["task"]["shape"]         # so that they are those of the pictures
+    with pytest.raises(ConfigError, match="2 of 18 pictures cannot be read: .*cat/0.png: .*dog/2.png: .*config.data.broken=skip"):
+        ask("train", run, config=config)
+    with pytest.raises(ConfigError, match="unknown config.data.broken 'skpi': did you mean 'skip'"):
+        ask("train", run, config=config | dict(data=config["data"] | dict(broken="skpi")))
+    config["data"]["broken"] = "skip"
+    start = train.checked(config, run)
+    assert "2 of 18 pictures cannot be read" in capsys.readouterr().out
+    stored = start.run.config["data"]
+    assert stored["train"]["without"] == stored["test"]["without"] == ["cat/0.png", "dog/2.png"] and "broken" not in stored
+    test = held_out.pictures(stored, "test")[0]
+    assert start.data["records"] + len(test) == 16 and start.data["records"] == len(start.batches.source) and len(test)
+
+
+@pytest.mark.slow
+def test_a_run_that_leaves_files_out_goes_on_bit_for_bit(images, tmp_path):
+    folder = dict(name="diffusion_jax.data.folder:Folder", path=str(images), split="train", holdout=0.3)
+    config = small(data__train=folder, data__test=folder | dict(split="test"), data__broken="skip", batch=8, checkpoint__every=2)
+    (images / "cat" / "0.png").write_bytes(b"text")
+    ask("train", tmp_path / "whole", config=config | dict(steps=4))
+    ask("train", tmp_path / "parts", config=config)
+    (tmp_path / "parts" / NOTES).unlink()                                      # which the next start makes again
+    ask("train", tmp_path / "parts", config=config | dict(steps=4))
+    whole, parts = ((digest_of(tmp_path / name), [row["loss"] for row in lines(tmp_path / name)]) for name in ("whole", "parts"))
+    assert whole == parts
+    assert open_run(tmp_path / "parts").class_names == ("cat", "dog", "emu")
+    shutil.rmtree(images)
+    assert open_run(tmp_path / "parts").class_names == ("cat", "dog", "emu")
 
 
 def fails(*_, **__):

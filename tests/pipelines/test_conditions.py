@@ -7,11 +7,14 @@ import pytest
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.models.cond import Nothing
-from diffusion_jax.pipelines.conditions import conditions, conditions_of, held_out_conditions, pictures_of
+from diffusion_jax.pipelines.conditions import conditions, conditions_of, held_out_conditions, pictures_of, request_of
 from diffusion_jax.pipelines.request import Request
 from diffusion_jax.runs.folder import Run
+from diffusion_jax.tasks.autoregressive import Autoregressive
 from diffusion_jax.train.state import plain
+from pipelines.test_tokens import FIRST, NET
 from pipelines.toy_task import CLASSES, LABEL, LOW_RES, TEXT, classifier_page, make, model_of, page
+from pipelines.unclip_task import DECODER, EMBEDDER
 
 SHARP = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8, 1)
 
@@ -25,7 +28,9 @@ def run_of(config, data=True):
 
 
 RUNS = SimpleNamespace(label=run_of(page(LABEL)), text=run_of(page(TEXT)), upsampler=run_of(page(LABEL, LOW_RES, side=16)),
-                       both=run_of(page(LABEL, TEXT)), classifier=run_of(classifier_page()), bare=run_of(page(LABEL), data=False))
+                       both=run_of(page(LABEL, TEXT)), classifier=run_of(classifier_page()), bare=run_of(page(LABEL), data=False),
+                       clip=SimpleNamespace(task=EMBEDDER.clip), decoder=SimpleNamespace(task=DECODER, class_names=("dog",)),
+                       tokens=SimpleNamespace(task=Autoregressive(NET, FIRST), class_names=("dog",)))
 
 
 # Labels ---------------------------------------------------------------------------------------------------------------------
@@ -59,6 +64,33 @@ def test_a_class_goes_by_the_name_that_its_data_has(monkeypatch):
         conditions_of(RUNS.label, Request(label="dgo"), 1)
     with pytest.raises(ConfigError, match="this model's classes have no names"):
         conditions_of(RUNS.bare, Request(label="dog"), 1)
+
+
+def test_a_class_that_is_called_by_a_number_goes_by_its_name():
+    """Folders 1, 10 and 2 sort like this; a number of Python's is the class's own."""
+    run = RUNS.label._replace(classes=("1", "10", "2"))
+    labels = ["10", "2", 2, "1", "0"]
+    np.testing.assert_array_equal(conditions_of(run, Request(label=labels), 5)["label"], [1, 2, 2, 0, 0])
+
+
+def test_names_come_with_the_checkpoint_and_need_no_data():
+    run = RUNS.bare._replace(classes=("cat", "dog"))
+    np.testing.assert_array_equal(conditions_of(run, Request(label="dog"), 2)["label"], [1, 1])
+    with pytest.raises(ConfigError, match="unknown class 'dgo': did you mean 'dog'"):
+        conditions_of(run, Request(label="dgo"), 1)
+
+
+def test_a_text_is_a_class_where_nothing_reads_texts():
+    named = RUNS.label._replace(classes=("cat", "dog"))
+    assert request_of("dog", named).labels == ("dog",) and request_of(["dog", "cat"], named).labels == ("dog", "cat")
+    texts = ((RUNS.text, ()), (RUNS.both, ()), (RUNS.bare, ()), (named, (None, RUNS.clip)), (RUNS.tokens, ()), (RUNS.decoder, ()))
+    for run, helpers in texts:
+        request = request_of("dog", run, *helpers)
+        assert request.prompts == ("dog",) and request.label is None
+    # Who says that it is a prompt is told that there is none.
+    with pytest.raises(ConfigError, match="reads no text"):
+        conditions_of(named, request_of(Request(prompt="dog"), named), 1)
+    assert request_of(3, named).labels == (3,) and request_of(None, named).labels is None
 
 
 @pytest.mark.parametrize("label", [-1, "-1", 10, "10"])

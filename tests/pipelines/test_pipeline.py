@@ -190,7 +190,6 @@ def test_what_has_no_such_steps_has_no_stream(folders, options):
     (dict(seed=2**63), "seed is 0 ... 4294967295"),
     (dict(seed=1.5), "seed is a whole number"),
     (dict(seed=None), "seed is a whole number"),
-    (dict(request="3"), "this model reads no text"),
     (dict(request=Request(label="--3")), "unknown class '--3'"),
     (dict(request=Request(label="\u0663")), "unknown class"),
     (dict(request=Request(label="1_0")), "unknown class '1_0'"),
@@ -199,7 +198,7 @@ def test_what_has_no_such_steps_has_no_stream(folders, options):
     (dict(request=10), "label 10 is outside 0 ... 9"),
     (dict(request=-1), "label -1 is outside 0 ... 9"),
     (dict(request=3.0), "ask for a text, a label"),
-    (dict(request="a three"), "this model reads no text"),
+    (dict(request="a three"), r"unknown name of a class \(this model reads no text\) 'a three': known: 0, 1"),
     (dict(request=Request(label=3, negative="a one")), "negative .--negative. is what guidance leads away from"),
     (dict(request=Request(complete=np.zeros((1, 8, 8, 1), np.uint8))), "complete .--complete. is for a transformer over tokens"),
 ], ids=str)

@@ -10,6 +10,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion import guidance, scales
 from diffusion_jax.diffusion.process import DDPM
 from diffusion_jax.diffusion.samplers import sample, start
+from diffusion_jax.models.augment import Augmented
 from diffusion_jax.models.cond import Joint, Label, LowRes, Nothing
 from diffusion_jax.pipelines.conditions import conditions
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
@@ -156,6 +157,7 @@ def test_respacings_go_through():
         (dict(guidance=2.0), dict(cond=Nothing()), "no condition"),
         (dict(cads="s=0.1"), dict(cond=Nothing()), "leave cads out"),
         (dict(cads="s=0.1"), dict(cond=LowRes(2)), "leave cads out"),
+        (dict(cads="s=0.1"), dict(cond=Augmented(Nothing(), 4)), "leave cads out"),
         (dict(cads="statistics=sampel"), {}, "did you mean 'sample'"),
         (dict(sampler="ancestral", plus_plus=True), {}, "CFG.. changes the noise of a step.*choose ddim"),
         (dict(plus_plus=True), dict(cond=Nothing()), "no condition that could guide it"),

@@ -30,6 +30,19 @@ def test_label_0_is_read_back(zeros, tmp_path):
     np.testing.assert_array_equal(replay.make().images, zeros.images)
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.npz", "x/", "x/000001_10.png"])
+def test_a_name_is_read_back_where_the_data_are_gone(tmp_path, name):
+    """Of a class that is called by another's number, too."""
+    config = page(LABEL) | {"data": {"decode": page(LABEL)["data"]["decode"]}}
+    save_start(tmp_path / "run", config, model_of(page(LABEL)).params, data={"classes": ["1", "10", "2"]})
+    made = pipeline(tmp_path / "run")("10", num=2)
+    assert made.labels.tolist() == [1, 1]
+    made.save(f"{tmp_path}/{name.removesuffix('000001_10.png')}")
+    replay = dj.read_request(tmp_path / name)
+    assert replay.request.labels == ("10",)
+    np.testing.assert_array_equal(replay.make().images, made.images)
+
+
 def test_what_helped_is_read_back(folders, tmp_path):
     pipe = pipeline(folders.label, upsamplers=[folders.upsampler], classifier=folders.classifier, weak=folders.other)
     made = pipe.using(guidance=2.0, classifier_scale=2000.0)([3, 4], num=1, seed=2)

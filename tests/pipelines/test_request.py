@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.pipelines.request import Batch, Helpers, Request, check_numbers
+from diffusion_jax.pipelines.request import Batch, Helpers, Request, check_numbers, strengths
 
 
 @pytest.mark.parametrize(("what", "prompts", "labels", "rows"), [
@@ -116,3 +116,14 @@ def test_numbers_that_are_none(numbers, says):
 def test_groups_of_options_are_checked_at_once(group, fields, says):
     with pytest.raises(ConfigError, match=says):
         group(**fields)
+
+
+def test_loras_are_files_with_strengths():
+    assert strengths(()) == {}
+    assert strengths(("a.safetensors=0.7", "b=x.safetensors=-1", "runs/c")) == {
+        "a.safetensors": 0.7, "b=x.safetensors": -1.0, "runs/c": 1.0}
+    for texts, says in ((("a=strong",), "the strength of --lora a=strong is a number"), (("=1",), "names no file"),
+                        (("a=1", "a=0.5"), "names a again: write --lora x.safetensors=0.7, once each"),
+                        (("a=inf",), "not finite")):
+        with pytest.raises(ConfigError, match=says):
+            strengths(texts)

@@ -1,5 +1,6 @@
 """Pictures and all that they were made from in their files, read by Pillow, NumPy and json."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.pipelines import samples
 from diffusion_jax.pipelines.pipeline import pipeline
 from diffusion_jax.pipelines.request import Request
-from diffusion_jax.pipelines.samples import columns_of
+from diffusion_jax.pipelines.samples import LONGEST, columns_of
 
 
 def chunks_of(path):
@@ -77,6 +78,33 @@ def test_labels_stand_in_the_names_and_the_lines(folders, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "x" / "samples.jsonl").read_text().splitlines()]
     assert [(line["file_name"], line["label"]) for line in lines] == [("000000_0.png", 0), ("000001_7.png", 7)]
     assert "Label: 0" in chunks_of(tmp_path / "x" / "000000_0.png")["parameters"]
+
+
+def test_names_of_classes_stand_beside_their_numbers(folders, tmp_path):
+    pipe = pipeline(folders.label)
+    pipe = replace(pipe, run=pipe.run._replace(classes=("rose", "hard-leaved pocket orchid", "a/b_c: \N{SNOWMAN}", "süß")))
+    made = pipe(Request(label=[0, "hard-leaved pocket orchid", 2, 3, 7]), num=1)
+    made.save(f"{tmp_path}/x/")
+    lines = [json.loads(line) for line in (tmp_path / "x" / "samples.jsonl").read_text().splitlines()]
+    assert [line["file_name"] for line in lines] == [
+        "000000_rose.png", "000001_hard-leaved-pocket-orchid.png", "000002_a-b-c.png", "000003_süß.png", "000004_7.png"]
+    assert [line["class"] for line in lines] == [*pipe.run.classes, "7"] and [line["label"] for line in lines] == [0, 1, 2, 3, 7]
+    chunks = chunks_of(tmp_path / "x" / "000001_hard-leaved-pocket-orchid.png")
+    assert "Label: 1, Index: 1, Class: hard-leaved pocket orchid" in chunks["parameters"]
+    assert json.loads(chunks["diffusion_jax"])["class"] == "hard-leaved pocket orchid"
+    named = {"0": "rose", "1": "hard-leaved pocket orchid", "2": "a/b_c: \N{SNOWMAN}", "3": "süß", "7": "7"}
+    with np.load(made.save(tmp_path / "x.npz")) as archive:
+        assert json.loads(str(archive["meta"]))["classes"] == named
+    chunks = chunks_of(pipe("rose", num=2).save(tmp_path / "x.png"))
+    assert "Label: rose, Class: rose" in chunks["parameters"]
+    assert json.loads(chunks["diffusion_jax"])["classes"] == {"0": "rose"}
+
+
+def test_a_long_name_leaves_room_in_that_of_its_file(zeros):
+    wide = "\N{CJK UNIFIED IDEOGRAPH-20000}"                                   # four bytes
+    origin = zeros.origin._replace(classes=("\N{CAT FACE}" * 300, wide * 300, "/"))
+    assert [origin.file_part(label) for label in range(3)] == ["0", wide * LONGEST, "2"]
+    assert len(f".000000_{origin.file_part(1)}.4194304.png".encode()) < 255     # as `files.whole` writes it
 
 
 def test_a_gif_has_a_frame_for_each(texts, tmp_path):

@@ -8,9 +8,11 @@ from diffusion_jax.pipelines import stream
 from diffusion_jax.pipelines.conditions import conditions
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import Guides, generate
-from diffusion_jax.pipelines.stream import watched
+from diffusion_jax.pipelines.stream import generated, paced, watched
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.tasks.classifier import NoisyClassifier
+from pipelines.compilations import compilations
+from pipelines.test_progress import Count
 from pipelines.toy_task import CLASSES, PROCESSES, SHAPE, Brightness, make, parameters
 
 PARAMS = parameters(0.1, -0.2, 0.3, 0.05)
@@ -73,3 +75,43 @@ def test_looks_of_two_checkpoints_and_scales_share_their_programs():
     before = stream._begin._cache_size(), stream._advance._cache_size()
     looks(Recipe(steps=6, guidance=5.0), 3, params=OTHER)
     assert (stream._begin._cache_size(), stream._advance._cache_size()) == before
+
+
+# Counts ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(sampler="dpmpp_2m", guidance=3.0, phi=0.5), dict(sampler="ancestral", cads="s=0.5", guidance=2.0)], ids=str)
+def test_counted_steps_make_the_same_images_bit_for_bit(options):
+    """In parts of one step, two, four ... as in one program of all; of two batches, the second of which compiles nothing."""
+    recipe, task, meter = Recipe(steps=11, **options), make("cosine"), Count()
+    model, raw = Model(PARAMS, None, task), conditions(task, 5)
+    want = list(generate(model, recipe, raw, 5, 0, 3))
+    batches = generated(model, recipe, raw, 5, 0, 3, meter=meter)
+    first = next(batches)
+    assert meter.done == 11
+    with compilations() as programs:
+        got = [first, *batches]
+    assert meter.done == 22 and not programs and [len(part) for part in got] == [3, 2]
+    for part, other in zip(got, want, strict=True):
+        np.testing.assert_array_equal(part, other)
+
+
+def test_looks_of_any_distance_are_of_one_program():
+    recipe = Recipe(steps=9)
+    looks(recipe, 3)
+    with compilations() as programs:
+        for every in (2, 4, 9):
+            looks(recipe, every)
+    assert not programs
+
+
+def test_without_a_meter_a_batch_is_one_program(monkeypatch):
+    monkeypatch.setattr(stream, "_begin", None)
+    task = make("cosine")
+    assert len(list(generated(Model(PARAMS, None, task), Recipe(steps=3), conditions(task, 3), 3, 0, 3))) == 1
+
+
+@pytest.mark.parametrize(("length", "seconds", "want"), [(1, 9.0, 1), (1, 0.001, 2), (8, 0.2, 8), (8, 0.05, 16), (8, 0.5, 4)])
+def test_a_part_takes_about_as_long_as_a_person_waits(length, seconds, want):
+    assert paced(length, seconds) == want

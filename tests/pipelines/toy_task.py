@@ -11,7 +11,7 @@ import sys
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from stubs import random_params
 
 from diffusion_jax.data.digits import WORDS
 from diffusion_jax.diffusion import process, scales
@@ -163,13 +163,6 @@ def classifier_page() -> dict:
         "shape": [8, 8, 1],
     }
     return {"model": {"name": f"{MODULE}:Brightness"}, "task": task, "data": data()}
-
-
-def random_params(task, batch: dict, seed: int = 0, scale: float = 0.4) -> dict:
-    """Parameters of a task drawn at random, none of them zero."""
-    rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), shapes)
 
 
 def model_of(config: dict, seed: int = 0) -> Model:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import FrozenDict
+from stubs import random_params
 
 from diffusion_jax.diffusion.process import DDPM
 from diffusion_jax.diffusion.scales import X0
@@ -18,7 +19,7 @@ from diffusion_jax.runs.folder import Model, Run
 from diffusion_jax.tasks.clip import Contrastive
 from diffusion_jax.tasks.embedder import Embedder
 from diffusion_jax.tasks.prior import AutoregressivePrior, DiffusionPrior
-from pipelines.toy_task import Guess, data, make, random_params
+from pipelines.toy_task import Guess, data, make
 
 FEATURES = 6
 TOWERS = (ViT(FEATURES, size=4, patch=2, width=8, layers=1, heads=2),

@@ -44,7 +44,7 @@ def test_either_tower_stands_for_both(tmp_path, monkeypatch):
     assert (model.image.steps, model.image.size, model.text.vocab) == (1000, 64, 65536)
     read = []
     monkeypatch.setattr(glide, "read", lambda path: read.append(path.name) or shapes["image" if "image" in path.name else "text"])
-    monkeypatch.setattr(glide, "noised_convert", lambda image, text, model: {})
+    monkeypatch.setattr(glide, "noised_convert", lambda image, text, model, logit_scale: {})
     page, _ = glide.load(tmp_path / "clip_text_enc.pt")
     assert page["data"]["decode"]["tokenizer"] == dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=77)
     assert read == ["clip_image_enc.pt", "clip_text_enc.pt"]

@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 from pages import page as page_of
-from pipelines.toy_task import LABEL, TOKENIZER, page, random_params
+from pipelines.toy_task import LABEL, TOKENIZER, page
+from stubs import random_params
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.digits import Digits

@@ -274,6 +274,16 @@ def test_texts_and_classes_are_those_of_the_page(folders):
     assert batch["image"].shape == (4, 8, 8, 1) and batch["tokens"].shape == (4, 3) and batch["image"].min() >= -1
 
 
+def test_class_names_are_those_of_the_checkpoint_where_it_has_any(folders, tmp_path):
+    """A run may be opened where its data are not."""
+    gone = page(LABEL) | {"data": page(LABEL)["data"] | {"train": {"name": "diffusion_jax.data.folder:Folder", "path": "gone"}}}
+    marks = ({"classes": ["cat", "dog"]}, ("cat", "dog")), ({"classes": None}, None), ({"classes": ["cat", 3]}, None), ({}, None)
+    for i, (data, want) in enumerate((*marks, (None, None))):
+        save_start(tmp_path / str(i), gone, folders.params, data=data)
+        assert open_run(tmp_path / str(i)).class_names == want
+        assert checkpoint.data_of(tmp_path / str(i)) == data
+
+
 def test_a_run_without_data_says_so(folders):
     run = open_run(folders.text)._replace(config={})
     assert run.tokenizer is None and run.class_names is None and run.recipe() == {}

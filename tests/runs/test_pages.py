@@ -100,3 +100,41 @@ def test_a_page_finds_its_neighbours_by_its_own_path(tmp_path):
     page = f"from pathlib import Path\n\ndef get_config():\n    return dict(steps={read})\n"
     (tmp_path / "mine.py").write_text(page)
     assert pages.read(f"{tmp_path}/mine.py").steps == 12
+
+
+# Keywords of get_config -----------------------------------------------------------------------------------------------------
+
+KEYWORDS = "def get_config(arg='', size=None, preset=None):\n    return dict(arg=arg, size=size, preset=preset, steps=3)\n"
+
+
+@pytest.fixture
+def keyed(tmp_path):
+    (tmp_path / "mine.py").write_text(KEYWORDS)
+    return f"{tmp_path}/mine.py:photos/"
+
+
+@pytest.mark.parametrize(("flags", "want"), [
+    (["--config.size=64"], dict(size=64)), (["--config.size", "64"], dict(size=64)), (["-config.size=0.5"], dict(size=0.5)),
+    (["--config.preset=small", "--config.size=1e2"], dict(preset="small", size=100.0)),
+    (["--config.size=8", "--config.size=9"], dict(size=9)), (["--config.preset=a=b"], dict(preset="a=b")),
+    (["--config.preset="], dict(preset="")), (["--config.preset=1_0"], dict(preset="1_0")),
+    (["--config.steps=5", "--config.size=8"], dict(steps=5, size=8)), (["--config.size=inf"], dict(size="inf")),
+])
+def test_a_keyword_is_given_to_get_config(keyed, flags, want):
+    page, rest = pages.changed(keyed, ["main", *flags, "--num=3"])
+    assert page.to_dict() == dict(arg="photos/", size=None, preset=None, steps=3) | want and rest == ["main", "--num=3"]
+
+
+def test_a_key_of_the_page_stays_one(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config(arg='', size=None):\n    return dict(steps=3, data=dict(size=8))\n")
+    page, _ = pages.changed(f"{tmp_path}/mine.py", ["main", "--config.data.size=4", "--config.init=runs/x"])
+    assert page.to_dict() == dict(steps=3, data=dict(size=4), init="runs/x")
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--config.sise=64"], "unknown keyword of this page 'sise': did you mean 'size'"),
+    (["--config.size"], "config.size has no value"),
+])
+def test_a_misspelt_keyword_and_one_without_a_value_are_refused(keyed, flags, says):
+    with pytest.raises(ConfigError, match=says):
+        pages.changed(keyed, ["main", *flags])

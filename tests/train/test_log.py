@@ -1,5 +1,6 @@
 """What is written reads back exactly, and resuming forgets what comes after."""
 import json
+import re
 import struct
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.train.log import Console, Writer
+from diffusion_jax.train.log import Console, Events, Writer
 
 
 def lines(folder):
@@ -48,13 +49,13 @@ def test_a_full_disk_is_said_in_one_line(tmp_path):
 
 
 def test_events_are_written_by_no_thread_that_a_full_disk_could_stop(tmp_path, monkeypatch):
-    threads, writer = threading.active_count(), Writer(tmp_path)
-    writer.speeds(1, {"images_per_second": 99.0})
+    threads, written = threading.active_count(), Events(tmp_path)
+    written.speeds(1, {"images_per_second": 99.0})
     assert threading.active_count() == threads and len(list(events(tmp_path))) == 2           # the first is the file's own
     with Path("/dev/full").open("wb", buffering=0) as full:
-        writer._events._py_recordio_writer._writer = full
+        written._file._py_recordio_writer._writer = full
         with pytest.raises(ConfigError, match="metrics could not be written to .*No space left"):
-            writer.speeds(2, {"images_per_second": 99.0})
+            written.speeds(2, {"images_per_second": 99.0})
 
 
 def test_tensorboard_gets_scalars_images_and_the_point_of_resumption(tmp_path):
@@ -83,6 +84,39 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
     console.finished(1, 0.5)
     console.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+
+
+class Memory:
+    """A tracker that remembers its calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *arguments: self.calls.append((name, *arguments))
+
+
+def test_a_tracker_gets_all_that_tensorboard_gets_as_plain_numbers_and_arrays(tmp_path):
+    memory = Memory()
+    with Writer(tmp_path, [memory]) as writer:
+        writer.resume(6)
+        writer.scalars(np.int32(7), {"loss": jax.numpy.float32(0.1)})
+        writer.speeds(7, {"images_per_second": 99})
+        writer.images(7, {"samples": jax.numpy.zeros((1, 2, 2, 1))})
+    kinds = [call[0] for call in memory.calls]
+    assert kinds == ["resume", "scalars", "speeds", "images", "close"] and memory.calls[0] == ("resume", 6)
+    assert memory.calls[1] == ("scalars", 7, {"loss": float(np.float32(0.1))}) and type(memory.calls[1][1]) is int
+    assert type(memory.calls[3][2]["samples"]) is np.ndarray
+
+
+def test_the_files_are_closed_whatever_a_tracker_does(tmp_path):
+    memory = Memory()
+    memory.close = lambda: 1 / 0
+    writer = Writer(tmp_path, [memory])
+    writer.scalars(1, {"loss": 0.5})
+    with pytest.raises(ZeroDivisionError):
+        writer.close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 0.5}] and all(part._file is None for part in writer._trackers[:2])
 
 
 class Clock:
@@ -129,7 +163,9 @@ def test_speed_is_that_of_the_steps_whatever_happens_between(monkeypatch, capsys
     np.testing.assert_allclose(shown, 8 / 2.0, rtol=0.02)
     if fetched or len(pauses) < 19:
         assert shown
-    left = [line.split("images/s")[1] for line in capsys.readouterr().out.splitlines() if "/s  00" in line]
+    rows = [line for line in capsys.readouterr().out.splitlines() if "/s  00" in line]
+    assert all(re.match(r"\d\d:\d\d:\d\d step \d+/20  loss 1.25  ", line) for line in rows)
+    left = [line.split("images/s")[1] for line in rows]
     assert left == [f"  00:{2 * (20 - step):02d} left" for step in range(every, 21, every) if speeds[step - 1]]
 
 

@@ -101,6 +101,16 @@ def test_replicate_puts_a_copy_on_every_device():
     np.testing.assert_array_equal(got["a"], [0, 1, 2])
 
 
+def test_parameters_are_placed_as_in_a_state_and_stay_there():
+    mesh, other = shard.make_mesh(data=2, fsdp=4), shard.make_mesh(data=8)
+    params = {"a": {"kernel": np.arange(32.0, dtype=np.float32).reshape(4, 8)}, "b": np.ones(3, np.float32)}
+    placed = shard.place(params, mesh, (("^params/a/kernel$", ("fsdp", None)), (".*", "replicate")))
+    assert placed["a"]["kernel"].sharding.spec == PartitionSpec("fsdp", None) and placed["b"].sharding.is_fully_replicated
+    np.testing.assert_array_equal(placed["a"]["kernel"], params["a"]["kernel"])
+    assert shard.replicate(placed, mesh)["a"]["kernel"] is placed["a"]["kernel"]
+    assert shard.replicate(placed, other)["a"]["kernel"].sharding.is_fully_replicated
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
     """A device of a TPU slice, as far as meshes look at it."""

@@ -42,6 +42,9 @@ def test_it_starts_from_all_or_from_some_of_given_parameters():
     for initial, message in (
         ({"": {**given, "more": jnp.ones(1)}}, "no more"), ({"": {"first": given["first"]}}, "missing"),
         ({"frist": given["first"]}, "did you mean 'first'"), ({"first": {"kernel": jnp.ones(2)}}, "initial"),
+        ({"": {**given, "last": {"kernel": jnp.ones(2)}}},
+         r"last/kernel is \(2,\), the config's is .*; start from what fits alone \(--config.init.first=FOLDER:first\)"),
+        ({"": {**given, "first": {"kernel": jnp.ones(2), "bias": jnp.ones(3)}}}, "; give the page its sizes"),
     ):
         with pytest.raises(ConfigError, match=message):
             create(task, optimizer, EMAS, key, {}, initial)

@@ -1,0 +1,57 @@
+"""export_weights: a run trained here becomes a folder for others, with a card, whole or not at all."""
+import json
+
+import jax
+import numpy as np
+import pytest
+from pages import ask, files, refused
+
+from diffusion_jax.pretrained.reader import read
+from diffusion_jax.train.checkpoint import load
+
+EXPORT = ("--mode", "export_weights")
+
+
+def test_a_run_is_written_and_imported_again(cli, tiny_run, tmp_path):
+    out = tmp_path / "out"
+    before = files(tiny_run)
+    done = cli(*EXPORT, "--workdir", tiny_run, "--to", "original", "--out", out)
+    assert done.code == 0 and "the official DiT: 4 files" in done.out and "predicts V" in done.out, done.err
+    assert sorted(files(out)) == ["README.md", "config.json", "model.safetensors", "samples.png"] and files(tiny_run) == before
+    card = (out / "README.md").read_text()
+    assert "| step | 4 |" in card and "| classes | 10 |" in card and "accuracy" in card
+    # By the very command that the card gives.
+    command = next(line for line in card.splitlines() if line.startswith("python -m diffusion_jax.main"))
+    words = command.replace(" ./", f" {out}/").replace("runs/dit", str(tmp_path / "back")).split()[3:]
+    done = cli(*words)
+    assert done.code == 0, done.err
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "back")[2], load(tiny_run)[2])
+    again = cli(*EXPORT, "--workdir", tiny_run, "--to", "original", "--out", out)
+    assert refused(again, "is not empty: choose another folder")
+
+
+def test_which_weights_and_of_which_type(tiny_run, tmp_path):
+    ask("export_weights", tiny_run, to="diffusers", out=str(tmp_path / "out"), which="params", step=2, dtype="bfloat16")
+    weights = read(tmp_path / "out" / "transformer" / "diffusion_pytorch_model.safetensors")
+    _, _, params = load(tiny_run, "params", 2)
+    want = np.asarray(params["model"]["final"]["linear"]["kernel"]).T
+    assert {str(w.dtype) for w in weights.values()} == {"bfloat16"}
+    np.testing.assert_allclose(weights["proj_out_2.weight"].astype(np.float32), want, rtol=0.01)
+    config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert config["prediction_type"] == "v_prediction" and config["timestep_spacing"] == "trailing"
+    assert "| step | 2 |" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("options, says", [
+    (("--to", "original"), "mode export_weights needs --out"), (("--out", "OUT"), "mode export_weights needs --to"),
+    (("--to", "diffuser", "--out", "OUT"), "did you mean 'diffusers'"),
+    (("--to", "original", "--out", "OUT", "--dtype", "int8"), "dtype"),
+    (("--to", "original", "--out", "OUT", "--which", "emma"), "unknown weights"),
+    (("--to", "original", "--out", "RUN"), "is not empty"),
+    (("--to", "original", "--out", "OUT", "--num", "3"), "--num belongs to modes"),
+])
+def test_what_is_refused_leaves_nothing(cli, tiny_run, tmp_path, options, says):
+    names = {"OUT": tmp_path / "out", "RUN": tiny_run}
+    done = cli(*EXPORT, "--workdir", tiny_run, *(names.get(word, word) for word in options))
+    assert refused(done, says), done.err
+    assert not list(tmp_path.iterdir())
