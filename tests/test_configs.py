@@ -26,7 +26,7 @@ from diffusion_jax.train.state import plain, task_of
 ELSEWHERE = ("folder",)
 """It needs a folder of pictures: tests/test_folder_page.py has one."""
 PAGES = [path for path in sorted((Path(__file__).parent.parent / "configs").glob("*.py")) if path.stem not in ELSEWHERE]
-QUICK, LARGE = ("digits",), ("dalle_12b",)
+LARGE = ("dalle_12b",)
 TOKEN_TASKS = (":Autoregressive", ":DiscreteVAE")
 each = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
@@ -107,10 +107,8 @@ def test_the_full_page_builds_everything_and_reads_nothing(path, arg):
         build(config["data"][part])                                         # their options exist; nothing is read
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow) for path in PAGES],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_the_tiny_page_trains_saves_loads_and_samples(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_page(path).get_config("tiny")

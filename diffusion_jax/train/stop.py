@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -62,7 +63,9 @@ class _Signals:
     def __init__(self) -> None:
         self.first: int | None = None
         self.later: Later | None = None
-        self.watched = self.resumable = self.again = False
+        self.watched = self.resumable = False
+        # Those of `lost` that `watch` has not read yet: a deque, for its ends are taken from two threads.
+        self.repeated: deque[int] = deque()
 
     def on(self, number: int, frame: FrameType | None = None) -> None:
         """The handler."""
@@ -77,8 +80,8 @@ class _Signals:
         again = False
         while True:
             for number in os.read(wakeup, 64):
-                if number in NAMES and self.again:
-                    self.again = False                     # ours, `lost`
+                if number in NAMES and self.repeated:
+                    self.repeated.pop()
                 elif number in NAMES:
                     if again and number == signal.SIGINT:
                         leave(128 + number, f"stopped at once by {NAMES[number]}")
@@ -91,7 +94,8 @@ class _Signals:
         stopped = unraisable.exc_value
         if not isinstance(stopped, Stopped):
             return sys.__unraisablehook__(unraisable)
-        self.first, self.again = None, True
+        self.first = None
+        self.repeated.append(stopped.number)
         threading.Timer(0.02, _thread.interrupt_main, (stopped.number,)).start()
 
     def insist(self, number: int) -> None:

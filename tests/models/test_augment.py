@@ -121,6 +121,7 @@ def task_of(model, cond, **changes):
     return Diffusion(model=model, cond=cond, process=DDPM(), scale=scales.X0(), shape=(8, 8, 1), **changes)
 
 
+@pytest.mark.slow
 def test_nothing_leaks():
     """Trained on one picture, half of the time mirrored, a network makes that picture; one that is not told, the mean of both."""
     picture = IMAGE[:1]

@@ -49,6 +49,7 @@ def lora_run(base, tmp_path_factory):
     return root / "run"
 
 
+@pytest.mark.slow
 def test_a_lora_is_trained_and_sampled_from_its_folder_or_its_file(cli, base, lora_run, tmp_path):
     before, after = (flatten_dict(open_run(folder).model.params, sep="/") for folder in (base, lora_run))
     changed = {path for path in before if not np.array_equal(before[path], after[path])}

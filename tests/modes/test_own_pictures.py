@@ -24,6 +24,7 @@ def five(result):
     return re.findall(r"^(?:data|task|model|training|changing)  .*$", result.out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_folder_is_trained_on_as_it_is_and_gone_on_with_from_its_page(cli, tmp_path):
     own.classes(tmp_path / "photos")
     command = ("--config", "folder:photos/,tiny", "--workdir", "run", *QUICK)

@@ -20,7 +20,7 @@ def digits():
     """(the task of a tiny page, drawn parameters that no layer leaves out)."""
     task = task_of(plain(page("digits")))
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32), task.init(KEY, BATCH))
+    params = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32), jax.eval_shape(task.init, KEY, BATCH))
     return task, params
 
 

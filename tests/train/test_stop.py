@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from absl import flags
@@ -146,6 +147,21 @@ def ended(starter, tmp_path, work, numbers, ignored=0):
 def test_a_signal_ends_a_process_in_one_line(starter, tmp_path, work, numbers, code, says):
     got = ended(starter, tmp_path, work, numbers)
     assert got[:2] == (code, says) and got[2] < 8
+
+
+@pytest.mark.parametrize(("lost", "read", "ends"), [(0, 1, False), (0, 2, True), (1, 2, False), (2, 3, False), (2, 4, True)])
+def test_a_signal_that_was_lost_is_no_second_one(monkeypatch, lost, read, ends):
+    signals, left = stop._Signals(), []
+    monkeypatch.setattr(signals, "insist", lambda number: None)
+    monkeypatch.setattr(stop, "leave", lambda code, says: left.append(says))
+    monkeypatch.setattr(stop.threading, "Timer", lambda *_: SimpleNamespace(start=lambda: None))
+    for _ in range(lost):                                                  # before the watching thread has read anything
+        signals.lost(SimpleNamespace(exc_value=stop.Stopped(INT)))
+    reads = iter([bytes([INT] * read)])
+    monkeypatch.setattr(stop.os, "read", lambda *_: next(reads))
+    with pytest.raises(StopIteration):
+        signals.watch(0)
+    assert left == ["stopped at once by Ctrl-C"] * ends
 
 
 @pytest.mark.parametrize("work", ["python", "loop"])

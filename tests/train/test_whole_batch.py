@@ -130,7 +130,7 @@ def test_four_microbatches_are_one_batch_where_nothing_is_drawn():
     assert whole[0] > np.log(16) - 1                                           # 16 negatives, not 4
 
 
-@pytest.mark.parametrize("name", ["clip", "dvae, balance"])
+@pytest.mark.parametrize("name", ["clip", pytest.param("dvae, balance", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("accumulate,gather", [(1, "step"), (2, "step"), (2, "use")])
 def test_eight_devices_see_the_batch_of_all(name, accumulate, gather):
     want = gradient(TASKS[name], one(), accumulate)
