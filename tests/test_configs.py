@@ -26,7 +26,7 @@ from diffusion_jax.train.state import plain, task_of
 ELSEWHERE = ("folder",)
 """It needs a folder of pictures: tests/test_folder_page.py has one."""
 PAGES = [path for path in sorted((Path(__file__).parent.parent / "configs").glob("*.py")) if path.stem not in ELSEWHERE]
-LARGE = ("dalle_12b",)
+LARGE = ("dalle_12b", "imagenet256_adm", "imagenet256_diffit", "imagenet256_dit_xl2", "imagenet_edm2", "stable_diffusion")
 TOKEN_TASKS = (":Autoregressive", ":DiscreteVAE")
 each = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
@@ -56,6 +56,11 @@ VARIANTS |= {
 }
 
 
+def is_alike(arg):
+    """Whether a variant has the network of another one: on data in a folder, and the steps between A and G of digits_edm2."""
+    return FOLDER in arg or arg in tuple("BCDEF")
+
+
 def test_a_misspelt_variant_is_refused():
     wrong = {"digits": "tinny", "digits_glide": "inpant", "emoji_unclip": f"{FOLDER},priors", "digits_edm2": "H"}
     for name, arg in wrong.items():
@@ -74,7 +79,7 @@ def bytewise(config):
 
 
 @pytest.mark.parametrize(
-    ("path", "arg"), [pytest.param(path, arg, marks=pytest.mark.slow if path.stem in LARGE else ())
+    ("path", "arg"), [pytest.param(path, arg, marks=pytest.mark.slow if path.stem in LARGE or is_alike(arg) else ())
                       for path in PAGES for arg in ("", *VARIANTS.get(path.stem, ()))],
     ids=lambda value: getattr(value, "stem", value),
 )

@@ -43,7 +43,7 @@ def test_the_package_itself_is_the_same_command(tmp_path):
     ("arguments", "says"),
     [
         (("--config", DIGITS, "--config.model.detph=3"), ("detph", "depth")),
-        (("--config", DIGITS, "--config.sample.sampler=ddmi"), ("did you mean 'ddim'",)),
+        pytest.param(("--config", DIGITS, "--config.sample.sampler=ddmi"), ("did you mean 'ddim'",), marks=pytest.mark.slow),
         (("--mode", "sample", "--num", "three"), ("num", "three")),
         (("--config", DIGITS, "--distributed"), ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")),
     ],

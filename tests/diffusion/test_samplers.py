@@ -169,7 +169,8 @@ STANDS = [(name, "ddpm") for name in STILL] + [(name, "rounded") for name in ("a
 STANDS += [(name, "edm") for name in ("ancestral", "heun", "edm", "plms", "dpmpp_3m", "dpm_2")]
 
 
-@pytest.mark.parametrize("name, kind", STANDS)
+@pytest.mark.parametrize("name, kind", [
+    pytest.param(name, kind, marks=pytest.mark.slow if "churn" in name or kind == "edm" else ()) for name, kind in STANDS])
 def test_a_step_of_length_zero_is_the_identity_and_leaves_no_trace(name, kind):
     """At the start, twice in the middle, next to the end, and at the end; raw variances lie around -1."""
     p = process.DDPM(rounded=True) if kind == "rounded" else PROCESSES[kind]

@@ -8,7 +8,7 @@ from diffusion_jax.runs import held_out
 
 @pytest.mark.parametrize(("name", "figures"), [
     ("digits_vae", {"PSNR (dB)", "mean squared error"}),
-    ("digits_dvae", {"mean squared error", "usage", "perplexity", "codes"}),
+    pytest.param("digits_dvae", {"mean squared error", "usage", "perplexity", "codes"}, marks=pytest.mark.slow),
 ])
 def test_a_first_stage_is_measured_whatever_the_batches(fresh, name, figures):
     run = fresh(name)

@@ -217,8 +217,9 @@ def traced(task, rows, first=None):
 
 
 @pytest.mark.parametrize(("name", "figures"), [
-    ("digits_vae", {"loss", "psnr"}), ("digits_dvae", {"loss", "reconstruction"}), ("digits_clip", {"loss", "R@1"}),
-    ("digits_classifier", {"loss", "accuracy"}), ("digits_edm2", {"val_loss"}), ("digits_glide", {"val_loss"})])
+    ("digits_dvae", {"loss", "reconstruction"}), ("digits_clip", {"loss", "R@1"}), ("digits_classifier", {"loss", "accuracy"}),
+    *(pytest.param(name, figures, marks=pytest.mark.slow) for name, figures in (
+        ("digits_vae", {"loss", "psnr"}), ("digits_edm2", {"val_loss"}), ("digits_glide", {"val_loss"})))])
 def test_every_kind_of_task_has_its_figures(name, figures):
     config = plain(tiny_page(name))
     record = build(config["data"]["decode"])(build(config["data"]["test"])[0])

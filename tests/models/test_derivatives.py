@@ -167,6 +167,7 @@ def test_bfloat16_derivatives_are_near_those_of_float32(name):
     assert near([low], [exact], 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
 def test_linearized(name):
     s = surface(name, "float32")

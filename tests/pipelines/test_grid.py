@@ -33,14 +33,15 @@ def silent(capsys):
 @pytest.mark.parametrize(("p", "options", "remedy"), [
     (SQUARED, dict(sampler="edm", steps=10), "more steps"),
     (SQUARED, dict(sampler="edm", steps=20), "times 'karras'"),
-    (SQUARED, dict(sampler="edm,s_churn=5", steps=20, times="trailing"), "times 'karras'"),
     (SQUARED, dict(sampler="plms", steps=10), "times 'karras'"),
-    (SQUARED, dict(sampler="plms", steps=20), "times 'karras'"),
-    (Cosine(), dict(sampler="edm", steps=10), "times 'karras'"),
-    (LINEAR, dict(sampler="edm", steps=2), "more steps"),
-    (EDM(), dict(sampler="edm", steps=2, times="karras"), "more steps"),
     (LINEAR, dict(sampler="ancestral,variance=fixed_large", steps=3), "more steps"),
-    (LINEAR, dict(sampler="dpm_solver,form=eps,sde=True", steps=5), "more steps"),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        (SQUARED, dict(sampler="edm,s_churn=5", steps=20, times="trailing"), "times 'karras'"),
+        (SQUARED, dict(sampler="plms", steps=20), "times 'karras'"),
+        (Cosine(), dict(sampler="edm", steps=10), "times 'karras'"),
+        (LINEAR, dict(sampler="edm", steps=2), "more steps"),
+        (EDM(), dict(sampler="edm", steps=2, times="karras"), "more steps"),
+        (LINEAR, dict(sampler="dpm_solver,form=eps,sde=True", steps=5), "more steps"))),
 ], ids=str)
 def test_of_steps_that_a_sampler_cannot_make_a_warning_says_what_can(p, options, remedy, silent, capsys):
     check(p, **options)

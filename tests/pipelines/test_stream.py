@@ -39,8 +39,9 @@ def test_looks_are_every_so_many_steps_and_the_last_is_at_the_end(steps, every, 
 
 
 @pytest.mark.parametrize("options", [
-    dict(), dict(sampler="dpmpp_2m", guidance=3.0, phi=0.5), dict(sampler="ancestral", cads="s=0.5", guidance=2.0),
-    dict(sampler="plms"), dict(plus_plus=True)], ids=str)
+    dict(), dict(sampler="dpmpp_2m", guidance=3.0, phi=0.5),
+    *(pytest.param(options, marks=pytest.mark.slow) for options in (
+        dict(sampler="ancestral", cads="s=0.5", guidance=2.0), dict(sampler="plms"), dict(plus_plus=True)))], ids=str)
 def test_the_last_look_is_what_generate_makes(options):
     recipe = Recipe(steps=7, **options)
     _, last = looks(recipe, 3)[-1]

@@ -76,6 +76,7 @@ def stage(monkeypatch, name):
     return other
 
 
+@pytest.mark.slow
 def test_a_first_stage_is_planned_with_what_trains_on_it(monkeypatch):
     other = stage(monkeypatch, "digits_dvae")
     config = plain(page("digits_dalle")) | {"first_stage": "runs/first"}

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from pages import page
+from stubs import random_params
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.cond import Joint, Label
@@ -19,9 +20,7 @@ KEY = jax.random.key(0)
 def digits():
     """(the task of a tiny page, drawn parameters that no layer leaves out)."""
     task = task_of(plain(page("digits")))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: jnp.asarray(0.1 * rng.normal(size=x.shape), jnp.float32), jax.eval_shape(task.init, KEY, BATCH))
-    return task, params
+    return task, random_params(task, BATCH, scale=0.1)
 
 
 def test_before_the_first_update_the_loss_is_that_of_the_base_exactly(digits):

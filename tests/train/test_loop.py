@@ -42,7 +42,8 @@ def whole(tmp_path_factory):
     return folder, train(folder)[1]
 
 
-@pytest.mark.parametrize("stops", [(5,), (4,), (1,), (7, 11), (11, 12)])
+@pytest.mark.parametrize("stops", [
+    (5,), (7, 11), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((4,), (1,), (11, 12)))])
 def test_resumed_equals_uninterrupted(whole, tmp_path, stops):
     for stop in stops:
         assert train(tmp_path, stop_at=stop)[0] == stop
