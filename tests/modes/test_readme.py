@@ -130,7 +130,8 @@ def test_a_command_is_one_that_its_mode_takes(arguments, home, monkeypatch):
     assert start.workdir is not None and isinstance(built, options)
 
 
-FOREIGN = re.compile(r"\.pth?\b|\.pkl\b|stable-diffusion|sd-vae|karlo|runs/(?:sd|x|adm256|flowers)|flowers102|mypkg|photos|own_network")
+FOREIGN = re.compile(
+    r"\.pth?\b|\.pkl\b|stable-diffusion|sd-vae|karlo|runs/(?:sd|x|adm256|flowers)|flowers102|mypkg|photos|own_network")
 """Files, and runs of files, that do not come with the package; tests/test_examples.py runs the examples."""
 LESS = {"--num": 20, "--candidates": 2, "--weak_step": 2}
 """The most that a number of a command is in a run of four steps."""
