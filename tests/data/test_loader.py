@@ -179,6 +179,7 @@ def test_a_signal_to_all_processes_of_a_run_leaves_its_workers_reading(sharding)
     assert not worker.is_alive()
 
 
+@pytest.mark.slow
 def test_what_a_worker_raises_is_raised_here(sharding):
     with pytest.raises(ConfigError, match="^pets/7.png: cannot read this image"):
         next(stream(Batches(Numbered(bad=7), PLAIN, 8, 0, shuffle=False), 0, sharding, workers=1))

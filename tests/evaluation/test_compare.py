@@ -14,6 +14,7 @@ from diffusion_jax.metrics import figures as measures
 from diffusion_jax.metrics.extract import Network
 
 
+@pytest.mark.slow
 def test_samples_are_measured_against_the_training_data(stub, fresh):
     run = fresh("digits")
     quick = dict(features="stub", num=40)

@@ -6,9 +6,10 @@ from diffusion_jax.evaluation import likelihood
 from diffusion_jax.runs import held_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "figures"), [
     ("digits_vae", {"PSNR (dB)", "mean squared error"}),
-    pytest.param("digits_dvae", {"mean squared error", "usage", "perplexity", "codes"}, marks=pytest.mark.slow),
+    ("digits_dvae", {"mean squared error", "usage", "perplexity", "codes"}),
 ])
 def test_a_first_stage_is_measured_whatever_the_batches(fresh, name, figures):
     run = fresh(name)

@@ -65,6 +65,7 @@ def test_what_a_metric_does_not_look_at_is_refused(name, options, says):
         metrics.check(empty(name), measuring(**{"num": 20} | options))
 
 
+@pytest.mark.slow
 def test_held_out_images_are_measured_whatever_the_batch(fresh, judge):
     run = fresh("digits")
     for each, options, name in ((judge, {}, "accuracy at t = 0.0 of the noisiest"),

@@ -81,6 +81,7 @@ def test_a_killed_evaluation_goes_on(run, stub, monkeypatch):
     assert (features.Path(run.folder) / features.FOLDER).exists()
 
 
+@pytest.mark.slow
 def test_the_best_of_several_candidates_are_surer(run, judge):
     def sureness(**options):
         images = samples.sampled(run, measuring(num=20, changes={"steps": "2"}, **options)).images

@@ -167,6 +167,7 @@ def test_a_dropped_label_leaves_the_augmentation():
     np.testing.assert_array_equal(raw["augment"], 1)
 
 
+@pytest.mark.slow
 def test_latents_are_those_of_the_augmented_picture(monkeypatch):
     """A first stage encodes what was augmented; latents on disk are refused."""
     vae = Autoencoder(KL(channels=1, latent=2, width=8, mults=(1, 2), depth=1, groups=4), (8, 8, 1))

@@ -108,7 +108,7 @@ SYSTEMS = {
 }
 
 
-SLOW = ("adm", "adm, classifier", "adm, classifier adaptive", "glide, text", "latent diffusion", "latent diffusion, kl",
+SLOW = ("adm", "adm, classifier", "adm, classifier adaptive", "glide", "glide, text", "latent diffusion", "latent diffusion, kl",
         "latent diffusion, vq", "patchgan, act", "clip, vit", "clip, resnet", "unclip, prior", "dall-e, dvae",
         "dalle-pytorch, dvae", "edm2 A", "edm2 C", "edm2 G")
 

@@ -34,6 +34,7 @@ def far(a, b):
     return np.abs(a.astype(int) - b).max()
 
 
+@pytest.mark.slow
 def test_variations_draw_where_eta_is_not_0(pipe, again):
     rows = pipe.edit.variations(DIGITS, values=[0.0, 1.0], num=2, seed=3)
     assert rows.images.shape == (2, 6, 8, 8, 1) and rows.what == "variations over 0.0, 1.0"

@@ -109,7 +109,7 @@ def test_of_a_prior_s_embeddings_the_nearest_to_the_text_is_kept(prior, best):
     np.testing.assert_allclose(made, y[np.arange(2), cosine.argmax(1)], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["prior", "ar"])
+@pytest.mark.parametrize("name", ["prior", pytest.param("ar", marks=pytest.mark.slow)])
 def test_an_embedding_does_not_depend_on_what_is_made_beside_it(name, prior, ar):
     which = {"prior": prior, "ar": ar}[name]
     whole = unclip.embeddings(which, TOKENS, seed=5)

@@ -14,6 +14,7 @@ from diffusion_jax.planning.layouts import Layout
 from diffusion_jax.train.state import plain
 
 
+@pytest.mark.slow
 def test_the_work_of_a_step(work):
     params = layouts.size(work.state.params)
     assert layouts.size(work.state.opt_state) == pytest.approx(2 * params, rel=0.01)

@@ -49,6 +49,7 @@ def test_what_they_lack_is_named(params, model, task, to, says):
     refused(ours | {"task": ours["task"] | task}, params, to, says)
 
 
+@pytest.mark.slow
 def test_scales_of_channels_go_into_the_maps(params, tmp_path):
     """Encoding and decoding are what they were, as modes `encode` and `sample` have them: x = (z - shift) scale."""
     ours = page()

@@ -93,6 +93,7 @@ def trained(run, config):
     save_start(run, {key: value for key, value in config.items() if key != FIRST}, {"a": np.zeros(2, np.float32)})
 
 
+@pytest.mark.slow
 def test_before_the_first_checkpoint_the_page_s_own_folder_counts(vae, tmp_path):
     """A start with one first stage that was killed, then one with another in the same workdir."""
     other, run = other_of(vae, tmp_path), str(tmp_path / "run")
@@ -153,6 +154,7 @@ def test_home_is_expanded(vae, tmp_path, monkeypatch):
     assert same(params, vae[2])
 
 
+@pytest.mark.slow
 def test_of_a_clip_the_statistics_over_the_training_data_are_taken(clip, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(first_stage, "MOST", 40)
     monkeypatch.setattr(first_stage, "BATCH", 25)

@@ -78,6 +78,7 @@ def test_it_pulls_towards_its_text(task):
     assert (np.abs(before) <= scale * 1.0001).all()
 
 
+@pytest.mark.slow
 def test_a_noised_clip_trains_at_drawn_levels():
     own = jax.jit(NOISED.init)(KEY, BATCH)
     first, second = (jax.jit(NOISED.loss, static_argnums=4)(own, None, BATCH, key, True)[0] for key in jax.random.split(KEY))

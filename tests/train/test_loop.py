@@ -176,6 +176,7 @@ def test_data_that_ends_or_skips(tmp_path):
         train(tmp_path / "b", batches=lambda start, sharding: train_toy.stream(start + 1, sharding))
 
 
+@pytest.mark.slow
 def test_the_speed_includes_waiting_for_the_data(tmp_path, capsys):
     def slow(start, sharding):
         for item in train_toy.stream(start, sharding):
