@@ -67,7 +67,7 @@ class Plan(NamedTuple):
 
     Attributes:
       path, variants: the folder, and what stands behind its commas.
-      seen: what is in it.
+      contents: what is in it.
       reads: what the network is told: 'tokens', 'label' or ''.
       size: of the pictures in pixels.
       options: an entry of `PRESETS`.
@@ -77,7 +77,7 @@ class Plan(NamedTuple):
 
     path: str
     variants: tuple[str, ...]
-    seen: Overview
+    contents: Overview
     reads: str
     size: int
     options: Mapping[str, Any]
@@ -140,18 +140,18 @@ def planned(arg: str, size: int | None, preset: str | None, holdout: float, merg
         raise unknown("preset", str(preset), PRESETS)
     if preset is not None and "tiny" in variants:
         raise ConfigError(f"folder:{arg} has a size of its own: leave out --config.preset, or ,tiny")
-    seen = overview(path)
+    contents = overview(path)
     if size is None:
-        size = 8 if "tiny" in variants else next((one for one in SIZES if one <= seen.side), SIZES[-1])
+        size = 8 if "tiny" in variants else next((one for one in SIZES if one <= contents.side), SIZES[-1])
     size = int(number("size", size, 8, SIDE, integer=True))
     if size % 8:
         raise ConfigError(f"size {size} is no multiple of 8: choose --config.size={size - size % 8} or {size + 8 - size % 8}")
-    preset = preset or next(name for name, options in PRESETS.items() if seen.pictures <= options["most"])
+    preset = preset or next(name for name, options in PRESETS.items() if contents.pictures <= options["most"])
     options = SECONDS if "tiny" in variants else PRESETS[preset]
-    reads = "" if "vae" in variants else condition(path, variants, seen)
+    reads = "" if "vae" in variants else condition(path, variants, contents)
     if merges is not None and reads != "tokens":
         raise ConfigError("--config.merges is for captions, which nothing reads here: leave it out")
-    return Plan(path, variants, seen, reads, size, options, holdout, None if merges is None else str(merges))
+    return Plan(path, variants, contents, reads, size, options, holdout, None if merges is None else str(merges))
 
 
 def split(arg: str) -> tuple[str, tuple[str, ...]]:
@@ -174,13 +174,13 @@ def split(arg: str) -> tuple[str, tuple[str, ...]]:
     return path, tuple(dict.fromkeys(variants))
 
 
-def condition(path: str, variants: tuple[str, ...], seen: Overview) -> str:
+def condition(path: str, variants: tuple[str, ...], contents: Overview) -> str:
     """What the network is told of a picture: the raw key, '' for nothing."""
-    if "text" in variants and seen.captions is None:
+    if "text" in variants and contents.captions is None:
         raise ConfigError(f"{path}: has no captions: write name.txt beside each name.jpg, or metadata.jsonl, or leave ,text out")
     # A single class tells pictures apart no better than none.
-    by_class = seen.classes > 1 and "text" not in variants
-    reads = "label" if by_class else "tokens" if seen.captions is not None else ""
+    by_class = contents.classes > 1 and "text" not in variants
+    reads = "label" if by_class else "tokens" if contents.captions is not None else ""
     if "edm2" in variants and reads == "tokens":
         raise ConfigError(f"{path}: has captions, which EDM2's network does not read: write ,unet in place of ,edm2")
     return reads
@@ -198,7 +198,7 @@ def pictures(plan: Plan, channels: int, flip: bool) -> dict:
 
 def pixels(plan: Plan) -> Space:
     """The pictures; augmentation mirrors too, and says so to the network."""
-    size, channels = plan.size, plan.seen.channels
+    size, channels = plan.size, plan.contents.channels
     return Space((size, size, channels), pictures(plan, channels, flip=not plan.options["augment"]), None, True)
 
 
@@ -215,10 +215,10 @@ def latents(plan: Plan, where: str, size: int | None) -> Space:
         data = dict(train={**source, "split": "train"}, test={**source, "split": "test"}, decode=decode)
         shape = record["moments"].shape[2:]
         return Space(shape, data, first_of(f"{where}/first_stage", shape), False)
-    stored = plain(config_of(where))
-    coder = task_of(stored)
+    config = plain(config_of(where))
+    coder = task_of(config)
     check_kind(coder, kinds.Encoding, f"--config.first_stage {where}")
-    if "scale" not in stored["task"]:
+    if "scale" not in config["task"]:
         raise ConfigError(f"nobody measured the latents of {where} yet: {encode(plan, where)}, then "
                           f"--config.first_stage={home(plan)}_latents")
     shape = (plan.size, plan.size, coder.shape[-1])
@@ -271,12 +271,12 @@ def denoiser(config: ConfigDict, plan: Plan, space: Space) -> None:
     config.update(batch=plan.options["batch"], steps=plan.options["steps"])
     guidance = 2.0 if plan.reads else 1.0
     config.sample = dict(num=16, every=tenth(config.steps), guidance=guidance)
-    measured = max(20 if "tiny" in plan.variants else 200, plan.seen.classes)
+    measured = max(20 if "tiny" in plan.variants else 200, plan.contents.classes)
     config.evaluate = dict(num=measured if space.pictures else 0, guidance=guidance)
     if "tiny" not in plan.variants:
         config.validate = dict(every=tenth(config.steps))
         # On the way too: few pictures are learned by heart long before the last step.
-        config.evaluate.update(every=tenth(config.steps) if space.pictures else 0, samples=max(100, plan.seen.classes))
+        config.evaluate.update(every=tenth(config.steps) if space.pictures else 0, samples=max(100, plan.contents.classes))
 
 
 def network(plan: Plan, shape: tuple[int, ...]) -> tuple[dict, int]:
@@ -313,9 +313,10 @@ def conditioner(plan: Plan, width: int, space: Space) -> dict:
     edm2, unet = "edm2" in plan.variants, "unet" in plan.variants
     cond = dict(name="diffusion_jax.models.cond:Nothing")
     if plan.reads == "label" and edm2:
-        cond = dict(name="diffusion_jax.models.cond:OneHot", num_classes=plan.seen.classes, width=width)
+        cond = dict(name="diffusion_jax.models.cond:OneHot", num_classes=plan.contents.classes, width=width)
     elif plan.reads == "label":
-        cond = dict(name="diffusion_jax.models.cond:Label", num_classes=plan.seen.classes, width=width, std=1.0 if unet else 0.02)
+        std = 1.0 if unet else 0.02
+        cond = dict(name="diffusion_jax.models.cond:Label", num_classes=plan.contents.classes, width=width, std=std)
     elif plan.reads == "tokens":
         text = spelt(plan)
         tower = dict(
@@ -333,7 +334,7 @@ def conditioner(plan: Plan, width: int, space: Space) -> dict:
 
 def spelt(plan: Plan) -> Spelling:
     """The tokenizer of the captions."""
-    return spelling(plan.seen.captions, plan.merges, None if plan.options is PRESETS["base"] else MERGES)
+    return spelling(plan.contents.captions, plan.merges, None if plan.options is PRESETS["base"] else MERGES)
 
 
 # How it is trained ----------------------------------------------------------------------------------------------------------
@@ -376,7 +377,7 @@ def by_edm2(config: ConfigDict, plan: Plan, space: Space) -> None:
 
 def autoencoder(config: ConfigDict, plan: Plan) -> None:
     """A first stage whose latents are 4 times smaller, 8 times from 128 pixels on."""
-    small, steps, channels = "tiny" in plan.variants, plan.options["steps"], plan.seen.channels
+    small, steps, channels = "tiny" in plan.variants, plan.options["steps"], plan.contents.channels
     mults = (1, 2) if plan.size < 32 else (1, 2, 4) if plan.size < 128 else (1, 2, 4, 4)
     config.model = dict(
         name="diffusion_jax.models.vae:KL", channels=channels, latent=4, width=8 if small else plan.options["unet"], mults=mults,

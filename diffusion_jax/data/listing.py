@@ -50,10 +50,10 @@ def listing_in(folder: Path) -> Path | None:
     Raises:
       ConfigError: it has two.
     """
-    there = [folder / name for name in LISTINGS if (folder / name).exists()]
-    if len(there) > 1:
+    listings = [folder / name for name in LISTINGS if (folder / name).exists()]
+    if len(listings) > 1:
         raise ConfigError(f"{folder}: has both {' and '.join(LISTINGS)}; keep the one that is right")
-    return there[0] if there else None
+    return listings[0] if listings else None
 
 
 def listed(listing: Path) -> Listed:

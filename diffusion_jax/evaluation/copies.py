@@ -90,9 +90,9 @@ def noted(folder: str | Path, step: int, measured: Measured) -> str:
     pairs = measured.gallery.pairs
     if not warnings or pairs is None:
         return ""
-    place = Path(folder, "samples")
-    first = not any(place.glob(f"*_{FILE}"))
-    path = place / f"{step:08d}_{FILE}"
+    samples = Path(folder, "samples")
+    first = not any(samples.glob(f"*_{FILE}"))
+    path = samples / f"{step:08d}_{FILE}"
     pictures.save_png(path, pairs_grid(pairs))
     return f"warning: step {step}: {warnings[0]}; the nearest pairs: {path}" if first else ""
 

@@ -268,8 +268,9 @@ def write(page: Mapping[str, Any], params: Params) -> Package:
     weights = revert(params["model"], names.shapes(params["model"], RULES, RANKS))
     files: dict[str, Any] = {}
     for half in FILES:
-        own = {key: value for key, value in weights.items() if key.startswith(f"{half}/")}
-        files[f"{half}.safetensors"] = {key.removeprefix(f"{half}/"): value for key, value in own.items()}
+        files[f"{half}.safetensors"] = {
+            key.removeprefix(f"{half}/"): value for key, value in weights.items() if key.startswith(f"{half}/")
+        }
     files[CONFIG] = {
         "image_size": page["task"]["shape"][0],
         "encoder": dict(n_hid=model.width, n_blk_per_group=model.depth, input_channels=model.channels, vocab_size=model.codes),

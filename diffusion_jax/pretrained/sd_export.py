@@ -266,6 +266,6 @@ def _hf_text(parts: Parts) -> tuple[dict[str, Array], Spec]:
     only(HF_TITLE, tower, is_causal=True)
     layers = tower.layers - tower.skip
     blocks = {name: block for name, block in params["transformer"].items() if int(re.sub(r"\D", "", name) or 0) < layers}
-    seen = tower.clone(layers=layers, skip=0, features=None)
-    config = clip_export.text_config(seen) | {"architectures": ["CLIPTextModel"]}
-    return clip_export.hf_weights(params | {"transformer": blocks}, seen), config
+    used = tower.clone(layers=layers, skip=0, features=None)
+    config = clip_export.text_config(used) | {"architectures": ["CLIPTextModel"]}
+    return clip_export.hf_weights(params | {"transformer": blocks}, used), config

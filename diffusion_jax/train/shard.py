@@ -181,8 +181,8 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     Arrays that span processes stay, and so do those that lie on this mesh already, in whatever way (`place`).
     """
     def put(x: Any) -> jax.Array:
-        there = isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
-        if there or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        on_mesh = isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh == mesh
+        if on_mesh or (isinstance(x, jax.Array) and not x.is_fully_addressable):
             return x
         return _put(x, replicated(mesh))
 
