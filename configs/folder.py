@@ -6,7 +6,7 @@ trains on the folder as it is. It holds loose pictures, or one folder for each c
 or name.txt beside each name.jpg. A tenth of the pictures is held out, by their names. What the run will be is said in five lines
 before it starts. Behind commas stand other networks and uses:
 
-    folder:photos/,unet      a UNet in place of the DiT; the best of the three for a few hundred pictures, and the slowest
+    folder:photos/,unet      a UNet in place of the DiT; slower
     folder:photos/,edm2      EDM2's network and recipe; it reads labels, no captions
     folder:photos/,text      reads the captions of a folder that has classes too
     folder:photos/,vae       an autoencoder of these pictures, the first stage of
