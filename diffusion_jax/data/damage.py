@@ -9,7 +9,7 @@ what wrote them, and to read a million of them again would take hours.
 
 What came of it is noted in a file of JSON, from which a second look is taken while a file's name, size and stamp are the same:
 
-    {"reader": "Pillow 12.0.0", "folders": {"/home/me/photos": [["rose/1.jpg", 81920, 1764500000000000000, "5f0c...", ""], ...]}}
+    {"reader": "Pillow 12.0.0", "folders": {"/data/photos": [["rose/1.jpg", 81920, 1764500000000000000, "5f0c...", ""], ...]}}
 
 Another version of the decoder may read more: what it could not read is then looked at again. An end half-way loses nothing.
 """

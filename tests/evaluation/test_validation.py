@@ -1,16 +1,12 @@
 """The loss on held-out pictures: its closed form, its draws, and that a run which was interrupted has the same curve."""
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pages import ROOT, ask
+from pages import ask
 from pages import page as tiny_page
 from pipelines.toy_task import LABEL, Affine, Brightness, TokenMean, make
 from pipelines.toy_task import page as toy_page
@@ -374,43 +370,3 @@ def test_the_report_shows_both_losses_and_says_when_the_second_rises(tmp_path, c
     said = capsys.readouterr()
     assert "smallest validation loss" in said.out and "[1, 2.0]" not in said.out and "has risen" in said.err
     assert "has risen" in (tmp_path / "report.html").read_text()
-
-
-# Processes ------------------------------------------------------------------------------------------------------------------
-
-
-PROGRAM = """
-import sys
-import jax
-workdir, peers, index, port = sys.argv[1], *map(int, sys.argv[2:])
-if peers > 1:
-    jax.distributed.initialize(f"localhost:{port}", peers, index, heartbeat_timeout_seconds=20)
-from pages import ask
-from evaluation.test_validation import LARGE, run_page
-ask("train", workdir, config=run_page(**LARGE))
-"""
-LARGE = dict(mesh=dict(data=2, fsdp=2, tensor=1), sharding=[["table$", "fsdp"], [".*", "replicate"]])
-
-
-@pytest.mark.slow
-def test_processes_that_share_a_run_log_one_figure_and_that_of_one_process(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-
-    def start(folder, peers, index):
-        flags = f"--xla_force_host_platform_device_count={4 // peers}"
-        paths = os.pathsep.join(map(str, [ROOT / "tests", ROOT]))
-        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths}
-        command = [sys.executable, "-c", PROGRAM, str(tmp_path / folder), str(peers), str(index), str(port)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    for folder, peers in (("one", 1), ("two", 2)):
-        started = [start(folder, peers, index) for index in range(peers)]
-        said = [process.communicate(timeout=240)[0] for process in started]
-        assert [process.returncode for process in started] == [0] * peers, said
-        assert ["validation of step 6" in text for text in said] == [True, False][:peers]
-    one, two = ([line for line in lines(tmp_path / folder) if "val_loss" in line] for folder in ("one", "two"))
-    assert [line["step"] for line in two] == [3, 6]
-    for line, other in zip(two, one, strict=True):
-        assert line == pytest.approx(other, rel=1e-5)
