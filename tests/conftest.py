@@ -72,3 +72,8 @@ def covers(item) -> set[str]:
 def pytest_collection_finish():
     """What was imported and collected stays: the garbage collector need not look at it again."""
     gc.freeze()
+
+
+def pytest_sessionfinish():
+    """pytest collects garbage five times at its end, of all the programs of all tests."""
+    gc.freeze()

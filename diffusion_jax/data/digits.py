@@ -60,14 +60,21 @@ class Digits:
 
     @functools.cached_property
     def _data(self) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError:
-            raise ConfigError("the digits come with scikit-learn: pip install scikit-learn") from None
-        grey, labels = load_digits(return_X_y=True)
-        images = np.round(np.asarray(grey) * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
-        by_class = np.argsort(labels, kind="stable")
-        test = np.zeros(len(labels), bool)
-        test[by_class[((np.arange(TEST) + 0.5) * len(labels) / TEST).astype(int)]] = True
-        rows = {"train": ~test, "test": test, "all": np.ones_like(test)}[self.split]
+        images, labels, is_test = _read()
+        rows = {"train": ~is_test, "test": is_test, "all": np.ones_like(is_test)}[self.split]
         return images[rows], labels[rows]
+
+
+@functools.cache
+def _read() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(images uint8 [N, 8, 8, 1], labels int [N], whether a test image, bool [N]) of all; a text file, so it is read once."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ConfigError("the digits come with scikit-learn: pip install scikit-learn") from None
+    grey, labels = load_digits(return_X_y=True)
+    images = np.round(np.asarray(grey) * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
+    by_class = np.argsort(labels, kind="stable")
+    is_test = np.zeros(len(labels), bool)
+    is_test[by_class[((np.arange(TEST) + 0.5) * len(labels) / TEST).astype(int)]] = True
+    return images, labels, is_test

@@ -32,6 +32,30 @@ from diffusion_jax.types import Params, Task, TrainState
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "diffusion_jax")
 SAVE_CONCURRENT_GB = 1
 """How much is on its way to the disk at a time: what saving takes beside the arrays themselves."""
+SLICE_BYTES = 2**20
+"""From this size of a part on, devices that hold the same array write a part of it each. To cut an array on a device is a program
+of its own for each shape, which takes longer than to write a small one."""
+
+
+def arrays_handler() -> Any:
+    """What writes and reads a tree of arrays in a checkpoint."""
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import type_handlers
+
+    registry = type_handlers.create_type_handler_registry(
+        (jax.Array, type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)),
+        (np.ndarray, type_handlers.NumpyHandler()),
+        (np.number, type_handlers.ScalarHandler()),
+    )
+    return ocp.PyTreeCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB, type_handler_registry=registry)
+
+
+def arrays_wanted(abstract: Any, **options: Any) -> Any:
+    """The argument to read a tree of ShapeDtypeStructs with shardings, of any mesh."""
+    import orbax.checkpoint as ocp
+
+    wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.args.PyTreeRestore(item=abstract, restore_args=wanted, **options)
 
 
 class Checkpoints:
@@ -63,7 +87,7 @@ class Checkpoints:
         self._config, self._data = plain(config), data
         check_config(workdir, self._config, may_change)
         stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
-        handlers = {"state": ocp.StandardCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB),
+        handlers = {"state": arrays_handler(),
                     "config": ocp.JsonCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(stay), cleanup_tmp_directories=True))
@@ -97,7 +121,7 @@ class Checkpoints:
             meta["data"] = dict(self._data)
         with self._writing():
             self._manager.save(step, force=True, args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(self._config), meta=ocp.args.JsonSave(meta)))
+                state=ocp.args.PyTreeSave(state), config=ocp.args.JsonSave(self._config), meta=ocp.args.JsonSave(meta)))
 
     def restore_latest(self, abstract: TrainState) -> TrainState | None:
         """The newest checkpoint that reads, None when there is none at all.
@@ -157,9 +181,9 @@ class Checkpoints:
         state, reason = None, ""
         try:
             path = epath.Path(self.folder / str(step) / "state")
-            wanted = powersgd.as_stored(abstract, lambda: ocp.StandardCheckpointHandler().metadata(path).tree)
+            wanted = powersgd.as_stored(abstract, lambda: arrays_handler().metadata(path).tree)
             found = self._manager.restore(step, args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(wanted), meta=ocp.args.JsonRestore()))
+                state=arrays_wanted(wanted), meta=ocp.args.JsonRestore()))
             check(parts(found["state"]), found["meta"])
             state = powersgd.spread(found["state"], abstract)
         except Exception as error:                         # whatever a broken file makes a reader raise
@@ -245,12 +269,11 @@ def weights(folder: str | os.PathLike[str], which: str = "ema", step: int | None
 
 def _read(which: str, sharding: jax.sharding.Sharding | None, root: Path, step: int) -> Weights:
     """`weights` of one step."""
-    import orbax.checkpoint as ocp
     from etils import epath
 
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     path = epath.Path(root / str(step) / "state")
-    handler = ocp.PyTreeCheckpointHandler()
+    handler = arrays_handler()
     try:
         meta = _json(root, step, "meta")
         tree = handler.metadata(path).tree
@@ -262,8 +285,7 @@ def _read(which: str, sharding: jax.sharding.Sharding | None, root: Path, step: 
     item = {"params": shapes} if name == "params" else {"ema": {name: shapes}}
     key = name if name == "params" else f"ema/{name}"
     try:
-        restored = handler.restore(path, args=ocp.args.PyTreeRestore(
-            item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True))
+        restored = handler.restore(path, args=arrays_wanted(item, partial_restore=True))
         params = restored["params"] if name == "params" else restored["ema"][name]
         check({key: params}, meta)
     except Exception as error:

@@ -14,7 +14,6 @@ any change of several words goes unseen once in 2^32 times. Checkpoints of befor
 """
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,26 +39,20 @@ def parts(state: TrainState) -> dict[str, Any]:
 
 def digest(params: Any) -> int:
     """(1) of a tree of arrays that was not saved: the number that `Weights` has of one that was."""
-    return int(digests({"params": params})["params"])
-
-
-def digests(parts: Mapping[str, Any], mixed: bool = False) -> dict[str, Array]:
-    """(1), or (2), of each part, uint32; the sums of its arrays are chained, so that their order
-    counts."""
-    sums = {}
-    for name, tree in parts.items():
-        sums[name] = np.uint32(0)
-        for group in _groups(jax.tree.leaves(tree)):
-            sums[name] = _chained(sums[name], group, mixed)
-    return sums
+    return record({"params": params})["digests"]["params"]
 
 
 def record(parts: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """What a checkpoint's meta holds of them, and `check` reads: (1) and (2) of each part."""
-    named = (("digests", False), ("mixed", True))
+    """What a checkpoint's meta holds of them, and `check` reads: (1), 'digests', and (2), 'mixed',
+    of each part; the sums of its arrays are chained, so that their order counts."""
+    sums = {}
+    for name, tree in parts.items():
+        sums[name] = np.zeros(2, np.uint32)
+        for group in _groups(jax.tree.leaves(tree)):
+            sums[name] = _chained(sums[name], group)
     return {
-        key: {name: int(value) for name, value in digests(parts, mixed).items()}
-        for key, mixed in named
+        key: {name: int(np.asarray(both)[i]) for name, both in sums.items()}
+        for i, key in enumerate(("digests", "mixed"))
     }
 
 
@@ -78,15 +71,15 @@ def _groups(leaves: list[Array]) -> Iterator[list[Array]]:
     yield group
 
 
-@functools.partial(jax.jit, static_argnames=("mixed",))
-def _chained(total: Array, leaves: list[Array], mixed: bool) -> Array:
+@jax.jit
+def _chained(sums: Array, leaves: list[Array]) -> Array:
     for leaf in leaves:
-        total = total * jnp.uint32(CHAIN) + _digest(leaf, mixed)
-    return total
+        sums = sums * jnp.uint32(CHAIN) + _sums(leaf)
+    return sums
 
 
-def _digest(x: Array, mixed: bool) -> Array:
-    """(1) or (2) of one array, uint32. Without a reshape, which would gather a sharded array."""
+def _sums(x: Array) -> Array:
+    """(1) and (2) of one array, uint32 [2]. Without a reshape, which would gather a sharded array."""
     words = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x  # bools have no bits to cast
     # Bits, not values: -0.0 and 0.0 differ, NaNs count. Numbers of 8 bytes become [..., 2].
     words = jax.lax.bitcast_convert_type(words, f"uint{8 * min(words.dtype.itemsize, 4)}")
@@ -98,8 +91,11 @@ def _digest(x: Array, mixed: bool) -> Array:
         # The stride is a Python integer, which passes 2^32 in a large array: (1) is mod 2^32.
         index = index + along * jnp.uint32(stride % 2**32)
         stride *= words.shape[axis]
-    terms = _mix(words + jnp.uint32(GOLDEN) * index) if mixed else (2 * index + 1) * words
-    return jnp.sum(terms, dtype=jnp.uint32)
+    terms = (2 * index + 1) * words, _mix(words + jnp.uint32(GOLDEN) * index)
+    zeros = np.uint32(0), np.uint32(0)
+    # Both sums in one pass over the words.
+    both = jax.lax.reduce(terms, zeros, lambda a, b: (a[0] + b[0], a[1] + b[1]), range(words.ndim))
+    return jnp.stack(both)
 
 
 def _mix(words: Array) -> Array:
@@ -111,7 +107,7 @@ def _mix(words: Array) -> Array:
 
 def check(parts: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
     """Raises ValueError where arrays are not those that were saved."""
-    mixed = "mixed" in meta
-    for name, value in digests(parts, mixed).items():
-        if int(value) != meta["mixed" if mixed else "digests"][name]:
+    sums = "mixed" if "mixed" in meta else "digests"
+    for name, value in record(parts)[sums].items():
+        if value != meta[sums][name]:
             raise ValueError(f"the arrays of {name!r} are not those that were saved")

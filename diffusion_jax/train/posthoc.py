@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
+from diffusion_jax.train.checkpoint import arrays_handler, arrays_wanted
 from diffusion_jax.train.ema import Power, Profile, exponent
 from diffusion_jax.train.log import writing
 from diffusion_jax.types import Params, TrainState
@@ -118,7 +119,8 @@ class Snapshots:
 
         self.stds = stds_of(profiles, every, averages)
         self.every, self._config, self._dtype, self._folder = every, config, dtype, _folder(workdir)
-        self._manager = ocp.CheckpointManager(self._folder)
+        handlers = {"ema": arrays_handler(), "config": ocp.JsonCheckpointHandler(), "stds": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self._folder, item_handlers=handlers)
 
     def offer(self, step: int, state: TrainState, last: bool = False) -> None:
         """Stores the averages if they are due at this step, or if it is the last; a step that is there already is left alone.
@@ -135,7 +137,7 @@ class Snapshots:
         averages = {name: jax.tree.map(lambda x: x.astype(self._dtype), state.ema[name]) for name in self.stds}
         with writing("a snapshot", self._folder):
             self._manager.save(step, force=True, args=ocp.args.Composite(
-                ema=ocp.args.StandardSave(averages), config=ocp.args.JsonSave(self._config), stds=ocp.args.JsonSave(self.stds)))
+                ema=ocp.args.PyTreeSave(averages), config=ocp.args.JsonSave(self._config), stds=ocp.args.JsonSave(self.stds)))
             self._manager.wait_until_finished()
 
     def __enter__(self) -> Snapshots:
@@ -209,13 +211,12 @@ def _reading(workdir: str | Path, number: int) -> Iterator[None]:
 
 def _averages(folder: Path) -> dict[str, Params]:
     """The averages of one snapshot on one device, on however many they were when it was taken."""
-    import orbax.checkpoint as ocp
     from etils import epath
 
-    path, handler = epath.Path(folder), ocp.StandardCheckpointHandler()
+    path, handler = epath.Path(folder), arrays_handler()
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), handler.metadata(path).tree)
-    return handler.restore(path, args=ocp.args.StandardRestore(wanted))
+    return handler.restore(path, args=arrays_wanted(wanted))
 
 
 def _folder(workdir: str | Path) -> Path:
