@@ -2,6 +2,7 @@
 import gc
 import inspect
 import os
+import signal
 from pathlib import Path
 
 from compiling import FLAGS, scope, share_contexts, with_flags
@@ -18,6 +19,10 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 share_contexts()
+# In the background of a shell Ctrl-C is ignored, and whatever is started there inherits that.
+for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 gc.set_threshold(1_000_000, 20, 50)                                        # tracing makes millions of objects and few cycles
 
 PART = ("nn", "diffusion", "train")

@@ -315,7 +315,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", [
-    pytest.param(place, marks=() if place in ("measure", "data") else pytest.mark.slow) for place in PLACES])
+    pytest.param(place, marks=() if place == "data" else pytest.mark.slow) for place in PLACES])
 def test_an_error_anywhere_ends_the_run_with_everything_closed(tmp_path, monkeypatch, place):
     what, changes = PLACES[place]
     monkeypatch.setattr(loader, "RETRIES", ())

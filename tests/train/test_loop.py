@@ -54,6 +54,7 @@ def test_resumed_equals_uninterrupted(whole, tmp_path, stops):
         assert_equal(load(tmp_path, which)[2], load(whole[0], which)[2])
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_on_a_mesh_and_runs_move_between_meshes(whole, tmp_path):
     rules = ((r"inner/kernel$", ("fsdp", "tensor")), (".*", "fsdp"))
     meshed = dict(mesh=shard.make_mesh(data=2, fsdp=2, tensor=2), rules=rules)
