@@ -28,15 +28,19 @@ def lora_page(base, **changes):
     return config
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """The folder of a run whose weights are drawn: none is zero, as most are that were trained for four steps."""
-    folder, config = tmp_path_factory.mktemp("base") / "run", plain(page("digits"))
+def drawn(folder):
+    """Makes the folder of a run whose weights are drawn: none is zero, as most are that were trained for four steps."""
+    config = plain(page("digits"))
     task = task_of(config)
     shapes = shapes_of(task.init, jax.random.key(0), {"image": np.zeros((1, 8, 8, 1)), "label": np.zeros(1, np.int32)})
     rng = np.random.default_rng(0)
     save_start(folder, config, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32), shapes))
     return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return drawn(tmp_path_factory.mktemp("base") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +80,12 @@ def test_a_lora_is_trained_and_sampled_from_its_folder_or_its_file(cli, base, lo
     (("sweep", "--over", "guidance", "--values", "1,2", "--lora", "x.safetensors"), "there is no file x.safetensors"),
     (("evaluate", "--lora", "x.safetensors"), "there is no file x.safetensors"),
     (("evaluate", "--images", "x.npz", "--lora", "x.safetensors"), "are of a run's weights, and so is --lora"),
-    (("encode", "--out", "x", "--lora", "x.safetensors"), "--lora belongs to modes"),
-    (("likelihood", "--lora", "x.safetensors"), "--lora belongs to modes"),
+    (("likelihood", "--lora", "x.safetensors=strong"), "the strength of --lora x.safetensors=strong is a number"),
+    (("likelihood", "--lora", "x.safetensors"), "holds a diffusion model: give the folder of a transformer over text and image tokens"),
+    (("encode", "--out", "x", "--lora", "x.safetensors"), "holds a diffusion model: give the folder of an autoencoder"),
+    (("plan", "--config", "digits", "--lora", "x.safetensors"), "--lora belongs to modes edit, encode, evaluate"),
 ])
-def test_loras_of_files_go_with_what_samples(cli, base, monkeypatch, tmp_path, arguments, says):
+def test_loras_of_files_go_with_what_reads_a_runs_weights(cli, base, monkeypatch, tmp_path, arguments, says):
     monkeypatch.chdir(tmp_path)
     before = files(base)
     assert refused(cli("--workdir", base, "--mode", *arguments), says)
