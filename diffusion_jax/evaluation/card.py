@@ -139,7 +139,10 @@ def _model(run: Run) -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = [("parameters", count)]
     rows += [("network", _spec(run.config["model"]))] if "model" in run.config else []
     names = {"cond": "conditions", "process": "process", "scale": "predicts"}
-    rows += [(title, _spec(task[key])) for key, title in names.items() if key in task]
+    # Of an autoencoder `scale` is a number, that of its latents.
+    rows += [
+        (title, _spec(task[key])) for key, title in names.items() if isinstance(task.get(key), Mapping)
+    ]
     shape = task.get("shape")
     return rows + ([("shape", " x ".join(map(str, shape)))] if shape else [])
 

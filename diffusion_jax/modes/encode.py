@@ -5,7 +5,8 @@
     out/latents.json           mean and deviation of each channel over the training images
     out/first_stage            the autoencoder with that scale: for config.first_stage of a page
 
-The autoencoder is trained here or imported; latents.json says which it was. An encoding that was
+The autoencoder is trained here or imported; latents.json says which it was, with the LoRAs that
+were merged into it (`--lora`), and out/first_stage has the merged weights. An encoding that was
 ended half-way is done anew: nothing in its folder tells of which weights its latents are.
 """
 from __future__ import annotations
@@ -30,8 +31,9 @@ from diffusion_jax.data.rows import filled
 from diffusion_jax.data.source import Source
 from diffusion_jax.files import whole, writable
 from diffusion_jax.modes.options import PAGE_HELP, Page, Weights, group
+from diffusion_jax.pipelines.lora import opened
 from diffusion_jax.runs import page
-from diffusion_jax.runs.folder import FIRST, Model, Run, holds_run, open_run, save_start
+from diffusion_jax.runs.folder import FIRST, Model, Run, holds_run, save_start
 from diffusion_jax.tasks import kinds
 from diffusion_jax.train.lock import one_writer
 from diffusion_jax.train.state import plain
@@ -51,7 +53,7 @@ class Options:
     config: Page | None = option(None, PAGE_HELP)
     out: str = option("", "The new folder of the data set")
     batch: int = option(32, "Images at a time", least=1)
-    weights: Weights = group(Weights, without=("lora",))
+    weights: Weights = group(Weights)
 
     def __post_init__(self):
         check_options(self)
@@ -81,10 +83,10 @@ def run(options: Options, workdir: str) -> None:
       workdir: the autoencoder's folder.
 
     Raises:
-      ConfigError: a folder of another kind of model, or no data.
+      ConfigError: a folder of another kind of model, a LoRA that is not of this one, or no data.
     """
     weights = options.weights
-    coder = open_run(workdir, kinds.Encoding, weights.which, weights.step)
+    coder = opened(workdir, kinds.Encoding, weights.which, weights.step, weights.loras)
     config = coder.config if options.config is None else plain(options.config)
     data = page.data_of(config, "give a --config that says what to encode")
     check_data(coder, data)

@@ -3,7 +3,8 @@
     --out x.png     a grid; with several prompts a row for each
     --out x.npz     arr_0, and arr_1 the labels
     --out x/        a PNG each, written as they come
-    --out x.gif     how they arise, a frame every few steps; x.mp4 likewise
+    --out x.gif     how they arise, a frame every few steps, of a transformer over tokens every few
+                    rows of them; x.mp4 likewise
 
 Without --out the files of before stay: samples.png is followed by samples-2.png. A file that is
 named is written over; a folder that holds pictures already is refused.
@@ -25,7 +26,7 @@ from diffusion_jax.data.pictures import checked_out
 from diffusion_jax.files import unused
 from diffusion_jax.modes.options import Sampling, Weights, group
 from diffusion_jax.pipelines import cascade
-from diffusion_jax.pipelines.animation import arising, check, is_animation
+from diffusion_jax.pipelines.animation import arising, is_animation
 from diffusion_jax.pipelines.conditions import request_of
 from diffusion_jax.pipelines.helpers import helped
 from diffusion_jax.pipelines.pipeline import Pipeline
@@ -111,15 +112,9 @@ def run(options: Options, workdir: str) -> None:
 def animate(out: str, pipe: Pipeline, options: Options, num: int) -> int:
     """Writes how the pictures arise; returns how many there are."""
     animation.check(out)
-    check(pipe)
-    total = num * request_of(options.request, pipe.run, pipe.guide).rows
-    if total > options.batch:
-        raise ConfigError(
-            f"an animation of {total} pictures is made as one batch: give a smaller --num, or "
-            f"--batch {total}"
-        )
-    arising(pipe, options.request, num, options.seed).save(out)
-    return total
+    made = arising(pipe, options.request, num, options.seed, batch=options.batch)
+    made.save(out)
+    return made.looks.shape[1]
 
 
 def make(out: str, pipe: Pipeline, options: Options, num: int) -> int:

@@ -28,6 +28,8 @@ from diffusion_jax.types import Array, Key, Params, Raw
 
 COLDEST = 1e-6
 """The least temperature: below it logits overflow."""
+UPPER = 0.5
+"""The share of a picture's rows that is there before, where it is completed."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def check_first_stage(model: Model) -> None:
         raise ConfigError("images are made by a first stage: this folder has none")
 
 
-def upper(model: Model, images: np.ndarray, share: float = 0.5) -> np.ndarray:
+def upper(model: Model, images: np.ndarray, share: float = UPPER) -> np.ndarray:
     """The codes of the upper part of images, [N, n], to be completed.
 
     Args:
@@ -231,9 +233,13 @@ def upper(model: Model, images: np.ndarray, share: float = 0.5) -> np.ndarray:
       share: of the rows of tokens, 0 ... 1, rounded down.
     """
     check_first_stage(model)
-    grid = model.task.model.grid
     codes = _encode(model, jnp.asarray(images))  # [N, g^2], row by row from the top
-    return np.asarray(codes)[:, : int(grid * share) * grid]
+    return np.asarray(codes)[:, : rows_before(model, share) * model.task.model.grid]
+
+
+def rows_before(model: Model, share: float = UPPER) -> int:
+    """How many rows of tokens `upper` gives."""
+    return int(model.task.model.grid * share)
 
 
 @jax.jit

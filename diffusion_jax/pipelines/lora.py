@@ -15,7 +15,6 @@ import jax
 
 from diffusion_jax.build import ConfigError, number
 from diffusion_jax.runs.folder import LORA_FILE, Run, open_run
-from diffusion_jax.tasks import kinds
 from diffusion_jax.train.checkpoint import weights
 
 Loras = Mapping[str, float]
@@ -37,12 +36,13 @@ def adapted(run: Run, loras: Loras | None) -> Run:
     """A run with LoRAs merged into its weights, one after the other.
 
     Args:
-      run: of a diffusion model.
+      run: of any model; only diffusion models have the names of the public layouts, of others a
+        file is in our own.
       loras: .safetensors files of the layouts of pretrained/lora.py, or folders of runs that
         trained one, with their strengths; None for none.
 
     Raises:
-      ConfigError: another kind of model, a strength that is no number, or what `read` refuses.
+      ConfigError: a strength that is no number, or what `read` refuses.
     """
     for name, strength in (loras or {}).items():
         run = _adapted(run, name, strength)
@@ -54,10 +54,6 @@ def _adapted(run: Run, name: str, strength: float) -> Run:
     # Late: the names of published networks come with their code.
     from diffusion_jax.pretrained import lora
 
-    if not isinstance(run.task, kinds.Denoising):
-        raise ConfigError(
-            f"lora (--lora) is for diffusion models: {run.folder} holds {run.task.noun}"
-        )
     strength = number(f"the strength of the LoRA {name}", strength)
     file = Path(name).expanduser()
     if file.is_dir():

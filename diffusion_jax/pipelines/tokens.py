@@ -13,6 +13,8 @@ from diffusion_jax.runs.folder import Run
 
 REFUSED = ("negative", "label", "low_res", "embedding")
 """Parts of a request that a token model cannot read."""
+GREY = 128
+"""Pixels whose tokens are not drawn yet: 0, the middle of [-1, 1], as a byte."""
 
 
 def batches(
@@ -57,3 +59,32 @@ def batches(
         halves = dalle.upper(run.model, pictures_of(request.complete, run.task.shape, "complete"))
         codes = np.resize(halves, (num, halves.shape[1]))  # in turn: resize repeats the rows
     return dalle.generate(run.model, draw, text, num, seed, batch, codes)
+
+
+def row_by_row(
+    run: Run, request: Request, images: np.ndarray, every: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Pictures as their tokens are drawn, from the top to the bottom.
+
+    Nothing is sampled or decoded again: a token that is drawn stays, and what of it a picture shows
+    is the square of pixels in its place. A decoder's kernels reach across the edge of that, so the
+    lowest lines shown know a little of the tokens below them.
+
+    Args:
+      run: the transformer's.
+      request: what was asked for; the upper halves of `complete` are there from the beginning.
+      images: the pictures themselves, uint8 [N, H, W, C].
+      every: rows of tokens between two looks; what does not divide comes first, so that the last
+        look is at the pictures themselves.
+
+    Yields:
+      (rows drawn, uint8 [N, H, W, C]): grey where no token is yet.
+    """
+    grid = run.task.model.grid
+    before = 0 if request.complete is None else dalle.rows_before(run.model)
+    height = images.shape[1]
+    total = grid - before
+    for drawn in range(total % every or every, total + 1, every):
+        look = images.copy()
+        look[:, height * (before + drawn) // grid :] = GREY
+        yield drawn, look

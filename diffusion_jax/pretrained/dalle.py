@@ -217,7 +217,8 @@ def _write_rudalle(params: Params, model: DALLE) -> Package:
     options = dict(
         num_layers=model.depth, vocab_size=model.text_codes, hidden_size=model.width, cogview_sandwich_layernorm=model.sandwich,
         num_attention_heads=model.heads, text_seq_length=model.text_length, image_tokens_per_dim=model.grid,
-        image_vocab_size=model.image_codes, hf_version=version,
+        image_vocab_size=model.image_codes, hf_version=version, embedding_dropout_prob=model.dropout,
+        attention_dropout_prob=model.dropout, output_dropout_prob=model.dropout,
     )
     return Package({WEIGHTS: revert(params, model, keys), CONFIG: options}, title, CODE)
 

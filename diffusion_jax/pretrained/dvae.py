@@ -288,7 +288,9 @@ def _write_codebook(page: Mapping[str, Any], params: Params, model: CodebookVAE)
     options = dict(
         image_size=page["task"]["shape"][0], num_tokens=model.codes, codebook_dim=model.code_width, num_layers=model.layers,
         num_resnet_blocks=model.blocks, hidden_dim=model.width, channels=model.channels,
-        smooth_l1_loss=page["task"].get("reconstruction") == "smooth_l1", normalization=None,
+        smooth_l1_loss=page["task"].get("reconstruction") == "smooth_l1",
+        # (means, deviations) that leave pictures in [-1, 1] as they are; not every version takes None.
+        normalization=[[0.0] * model.channels, [1.0] * model.channels],
     )
     weights = revert_codebook(params["model"], model, keys)
     return Package({WEIGHTS: weights, CONFIG: options}, "DALLE-pytorch's discrete VAE", CODEBOOK_CODE)

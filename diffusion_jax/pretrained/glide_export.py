@@ -23,10 +23,12 @@ from safetensors.torch import load_file
 from glide_text2im import model_creation, text2im_model                            # github.com/openai/glide-text2im
 weights, options = load_file("FOLDER/model.safetensors"), json.load(open("FOLDER/config.json"))"""
 NOISED_CODE = """import json
+import torch
 from safetensors.torch import load_file
 from glide_text2im.clip import encoders                                            # github.com/openai/glide-text2im
 options = json.load(open("FOLDER/config.json"))
-image, text = encoders.ImageEncoder(**options["image"]), encoders.TextEncoder(**options["text"])
+image = encoders.ImageEncoder(**options["image"], device=torch.device("cpu"))
+text = encoders.TextEncoder(**options["text"], device=torch.device("cpu"))
 image.load_state_dict(load_file("FOLDER/clip_image_enc.safetensors"))
 text.load_state_dict(load_file("FOLDER/clip_text_enc.safetensors"))"""
 

@@ -47,13 +47,14 @@ def modules(task: Any, params: Params) -> dict[str, Module]:
     """Official name, 'unet.mid_block.attentions.0.proj_in' for example -> module, for the kernels of a task that have one.
 
     Args:
-      task: what was trained, a diffusion task.
+      task: what was trained; only diffusion tasks have public names.
       params: its parameters, or their shapes.
     """
     table: dict[str, Module] = {}
-    if isinstance(task.model, UNet) and task.model.transformer:
-        table |= {f"unet.{name}": module for name, module in _of_unet(task.model)}
-    for prefix, cond in _conditioners(task.cond, "cond"):
+    model = getattr(task, "model", None)
+    if isinstance(model, UNet) and model.transformer:
+        table |= {f"unet.{name}": module for name, module in _of_unet(model)}
+    for prefix, cond in _conditioners(getattr(task, "cond", None), "cond"):
         if isinstance(cond, TowerText) and isinstance(cond.tower, TextTower):
             table |= {f"text_encoder.{name}": module for name, module in _of_text(cond.tower, f"{prefix}/tower")}
     paths = flatten_dict(params, sep="/").keys()

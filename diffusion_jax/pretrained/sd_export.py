@@ -26,9 +26,11 @@ from diffusion_jax.types import Array, Params
 
 TITLE, HF_TITLE = "CompVis's latent diffusion", "diffusers' StableDiffusionPipeline"
 PREDICTIONS = {"Eps": "eps", "V": "v", "X0": "x0"}
+LDM, SD, SD2 = "CompVis/latent-diffusion", "CompVis/stable-diffusion", "Stability-AI/stablediffusion"
+"""The repositories of the official code; each has what the one before it has, the first no CLIP, SD2 alone OpenCLIP and v."""
 CODE = """import json
 from safetensors.torch import load_file
-from ldm.util import instantiate_from_config             # github.com/CompVis/latent-diffusion
+from ldm.util import instantiate_from_config             # github.com/REPOSITORY
 options = json.load(open("FOLDER/config.json"))
 model = instantiate_from_config({"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": options})
 model.load_state_dict(load_file("FOLDER/model.safetensors"), strict=False)"""
@@ -99,7 +101,16 @@ def write(page: Page, params: Params) -> Package:
         "first_stage_config": vae_export.constructor(TITLE, autoencoder, first["shape"][0]),
         "cond_stage_config": _cond_config(parts.cond),
     }
-    return Package({WEIGHTS: weights, CONFIG: options}, TITLE, CODE, notes=stage.notes)
+    code = CODE.replace("REPOSITORY", _repository(options))
+    return Package({WEIGHTS: weights, CONFIG: options}, TITLE, code, notes=stage.notes)
+
+
+def _repository(options: Spec) -> str:
+    """Whose code takes the options of a LatentDiffusion."""
+    reader = str(options["cond_stage_config"])
+    if "OpenCLIP" in reader or options["parameterization"] == "v":
+        return SD2
+    return SD if "FrozenCLIP" in reader else LDM
 
 
 def export(page: Page, params: Params, shapes: Mapping[str, Shape]) -> dict[str, Array]:
@@ -189,7 +200,8 @@ def _cond_config(cond: nn.Module) -> Any:
         return "__is_unconditional__"
     if isinstance(cond.tower, TextEncoder):
         return {"target": "ldm.modules.encoders.modules.BERTEmbedder",
-                "params": {"n_embed": cond.tower.width, "n_layer": cond.tower.layers, "vocab_size": cond.tower.vocab}}
+                "params": {"n_embed": cond.tower.width, "n_layer": cond.tower.layers, "vocab_size": cond.tower.vocab,
+                           "max_seq_len": cond.tower.context}}
     name = "FrozenOpenCLIPEmbedder" if cond.tower.skip else "FrozenCLIPEmbedder"
     return {"target": f"ldm.modules.encoders.modules.{name}"}
 

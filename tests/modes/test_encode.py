@@ -1,15 +1,18 @@
 """From an autoencoder's folder to latents, to a model of them, to images: every step by its mode."""
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pages import ask, page, without_data
+from safetensors.numpy import save_file
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.latents import Draw, Latents, Writer
 from diffusion_jax.data.pictures import save_png
 from diffusion_jax.modes import encode
+from diffusion_jax.pipelines import lora
 from diffusion_jax.pipelines.pipeline import pipeline
 from diffusion_jax.pipelines.session import replayed
 from diffusion_jax.train.checkpoint import load
@@ -65,12 +68,12 @@ def coders(tmp_path, monkeypatch):
 
     def opened(folder, *_):
         number = int(Path(folder).name)
-        params = {"model": {"w": np.full(3, number, np.float32)}}
+        params = {"model": {"w": {"kernel": np.full((3, 2), number, np.float32)}}}
         return run._replace(folder=folder, digest=number, model=run.model.replace(params=params))
 
-    monkeypatch.setattr(encode, "open_run", opened)
+    monkeypatch.setattr(lora, "open_run", opened)
     monkeypatch.setattr(encode, "_moments", lambda model, rows, views: np.full(
-        (len(rows), views, 2, 2, 2, 1), model.params["model"]["w"][0]))
+        (len(rows), views, 2, 2, 2, 1), model.params["model"]["w"]["kernel"][0, 0]))
     return run
 
 
@@ -107,11 +110,26 @@ def test_an_encoding_that_was_ended_is_done_anew_with_other_weights(coders, tmp_
     latents = Latents(str(tmp_path / "out"))
     assert len(latents) == 297 and {float(latents[i]["moments"].max()) for i in range(297)} == {2.0}
     assert latents.about["autoencoder"] == {"run": str(tmp_path / "2"), "which": "params", "step": 0, "digest": 2}
-    assert load(tmp_path / "out" / "first_stage")[2]["model"]["w"].tolist() == [2, 2, 2]
+    assert load(tmp_path / "out" / "first_stage")[2]["model"]["w"]["kernel"].tolist() == [[2, 2]] * 3
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "first_stage", "latents.json", "test.array_record", "train.array_record"]
     with pytest.raises(ConfigError, match="holds latents, or a run, already: choose another --out"):
         ask("encode", tmp_path / "2", out=str(tmp_path / "out"))
+
+
+def test_latents_are_of_the_autoencoder_with_its_lora_and_say_so(coders, tmp_path):
+    file = tmp_path / "mine.safetensors"
+    factors = {"down": np.ones((3, 1), np.float32), "up": np.ones((1, 2), np.float32), "alpha": np.float32(1)}
+    save_file({f"model/w/kernel.{name}": np.asarray(factor) for name, factor in factors.items()}, file)
+    ask("encode", tmp_path / "1", out=str(tmp_path / "out"), lora=(f"{file}=4",))
+    latents = Latents(str(tmp_path / "out"))
+    assert {float(latents[i]["moments"].min()) for i in range(0, 297, 50)} == {1 + 4}
+    assert load(tmp_path / "out" / "first_stage")[2]["model"]["w"]["kernel"].tolist() == [[5, 5]] * 3
+    (described,) = latents.about["autoencoder"]["loras"]
+    assert described == {"file": str(file), "strength": 4, "content": hashlib.sha256(file.read_bytes()).hexdigest()}
+    with pytest.raises(ConfigError, match="there is no file .*other.safetensors"):
+        ask("encode", tmp_path / "1", out=str(tmp_path / "not"), lora=(str(tmp_path / "other.safetensors"),))
+    assert not (tmp_path / "not").exists()
 
 
 @pytest.mark.parametrize("name", ["train.array_record", "test.array_record", "latents.json"])
@@ -131,7 +149,7 @@ def test_what_others_left_is_not_written_over(coders, tmp_path, name):
 def test_data_that_are_none_for_this_autoencoder_are_refused_first(coders, tmp_path, monkeypatch, changes, says):
     data = {name: part for name, part in (coders.config["data"] | changes).items() if part is not None}
     other = coders._replace(config=coders.config | {"data": data})
-    monkeypatch.setattr(encode, "open_run", lambda *_: other)
+    monkeypatch.setattr(encode, "opened", lambda *_: other)
     monkeypatch.setattr(encode, "encoded", lambda *_: pytest.fail("it is encoded"))
     with pytest.raises(ConfigError, match=says):
         ask("encode", tmp_path / "1", out=str(tmp_path / "out"))

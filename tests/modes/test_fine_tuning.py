@@ -81,7 +81,7 @@ def test_a_lora_is_trained_and_sampled_from_its_folder_or_its_file(cli, base, lo
     (("evaluate", "--lora", "x.safetensors"), "there is no file x.safetensors"),
     (("evaluate", "--images", "x.npz", "--lora", "x.safetensors"), "are of a run's weights, and so is --lora"),
     (("likelihood", "--lora", "x.safetensors=strong"), "the strength of --lora x.safetensors=strong is a number"),
-    (("likelihood", "--lora", "x.safetensors"), "holds a diffusion model: give the folder of a transformer over text and image tokens"),
+    (("likelihood", "--lora", "x.safetensors"), "holds a diffusion model: give the folder of a transformer"),
     (("encode", "--out", "x", "--lora", "x.safetensors"), "holds a diffusion model: give the folder of an autoencoder"),
     (("plan", "--config", "digits", "--lora", "x.safetensors"), "--lora belongs to modes edit, encode, evaluate"),
 ])

@@ -9,6 +9,10 @@ from PIL import Image
 
 from diffusion_jax.build import build
 from diffusion_jax.data.image import to_unit
+from diffusion_jax.data.pictures import grid
+from diffusion_jax.pipelines.animation import arising
+from diffusion_jax.pipelines.pipeline import pipeline
+from diffusion_jax.pipelines.request import Request
 from diffusion_jax.train.checkpoint import config_of, load
 from diffusion_jax.train.state import plain
 
@@ -49,6 +53,31 @@ def test_completion_and_ranking(folder, cli, tmp_path):
     assert word.code == 2 and "did you mean 'three'" in word.err
     option = cli(*command, *prompt, "--cads", "s=1")
     assert option.code == 2 and "sampling option" in option.err
+
+
+@pytest.mark.parametrize("case", ["whole", "completed", "ranked"])
+def test_an_animation_shows_the_rows_of_the_pictures_of_the_same_command(folder, cli, tmp_path, case):
+    np.savez(tmp_path / "given.npz", arr_0=np.full((2, 8, 8, 1), 200, np.uint8))
+    flags = {"whole": (), "completed": ("--complete", tmp_path / "given.npz"),
+             "ranked": ("--rerank", folder / "digits_classifier", "--candidates", 3)}[case]
+    run, prompt = folder / "digits_dalle", "a handwritten three"
+    command = ("--workdir", run, "--mode", "sample", "--prompt", prompt, "--num", 4, "--batch", 3)
+    for out in ("x.npz", "x.gif"):
+        done = cli(*command, *flags, "--out", tmp_path / out)
+        assert done.code == 0 and f"4 samples: {tmp_path / out}" in done.out, done.err
+    images = np.load(tmp_path / "x.npz")["arr_0"]
+    pipe = pipeline(run, rerank=flags[1], candidates=3) if case == "ranked" else pipeline(run)
+    given = str(tmp_path / "given.npz") if case == "completed" else None
+    made = arising(pipe, Request(prompt, complete=given), num=4, batch=3)
+    np.testing.assert_array_equal(made.looks[-1], images)
+    assert made.steps == ((1, 2) if case == "completed" else (1, 2, 3, 4))
+    with Image.open(tmp_path / "x.gif") as gif:
+        assert gif.n_frames == len(made.steps)
+        for frame, look in enumerate(made.looks):
+            gif.seek(frame)
+            shown, want = np.asarray(gif.convert("L"), int), grid(look)[..., 0].astype(int)
+            factor = len(shown) // len(want)
+            np.testing.assert_array_equal(shown[::factor, ::factor][: want.shape[0], : want.shape[1]], want)
 
 
 def test_a_resumed_run_needs_its_own_folder_only(folder, tmp_path):

@@ -1,14 +1,14 @@
 """How pictures arise: the looks, their file, and what has none."""
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.pipelines import animation
+from diffusion_jax.pipelines import animation, dalle
 from diffusion_jax.pipelines.animation import HELD, arising, is_animation
-from diffusion_jax.pipelines.pipeline import pipeline
+from diffusion_jax.pipelines.dalle import Draw
+from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
+from pipelines.test_tokens import ONE, RUN, THREE
 
 
 @pytest.mark.parametrize(("every", "steps"), [(None, (1, 2, 3, 4)), (2, (2, 4)), (3, (1, 4))])
@@ -50,6 +50,26 @@ def test_what_does_not_arise_in_steps_of_one_model_is_refused(folders):
         with pytest.raises(ConfigError, match="the steps of one model: .*, end --out in .png") as error:
             arising(pipeline(folders.label, **helpers), 3)
         assert "\n" not in str(error.value)
-    tokens = SimpleNamespace(makes_tokens=True, run=SimpleNamespace(folder="runs/x", task=SimpleNamespace(noun="a transformer")))
-    with pytest.raises(ConfigError, match="runs/x holds a transformer, which draws one token after the other: end --out in .png"):
-        arising(tokens, "a three")
+    with pytest.raises(ConfigError, match="an animation of 6 pictures is made as one batch: give a smaller --num, or --batch 6"):
+        arising(pipeline(folders.label), [1, 2], num=3, batch=5)
+
+
+def test_tokens_are_drawn_as_a_call_draws_them_and_shown_row_by_row(monkeypatch):
+    calls = []
+
+    def drawn(model, how, text, num, seed, batch, codes):
+        calls.append(batch)
+        yield np.random.default_rng(seed).uniform(-1, 1, (num, 8, 8, 1)).astype(np.float32)
+
+    monkeypatch.setattr(dalle, "generate", drawn)
+    pipe = Pipeline(RUN, Draw())
+    made = arising(pipe, [THREE, ONE], num=2, seed=3, batch=3)
+    assert made.steps == (1, 2, 3, 4) and made.looks.shape == (4, 4, 8, 8, 1) and made.columns == 2
+    np.testing.assert_array_equal(made.looks[-1], pipe([THREE, ONE], num=2, seed=3, batch=3).images)
+    assert (made.looks[0][:, 2:] == 128).all() and calls == [3, 3]
+    assert arising(pipe, THREE, every=3).steps == (1, 4) and calls[2:] == [100]
+    monkeypatch.setattr(animation, "FRAMES", 2)
+    assert arising(pipe, THREE).steps == (2, 4)
+    with pytest.raises(ConfigError, match="every is 1 "):
+        arising(pipe, THREE, every=0)
+    assert len(calls) == 4

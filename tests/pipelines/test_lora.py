@@ -5,8 +5,10 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from pages import page as page_of
 from PIL import Image
+from safetensors.numpy import save_file
 from stubs import random_params
 
 from diffusion_jax.build import ConfigError
@@ -18,8 +20,9 @@ from diffusion_jax.pipelines.pipeline import pipeline
 from diffusion_jax.pipelines.replay import read_request
 from diffusion_jax.pipelines.request import Helpers
 from diffusion_jax.pretrained.lora import save
-from diffusion_jax.runs.folder import LORA_FILE, open_run, save_start
+from diffusion_jax.runs.folder import LORA_FILE, Model, open_run, save_start
 from diffusion_jax.train.state import plain, task_of
+from pipelines.test_tokens import RUN
 
 BATCH = {"image": np.zeros((1, 8, 8, 1), np.float32), "label": np.zeros(1, np.int32)}
 
@@ -76,11 +79,28 @@ def test_pictures_are_made_again_with_it_or_say_what_is_missing(digits, tmp_path
         replay.make()
 
 
+@pytest.mark.parametrize(("task", "kernel"), [
+    (RUN.task, "model/blocks_1/qkv/kernel"), (task_of(plain(page_of("digits_vae"))), "model/decoder/final_conv/kernel"),
+], ids=["tokens", "autoencoder"])
+def test_kernels_of_other_models_are_changed_by_their_paths(tmp_path, task, kernel):
+    run = RUN._replace(model=Model(random_params(task, BATCH | {"tokens": np.zeros((1, 3), np.int32)}), None, task))
+    before = flatten_dict(run.model.params, sep="/")
+    *window, inputs, outputs = before[kernel].shape
+    rng = np.random.default_rng(2)
+    down, up = (rng.normal(size=shape).astype(np.float32) for shape in ((*window, inputs, 3), (3, outputs)))
+    file = tmp_path / "x.safetensors"
+    save_file({f"{kernel}.down": down, f"{kernel}.up": up, f"{kernel}.alpha": np.asarray(6, np.float32)}, file)
+    adapted = lora.adapted(run, {str(file): 0.5})
+    after = flatten_dict(adapted.model.params, sep="/")
+    np.testing.assert_allclose(after[kernel] - before[kernel], 0.5 * 6 / 3 * down @ up, rtol=1e-4, atol=1e-5)
+    assert [path for path in before if (before[path] != after[path]).any()] == [kernel]
+    assert lora.listed(adapted.identity) == "x=0.5"
+
+
 def test_what_cannot_be_merged_is_refused(digits, folders, tmp_path):
-    with pytest.raises(ConfigError, match=r"lora \(--lora\) is for diffusion models: .* holds a noisy classifier"):
-        lora.opened(str(folders.classifier), None, loras={str(digits.file): 1.0})
-    with pytest.raises(ConfigError, match="it has no place for model/blocks/mlp/fc1/kernel"):
-        pipeline(folders.label, lora={str(digits.file): 1.0})
+    for folder in (folders.label, folders.classifier):
+        with pytest.raises(ConfigError, match="it has no place for model/blocks/mlp/fc1/kernel"):
+            lora.opened(str(folder), None, loras={str(digits.file): 1.0})
     with pytest.raises(ConfigError, match="the strength of the LoRA .* is a number, got 'strong'"):
         pipeline(digits.run, lora={str(digits.file): "strong"})
     with pytest.raises(ConfigError, match="there is no file"):

@@ -51,6 +51,17 @@ def test_halves_to_complete_are_taken_in_turn(asked):
     np.testing.assert_array_equal(asked[0][6], [[50] * 4, [200] * 4] * 2)
 
 
+@pytest.mark.parametrize(("before", "every", "rows"), [(0, 1, (1, 2, 3, 4)), (0, 3, (1, 4)), (0, 9, (4,)), (2, 1, (1, 2))])
+def test_a_row_of_tokens_is_its_pixels_and_what_is_not_drawn_is_grey(before, every, rows):
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    looks = list(tokens.row_by_row(RUN, Request(THREE, complete=PICTURES if before else None), images, every))
+    assert tuple(drawn for drawn, _ in looks) == rows
+    for drawn, look in looks:
+        there = [y // 2 < before + drawn for y in range(8)]                # a token is two pixels high
+        assert (look[:, there] == images[:, there]).all() and (look[:, np.logical_not(there)] == 128).all()
+    np.testing.assert_array_equal(looks[-1][1], images)
+
+
 @pytest.mark.parametrize(("request_", "says"), [
     (Request(THREE, negative=ONE), "negative .--negative. is for diffusion models"),
     (Request(label=3), "label .--label. is for diffusion models"),
