@@ -26,6 +26,7 @@ PARTS = {
         diffusion_jax.models.lpips:LPIPS
         diffusion_jax.models.prior:Prior
         diffusion_jax.models.prior_ar:ARPrior
+        diffusion_jax.models.tae:TAE
         diffusion_jax.models.unclip:Relay
         diffusion_jax.models.unet:UNet
         diffusion_jax.models.vae:KL
@@ -192,6 +193,7 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "transformer": (0, 1000),
     "Discriminator.depth": (0, 20),
     "CodebookVAE.layers": (1, 20),
+    "TAE.levels": (1, 20),
     "width": (1, 65_536),
     "LowRes.width": (0, 65_536),
     "init_width": (1, 65_536),

@@ -50,15 +50,16 @@ import numpy as np
 from diffusion_jax.build import ConfigError, check_options, number, option, unknown
 from diffusion_jax.files import unused, whole, writable
 from diffusion_jax.modes.options import Sampling, Weights, group
+from diffusion_jax.pipelines.edit_steps import INVERTED, steps_of
 from diffusion_jax.pipelines.edits import SUFFIXES, Edited, picture_file, values_of
 from diffusion_jax.pipelines.helpers import helped
 from diffusion_jax.pipelines.idle import OF_GUIDANCE
 from diffusion_jax.pipelines.lora import opened
 from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
-from diffusion_jax.pipelines.progress import bar, is_watched
+from diffusion_jax.pipelines.progress import bar_of_steps
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import SEEDS, Helpers, Request
-from diffusion_jax.pipelines.session import of, prepared, replayed, story_in
+from diffusion_jax.pipelines.session import changes_of, of, prepared, replayed, story_in
 from diffusion_jax.tasks import kinds
 
 TAKES = {
@@ -82,8 +83,6 @@ UNSET = (None, (), "")
 OF_CONDITIONS = ("prompt", "label", "negative", "truncate")
 MOST = 4096
 """Pictures of each value, which are made at once."""
-INVERTED = ("invert", "variations", "interpolate", "text_diff")
-"""They come back by DDIM from the noise that DDIM found."""
 
 
 @dataclass(frozen=True)
@@ -147,24 +146,20 @@ class Options:
 
     @property
     def numbers(self) -> list[float]:
-        """The values of a sweep."""
-        return numbers_of(self.values)
+        """What is swept: [0, 0.5, 1] of ('0,0.5', '1'), what is written without a point an int;
+        nothing without --values.
 
-
-def numbers_of(values: Sequence[str]) -> list[float]:
-    """('0,0.5', '1') -> [0, 0.5, 1]; what is written without a point is an int.
-
-    Raises:
-      ConfigError: something else than finite numbers.
-    """
-    text = ",".join(map(str, values))
-    try:
-        numbers = [number("--values", part) for part in text.split(",")]
-    except ConfigError as error:
-        raise ConfigError(
-            f"--values {text}: give numbers, separated by commas ({error})"
-        ) from None
-    return [int(value) if value == int(value) else value for value in numbers]
+        Raises:
+          ConfigError: something else than finite numbers.
+        """
+        text = ",".join(map(str, self.values))
+        try:
+            numbers = [number("--values", part) for part in text.split(",") if self.values]
+        except ConfigError as error:
+            raise ConfigError(
+                f"--values {text}: give numbers, separated by commas ({error})"
+            ) from None
+        return [int(value) if value == int(value) else value for value in numbers]
 
 
 def check_taken(options: Options) -> None:
@@ -234,7 +229,7 @@ def run(options: Options, workdir: str) -> None:
         edited = session(options, workdir)
     else:
         pipe = pipe_of(options, workdir)
-        with bar(len(options.numbers) if options.values and is_watched() else 0, "row") as meter:
+        with bar_of_steps(steps_of(pipe.stages, options.op, len(options.numbers))) as meter:
             edited = EDITS[options.op](replace(pipe, meter=meter), options)
     print(f"{edited.what}: {', '.join(map(str, edited.save(out)))}")
 
@@ -243,7 +238,7 @@ def out_of(options: Options, workdir: str) -> Path:
     """Where the pictures go: by default under a name that says what they are, and that is free."""
     if options.out is not None:
         return picture_file(options.out)
-    values = ",".join(map(str, options.numbers)) if options.values else ""
+    values = ",".join(map(str, options.numbers))
     name = "_".join(part for part in ("edit", options.op, values[:80]) if part)
     return unused(Path(workdir, f"{name}.png"))
 
@@ -324,15 +319,23 @@ def session(options: Options, workdir: str) -> Edited:
     weights = options.weights
     run = opened(workdir, kinds.Pictures, weights.which, weights.step, weights.loras)
     pipe = pipeline(run, upsamplers=())
-    new = edit_of(options)
-    make = prepared(pipe, new) if options.op == "inpaint" else None
-    with of(f"--session {file}") if file is not None else nullcontext():
-        images = replayed(pipe, story)
-    if make is not None:
-        images = np.concatenate([images, make(images[-1:])])
-        story["edits"].append(new)
+    new = [edit_of(options)] if options.op == "inpaint" else []
+    steps = 0
+    for edit in new:
+        prepared(pipe, edit)  # refused before the session is replayed, which may take long
+        steps += steps_of(pipe.using(**changes_of(edit)).stages, "inpaint", 1)
+    for place, edit in enumerate(story["edits"], 1):
+        with of(f"--session {file}: edit {place}"):
+            steps += steps_of(pipe.using(**changes_of(edit)).stages, "inpaint", 1)
+    with bar_of_steps(steps) as meter:
+        pipe = replace(pipe, meter=meter)
+        with of(f"--session {file}") if file is not None else nullcontext():
+            images = replayed(pipe, story)
+        for edit in new:
+            images = np.concatenate([images, prepared(pipe, edit)(images[-1:])])
+    story["edits"] += new
     # Only now: an edit that fails is no part of the session, and the file is whole at every moment.
-    if file is not None and make is not None:
+    if file is not None and new:
         with whole(file) as unfinished:
             unfinished.write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
     return Edited(images[:, None], f"{options.op}: {len(images)} pictures")

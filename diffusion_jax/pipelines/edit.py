@@ -14,13 +14,13 @@ What is changed is what the network sees: latents, where there is a first stage 
 goes between).
 
 All are one program for one batch: what is swept, the numbers of `Change` and `Strengths`, is
-traced, so a sweep compiles once.
+traced, so a sweep compiles once. pipelines/edit_steps.py makes them in parts, whose steps a meter
+counts.
 """
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -32,12 +32,12 @@ from diffusion_jax.diffusion.guidance import Known
 from diffusion_jax.diffusion.process import DDPM, noised
 from diffusion_jax.diffusion.samplers import Conds, ddim_inversion, sample, start, with_known
 from diffusion_jax.pipelines.cascade import Stage
-from diffusion_jax.pipelines.progress import Meter, counted
+from diffusion_jax.pipelines.progress import Meter, Pace
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
 from diffusion_jax.pipelines.sampling import embedded, per_image
 from diffusion_jax.pipelines.unclip import Prior
 from diffusion_jax.runs.folder import Model, Run
-from diffusion_jax.types import Array, Cond, Key, Process, Raw
+from diffusion_jax.types import Array, Cond, Denoiser, Key, Process, Raw, Sampler
 
 LAST = 10**6
 """A step that no run reaches: a number and not None, so that all edits share one program."""
@@ -65,7 +65,8 @@ class Maker(NamedTuple):
       recipe: how to sample.
       prior: where the embeddings of unCLIP's decoder come from.
       larger: upsamplers, for edits of unCLIP's decoder.
-      meter: counts rows as they are made; None for nobody.
+      meter: counts steps of samplers as they are made, of inversion too; None for nobody.
+      pace: one for all rows, as `paced` has it; None where nobody counts.
     """
 
     run: Run
@@ -73,6 +74,11 @@ class Maker(NamedTuple):
     prior: Prior | str | None = None
     larger: Sequence[Stage] = ()
     meter: Meter | None = None
+    pace: Pace | None = None
+
+    def paced(self) -> Maker:
+        """The same with a pace for its meter."""
+        return self._replace(pace=None if self.meter is None else Pace(self.meter))
 
 
 class Inputs(NamedTuple):
@@ -153,24 +159,74 @@ def edit(
       key: the seed's key.
       change, inputs: what the edit is.
     """
+    x, course = begun(model, recipe, strengths, raw, index, key, change, inputs)
+    denoise, sampler, cond = means(model, recipe, strengths, course, index, inputs)
+    return pasted(sample(denoise, sampler, x, course.times, cond, course.key), inputs)
+
+
+@functools.partial(jax.jit, static_argnames=("recipe",))
+def invert(model: Model, recipe: Recipe, strengths: Strengths, raw: Raw, image: Array) -> Array:
+    """(2): the noise [B, h, w, c] from which `edit` with 'ddim' makes x of a picture [B, h, w, c]
+    again.
+
+    The network is asked at the time stepped to (samplers.ddim_inversion), so that the picture
+    itself is the start.
+    """
+    course = upwards(model, recipe, strengths, raw)
+    denoise, sampler, cond = means(model, recipe, strengths, course, None, Inputs())
+    return sample(denoise, sampler, image, course.times, cond, course.key)
+
+
+# What both are made of ----------------------------------------------------------------------------
+
+
+class Course(NamedTuple):
+    """What is embedded and drawn once for an edit or an inversion, and read at every step.
+
+    Attributes:
+      times: its grid, [N + 1].
+      cond: what the network sees.
+      null: what it sees of the null condition; None without guidance.
+      second: what it sees from the time `after` on, (3); both None without another condition.
+      after: a time of the grid.
+      key: of the steps.
+    """
+
+    times: Array
+    cond: Cond
+    null: Cond | None
+    second: Cond | None
+    after: Array | None
+    key: Key
+
+
+def begun(
+    model: Model,
+    recipe: Recipe,
+    strengths: Strengths,
+    raw: Raw,
+    index: Array,
+    key: Key,
+    change: Change,
+    inputs: Inputs,
+) -> tuple[Array, Course]:
+    """(x [B, h, w, c] before the first step, what the steps read); arguments as in `edit`."""
     task = model.task
     process = task.process
     noise = per_image(index)
     k_start, k_run, k_cond = jax.random.split(key, 3)  # as `sampling.begun` does
     times = jnp.asarray(recipe.grid(process))
-    image, mask = inputs.image, inputs.mask
-    if mask is not None and image is not None:
-        raw = {**raw, "mask": mask, "known": image}
+    image = inputs.image
+    if inputs.mask is not None and image is not None:
+        raw = {**raw, "mask": inputs.mask, "known": image}
     conds = embedded(model, recipe, strengths, raw, k_cond, noise)
-    denoise = recipe.make_guidance(task, strengths, conds.null, noise)(task.denoiser(model.params))
-    cond: Conds = conds.cond
+    cond, second, after = conds.cond, None, None
     if inputs.second is not None:
         # The noise of both conditions' augmentation is the same, so nothing but them differs.
         raw = {**conds.raw, **inputs.second}
         second = embedded(model, recipe, Strengths(), raw, k_cond, noise).cond
         cond = interpolated(conds.cond, second, change.mix)
-        cond = switched(cond, second, times[jnp.minimum(change.switch, len(times) - 1)])
-    sampler = recipe.make_sampler(task, noise)
+        after = times[jnp.minimum(change.switch, len(times) - 1)]
     x = start(process, times, k_start, (len(index), *task.shape), noise)  # [B, h, w, c]
     x = recipe.temperature * x
     if inputs.x is not None:
@@ -182,88 +238,54 @@ def edit(
         # One for all strengths, so that they lie on one path; as warm as a start from noise alone.
         eps = recipe.temperature * noise(k_start, x.shape)
         x = jnp.where(is_new, x, noised(process, image, times[0], eps))
+    return x, Course(times, cond, conds.null, second, after, k_run)
+
+
+def upwards(model: Model, recipe: Recipe, strengths: Strengths, raw: Raw) -> Course:
+    """What the steps of an inversion read; arguments as in `invert`."""
+    key = jax.random.key(0)  # DDIM draws nothing; only an augmented condition would read it
+    conds = embedded(model, recipe, strengths, raw, key, jax.random.normal)
+    times = jnp.asarray(recipe.grid(model.task.process)[::-1])
+    return Course(times, conds.cond, conds.null, None, None, key)
+
+
+def means(
+    model: Model,
+    recipe: Recipe,
+    strengths: Strengths,
+    course: Course,
+    index: Array | None,
+    inputs: Inputs,
+) -> tuple[Denoiser, Sampler, Conds]:
+    """What the steps of an edit are made with, of an inversion where there is no `index`; the
+    other arguments as in `edit`."""
+    task = model.task
+    process = task.process
+    noise = jax.random.normal if index is None else per_image(index)
+    guidance = recipe.make_guidance(task, strengths, course.null, noise)
+    denoise = guidance(task.denoiser(model.params))
+    if index is None:
+        return denoise, ddim_inversion(process), course.cond
+    cond: Conds = course.cond
+    if course.second is not None and course.after is not None:
+        cond = switched(course.cond, course.second, course.after)
+    sampler = recipe.make_sampler(task, noise)
+    image, mask = inputs.image, inputs.mask
     if mask is None or image is None:
-        return sample(denoise, sampler, x, times, cond, k_run)
+        return denoise, sampler, cond
     if "mask" in task.cond.keys:
         denoise = Known(image, mask)(denoise)
     elif "inpaint" not in task.cond.keys:
         sampler = with_known(sampler, process, image, mask, noise)
+    return denoise, sampler, cond
+
+
+def pasted(x: Array, inputs: Inputs) -> Array:
+    """x [B, h, w, c] with what is known of a picture, if anything is, in its place."""
+    if inputs.mask is None or inputs.image is None:
+        return x
     # Once more at the end: what is known is to come back exactly, whatever the last step did.
-    return mask * image + (1 - mask) * sample(denoise, sampler, x, times, cond, k_run)
-
-
-@functools.partial(jax.jit, static_argnames=("recipe",))
-def invert(model: Model, recipe: Recipe, strengths: Strengths, raw: Raw, image: Array) -> Array:
-    """(2): the noise [B, h, w, c] from which `edit` with 'ddim' makes x of a picture [B, h, w, c]
-    again.
-
-    The network is asked at the time stepped to (samplers.ddim_inversion), so that the picture
-    itself is the start.
-    """
-    task = model.task
-    key = jax.random.key(0)  # DDIM draws nothing; only an augmented condition would read it
-    noise = jax.random.normal
-    conds = embedded(model, recipe, strengths, raw, key, noise)
-    denoise = recipe.make_guidance(task, strengths, conds.null, noise)(task.denoiser(model.params))
-    upwards = recipe.grid(task.process)[::-1]
-    return sample(denoise, ddim_inversion(task.process), image, upwards, conds.cond, key)
-
-
-def sweep(
-    model: Model,
-    recipe: Recipe,
-    raw: Raw,
-    seed: int,
-    over: str,
-    values: Sequence[float],
-    inputs: Inputs = Inputs(),
-    meter: Meter | None = None,
-) -> list[Array]:
-    """`edit` for each value of 'guidance', 'phi' or a field of `Change`, x [B, h, w, c] each; the
-    same noise for all.
-
-    Raises:
-      ConfigError: the recipe does not go with the task, or a value has no meaning.
-    """
-    check_values(over, values)
-    if over == "phi" and not recipe.guides:
-        raise ConfigError(
-            "op phi rescales guidance, which is 1 here, none: give guidance (--guidance) too"
-        )
-    # Any scale but 1, which would leave guidance out of the program; each value takes its place.
-    scaled = replace(recipe, guidance=2.0) if over == "guidance" else recipe
-    scaled.check(model.task)
-    static, strengths = scaled.split()
-    count = len(jax.tree.leaves((dict(raw), inputs.image))[0])
-    index = jnp.arange(count)
-    key = jax.random.key(seed)
-    rows = []
-    # Arrays, not Python numbers, so that the types of all calls agree and one program serves them.
-    none = Change(jnp.int32(LAST), jnp.float32(0), jnp.float32(1))
-    for value in values:
-        change = none
-        number = jnp.int32(value) if over == "switch" else jnp.float32(value)
-        if over in strengths._fields:
-            strengths = strengths._replace(**{over: number})
-        else:
-            change = none._replace(**{over: number})
-        row = edit(model, static, strengths, raw, index, key, change, inputs)
-        rows.append(counted(row, meter))
-    return rows
-
-
-def check_values(over: str, values: Sequence[float]) -> None:
-    """Raises ConfigError for values of a sweep that have no meaning."""
-    if not len(values):
-        raise ConfigError(f"op {over} needs values (--values): numbers, separated by commas")
-    if not np.isfinite(np.asarray(values, float)).all():
-        raise ConfigError(f"values of {over} are finite numbers: got {', '.join(map(str, values))}")
-    if over == "switch" and any(value != int(value) or value < 0 for value in values):
-        raise ConfigError(
-            f"values of switch are numbers of steps, from 0 on: got {', '.join(map(str, values))}"
-        )
-    if over in ("strength", "mix") and any(not 0 <= value <= 1 for value in values):
-        raise ConfigError(f"values of {over} lie in 0 ... 1: got {', '.join(map(str, values))}")
+    return inputs.mask * inputs.image + (1 - inputs.mask) * x
 
 
 def rectangles(shape: tuple[int, ...], rects: Sequence[Sequence[int]]) -> np.ndarray:

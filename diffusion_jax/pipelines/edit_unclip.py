@@ -21,8 +21,8 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.pipelines import cascade, latent
-from diffusion_jax.pipelines.edit import Inputs, Maker, edit, invert
-from diffusion_jax.pipelines.progress import counted
+from diffusion_jax.pipelines.edit import Change, Inputs, Maker
+from diffusion_jax.pipelines.edit_steps import edited, inverted
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.unclip import describe, slerp, slerp_images, toward
 from diffusion_jax.tasks import kinds
@@ -67,16 +67,13 @@ def rows(
         raise ConfigError(f"op {op} draws nothing here: leave seed (--seed) at 0")
     images = np.repeat(images, num, axis=0)  # [N num, H, W, C]
     y = np.asarray(_embed(task.embedder, maker.run.model.first, jnp.asarray(images)))  # [N num, F]
-    if op == "components":
-        made = _components(maker, recipe, y, values, seed)
-    else:
-        x = _noise_of(maker, recipe, y, images)
-        ways = {
-            "variations": _variations,
-            "interpolate": _interpolate,
-            "text_diff": functools.partial(_text_diff, texts),
-        }
-        made = ways[op](maker, recipe, y, x, values, seed)
+    ways = {
+        "variations": _variations,
+        "interpolate": _interpolate,
+        "text_diff": functools.partial(_text_diff, texts),
+        "components": _components,
+    }
+    made = ways[op](maker, recipe, y, images, values, seed)
     pictures = [np.asarray(latent.decode(maker.run.model, part)) for part in made]
     return [_enlarged(maker, part, seed) for part in pictures]
 
@@ -84,7 +81,7 @@ def rows(
 def _enlarged(maker: Maker, images: np.ndarray, seed: int) -> np.ndarray:
     """Pictures [B, h, w, C] through the upsamplers, if there are any: [B, H, W, C]."""
     num = len(images)
-    large = cascade.upsampled(maker.larger, iter([images]), {}, num, seed, num)
+    large = cascade.upsampled(maker.larger, iter([images]), {}, num, seed, num, maker.meter)
     return np.concatenate(list(large))
 
 
@@ -95,7 +92,7 @@ def _noise_of(maker: Maker, recipe: Recipe, y: np.ndarray, images: np.ndarray) -
     static, strengths = replace(recipe, guidance=1.0, phi=0.0, plus_plus=False).split()
     raw = describe(model.task.embedder, model.first, y)
     x0 = latent.encode(model, jnp.asarray(images))  # [B, h, w, c]
-    return invert(replace(model, first=None), static, strengths, raw, x0)
+    return inverted(replace(model, first=None), static, strengths, raw, x0, maker.pace)
 
 
 def _decoded(
@@ -108,28 +105,42 @@ def _decoded(
     raw = describe(model.task.embedder, model.first, y)
     index = jnp.arange(len(y))
     key = jax.random.key(seed)
-    inputs = Inputs(x=x)
     # The first stage is not sampled from; it would be sent along as an argument of the program.
-    x = edit(replace(model, first=None), static, strengths, raw, index, key, inputs=inputs)
-    return counted(x, maker.meter)
+    model = replace(model, first=None)
+    inputs = Inputs(x=x)
+    return edited(model, static, strengths, raw, index, key, Change(), inputs, maker.pace)
 
 
 def _variations(
-    maker: Maker, recipe: Recipe, y: np.ndarray, x: Array, values: Sequence[float], seed: int
+    maker: Maker,
+    recipe: Recipe,
+    y: np.ndarray,
+    images: np.ndarray,
+    values: Sequence[float],
+    seed: int,
 ) -> list[Array]:
+    x = _noise_of(maker, recipe, y, images)
     # eta is part of the static recipe: a program for each value, of which there are few.
     return [
-        _decoded(maker, replace(recipe, sampler=f"ddim,eta={value}"), y, x, seed) for value in values
+        _decoded(maker, replace(recipe, sampler=f"ddim,eta={value}"), y, x, seed)
+        for value in values
     ]
 
 
 def _interpolate(
-    maker: Maker, recipe: Recipe, y: np.ndarray, x: Array, values: Sequence[float], seed: int
+    maker: Maker,
+    recipe: Recipe,
+    y: np.ndarray,
+    images: np.ndarray,
+    values: Sequence[float],
+    seed: int,
 ) -> list[Array]:
+    # Before the first step: what is refused is one line, without the beginning of a bar over it.
     if len(y) < 2:
         raise ConfigError(
             "op interpolate needs two pictures or more: give a folder, or an .npz, of them"
         )
+    x = _noise_of(maker, recipe, y, images)
     rows = []
     for value in values:
         between = slerp(y[:-1], y[1:], value)  # [B - 1, F]
@@ -144,7 +155,7 @@ def _text_diff(
     maker: Maker,
     recipe: Recipe,
     y: np.ndarray,
-    x: Array,
+    images: np.ndarray,
     values: Sequence[float],
     seed: int,
 ) -> list[Array]:
@@ -155,13 +166,19 @@ def _text_diff(
         )
     tokens = jnp.asarray(maker.run.tokens(texts))  # [2, L]: what is wanted, what is there
     text = maker.run.task.embedder.embed_text(maker.run.model.first, tokens)["clip_text"]  # [2, F]
+    x = _noise_of(maker, recipe, y, images)
     return [
         _decoded(maker, recipe, toward(y, text[:1], text[1:], value), x, seed) for value in values
     ]
 
 
 def _components(
-    maker: Maker, recipe: Recipe, y: np.ndarray, values: Sequence[float], seed: int
+    maker: Maker,
+    recipe: Recipe,
+    y: np.ndarray,
+    _: np.ndarray,
+    values: Sequence[float],
+    seed: int,
 ) -> list[Array]:
     embedder = maker.run.task.embedder
     first = maker.run.model.first

@@ -15,7 +15,8 @@ from diffusion_jax.data import pictures
 from diffusion_jax.data.animation import animated
 from diffusion_jax.pipelines import edit_unclip, latent
 from diffusion_jax.pipelines.conditions import conditions_of, one_picture, pictures_of, request_of
-from diffusion_jax.pipelines.edit import Change, Inputs, Maker, edit, invert, rectangles, sweep
+from diffusion_jax.pipelines.edit import Change, Inputs, Maker, rectangles
+from diffusion_jax.pipelines.edit_steps import edited, inverted, sweep
 from diffusion_jax.pipelines.request import (
     Pictures,
     Request,
@@ -134,9 +135,10 @@ class Edits:
     """
 
     def __init__(self, maker: Maker):
-        self._maker = maker
+        self._maker = maker.paced()
         self._run = maker.run
         self._recipe = maker.recipe
+        self._pace = self._maker.pace
         # Without its first stage, which no sampler reads: `latent` takes the whole model.
         self._model = replace(maker.run.model, first=None)
 
@@ -154,12 +156,12 @@ class Edits:
         recipe = replace(self._recipe, sampler="ddim", guidance=1.0, phi=0.0, plus_plus=False)
         recipe.check(self._run.task)
         image, raw = self._pictures(images, request_of(request, self._run), num, seed)
-        static, strengths = recipe.split()
         x0 = latent.encode(self._run.model, jnp.asarray(image))
-        x = invert(self._model, static, strengths, raw, x0)
+        both = (self._model, *recipe.split(), raw)
+        x = inverted(*both, x0, self._pace)
         index = jnp.arange(len(image))
         key = jax.random.key(seed)
-        back = edit(self._model, static, strengths, raw, index, key, Change(), Inputs(x=x))
+        back = edited(*both, index, key, Change(), Inputs(x=x), self._pace)
         # Half of the noise, two standard deviations of which then lie within [-1, 1].
         rows = (latent.decode(self._run.model, part) for part in (x0, x / 2, back))
         begin, noise, end = (np.clip(row, -1, 1) for row in rows)
@@ -275,12 +277,12 @@ class Edits:
         raw = dict(self._conditions(request, 1, seed))
         if "inpaint" in whole.task.cond.keys:
             raw |= latent.inpaint_condition(whole, image, mask)
-        static, strengths = recipe.split()
         x0 = latent.encode(whole, jnp.asarray(image))  # [1, h, w, c]
         inputs = Inputs(image=x0, mask=latent.is_known(whole, mask))
         change = Change(strength=jnp.float32(strength))
         key = jax.random.key(seed)
-        x = edit(self._model, static, strengths, raw, jnp.arange(1), key, change, inputs)
+        index = jnp.arange(1)
+        x = edited(self._model, *recipe.split(), raw, index, key, change, inputs, self._pace)
         # The picture's own pixels outside: a first stage gives back none of them exactly.
         return np.asarray(mask * image + (1 - mask) * latent.decode(whole, x))
 
@@ -381,8 +383,7 @@ class Edits:
         """A row for each value of a field of `Change` or `Strengths`, with the same noise."""
         numbers = values_of(over, values)
         whole = self._run.model
-        meter = self._maker.meter
-        rows = sweep(self._model, self._recipe, raw, seed, over, numbers, inputs, meter)
+        rows = sweep(self._model, self._recipe, raw, seed, over, numbers, inputs, self._pace)
         images = np.stack([np.asarray(latent.decode(whole, row)) for row in rows])
         return Edited(to_pixels(images), f"{over} over {', '.join(map(str, values))}")
 

@@ -60,7 +60,7 @@ class Pipeline:
       prior: where the embeddings of unCLIP's decoder come from: a prior, 'text' or 'caption'.
       judge: a classifier or a CLIP that keeps the best of several.
       candidates: pictures that are made for each that the judge keeps.
-      meter: counts steps of samplers, and edits, as they are made; None for nobody.
+      meter: counts steps of samplers as they are made, those of edits too; None for nobody.
     """
 
     run: Run
@@ -234,17 +234,21 @@ class Pipeline:
         """The pictures of `__call__` as they arise.
 
         Args:
-          request, num, seed: as for `__call__`; all pictures are one batch.
-          every: steps between two looks.
+          request, num, seed: as for `__call__`; a diffusion model's pictures are one batch.
+          every: steps between two looks, of a transformer over tokens rows of tokens.
 
         Yields:
-          (steps done, uint8 [N, H, W, C]): x0 as it stands; after the last step the pictures
-          themselves.
+          (steps done, uint8 [N, H, W, C]): x0 as it stands, or the rows of tokens that are drawn;
+          at last the pictures themselves.
 
         Raises:
-          ConfigError: what `__call__` refuses; a transformer over tokens, upsamplers or a judge,
-            which have no such steps.
+          ConfigError: what `__call__` refuses; upsamplers, or a judge of a diffusion model, which
+            come after those steps.
         """
+        if self.makes_tokens:
+            check_whole("every", every, 1, MOST)
+            made = self(request, num, seed)
+            return tokens.row_by_row(self.run, made.request, made.images, every)
         if self.upsamplers or self.judge is not None:
             raise ConfigError(
                 "stream shows the steps of one model: call the pipeline itself where upsamplers or "

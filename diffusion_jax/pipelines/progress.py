@@ -1,4 +1,4 @@
-"""How far a job of sampling is: what counts its steps, and a bar that shows them.
+"""How far a job of sampling is: what counts its steps as they are made, and a bar that shows them.
 
 Who calls a pipeline in Python sees nothing of this unless they give it a meter:
 
@@ -8,11 +8,17 @@ Who calls a pipeline in Python sees nothing of this unless they give it a meter:
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
+
+PAUSE = 0.2
+"""Seconds, about, between two counts of a meter: often enough to be seen moving, and so seldom that
+what it takes to launch a part is nothing beside it."""
+State = TypeVar("State")
 
 
 class Meter(Protocol):
@@ -23,12 +29,43 @@ class Meter(Protocol):
         ...
 
 
-def counted(x: Any, meter: Meter | None) -> Any:
-    """Arrays that a program makes, counted as one when they are made, not when it was launched."""
-    if meter is not None:
-        jax.block_until_ready(x)
-        meter.update(1)
-    return x
+class Pace:
+    """Makes runs of many steps in parts of some, and counts each when it is made, not when it was
+    launched.
+
+    A part has as many steps as take about a `PAUSE`, those of the next run too.
+    """
+
+    def __init__(self, meter: Meter):
+        self._meter = meter
+        # A step at a time at first, of which the first compiles: nobody knows how long one takes.
+        self._length = 1
+
+    def made(self, step: Callable[[State, int, int], State], state: State, total: int) -> State:
+        """Arrays after `total` steps.
+
+        Args:
+          step: (arrays, first, last) -> what steps `first` ... `last` - 1 make of them.
+          state: the arrays before the first step; not read again.
+          total: steps of this run.
+        """
+        done = 0
+        while done < total:
+            clock = time.perf_counter()
+            until = min(done + self._length, total)
+            state = jax.block_until_ready(step(state, done, until))
+            self._meter.update(until - done)
+            done = until
+            self._length = paced(self._length, time.perf_counter() - clock)
+        return state
+
+
+def paced(length: int, seconds: float) -> int:
+    """How many steps the next part has, after one of `length` that took so long: twice as many
+    until it takes about a `PAUSE`, and half as many where it takes more than two."""
+    if seconds < PAUSE / 2:
+        return 2 * length
+    return max(1, length // 2) if seconds > 2 * PAUSE else length
 
 
 def is_watched() -> bool:
@@ -47,3 +84,12 @@ def bar(total: int, unit: str) -> Iterator[Any]:
     hidden = total == 0 or jax.process_index() > 0
     with tqdm(total=total, unit=unit, disable=hidden, delay=1e-3) as meter:
         yield meter
+
+
+@contextmanager
+def bar_of_steps(total: int) -> Iterator[Meter | None]:
+    """A bar of `total` steps on stderr; None where nobody sees it, so that nothing is made in
+    parts."""
+    total = total if is_watched() else 0
+    with bar(total, "step") as meter:
+        yield meter if total else None

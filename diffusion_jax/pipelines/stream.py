@@ -6,16 +6,15 @@ fetching a picture; what was embedded and the sampler's memory stay on the devic
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from diffusion_jax.diffusion.samplers import Progress, advance, begin, pairs_of
+from diffusion_jax.diffusion.samplers import Conds, Progress, advance, begin, pairs_of
 from diffusion_jax.nn import partition
-from diffusion_jax.pipelines.progress import Meter
+from diffusion_jax.pipelines.progress import Meter, Pace
 from diffusion_jax.pipelines.recipe import MOST_STEPS, Recipe, Strengths
 from diffusion_jax.pipelines.request import check_whole
 from diffusion_jax.pipelines.sampling import (
@@ -31,11 +30,7 @@ from diffusion_jax.pipelines.sampling import (
 )
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.train import shard
-from diffusion_jax.types import Array, Key, Raw
-
-PAUSE = 0.2
-"""Seconds, about, between two counts of a meter: often enough to be seen moving, and so seldom that
-what it takes to launch a part is nothing beside it."""
+from diffusion_jax.types import Array, Denoiser, Key, Raw, Sampler
 
 
 class Begun(NamedTuple):
@@ -72,6 +67,37 @@ def _begin(
     return Begun(progress, conds, keys)
 
 
+def advance_part(
+    denoise: Denoiser,
+    sampler: Sampler,
+    progress: Progress,
+    pairs: Array,
+    keys: Key,
+    cond: Conds,
+    first: Array | int,
+    last: Array | int,
+    looks: bool = False,
+) -> Progress:
+    """`samplers.advance` by some of the steps alone.
+
+    Args:
+      denoise, sampler, progress, cond: as there.
+      pairs: all steps (t, s) of the run, [N, 2].
+      keys: a key for each, [N].
+      first, last: steps `first` ... `last` - 1 are made; both are traced, so that parts of all
+        lengths are one program.
+      looks: whether somebody looks at x0. Else it stays as it was: a program that puts it out
+        rounds in another order than one of all steps, which does not.
+    """
+
+    def step(i: Array, progress: Progress) -> Progress:
+        pair, key = (jax.lax.dynamic_slice_in_dim(each, i, 1) for each in (pairs, keys))
+        after, _ = advance(denoise, sampler, progress, pair, key, cond)
+        return after if looks else after._replace(x0=progress.x0)
+
+    return jax.lax.fori_loop(first, last, step, progress)
+
+
 # Donated: the images and the sampler's memory are not held twice.
 @functools.partial(jax.jit, static_argnames=("recipe", "looks"), donate_argnames=("progress",))
 def _advance(
@@ -86,23 +112,15 @@ def _advance(
     last: int,
     looks: bool,
 ) -> Progress:
-    """Steps `first` ... `last` - 1; both are traced, so that parts of all lengths are one program.
-
-    `rest` is what a `Begun` has beside its progress. Without `looks` x0 stays as it was: a program
-    that puts it out rounds in another order than `draw`, which does not.
-    """
+    """Steps `first` ... `last` - 1; `rest` is what a `Begun` has beside its progress."""
     conds, keys = rest
     noise = per_image(index)
     denoise = guided(model, recipe, strengths, conds, noise, guides)
     sampler = recipe.make_sampler(model.task, noise)
     pairs = pairs_of(recipe.grid(model.task.process))
-
-    def step(i: Array, progress: Progress) -> Progress:
-        pair, key = (jax.lax.dynamic_slice_in_dim(part, i, 1) for part in (pairs, keys))
-        after, _ = advance(denoise, sampler, progress, pair, key, conds.cond)
-        return after if looks else after._replace(x0=progress.x0)
-
-    progress = jax.lax.fori_loop(first, last, step, progress)
+    progress = advance_part(
+        denoise, sampler, progress, pairs, keys, conds.cond, first, last, looks
+    )
     return shard.shared(progress, len(index), partition.mesh())
 
 
@@ -215,26 +233,9 @@ def generated(
 
 
 def _counted(parts: Iterator[tuple[Work, Batch]], meter: Meter) -> Iterator[np.ndarray]:
-    length = 1
+    pace = Pace(meter)
     for work, batch in parts:
+        step = functools.partial(_moved, work, batch, looks=False)
         begun = _started(work, batch)
-        total = len(begun.keys)
-        done = 0
-        while done < total:
-            clock = time.perf_counter()
-            until = min(done + length, total)
-            begun = _moved(work, batch, begun, done, until, looks=False)
-            jax.block_until_ready(begun.progress.x)
-            meter.update(until - done)
-            done = until
-            length = paced(length, time.perf_counter() - clock)
+        begun = pace.made(step, begun, len(begun.keys))
         yield np.asarray(begun.progress.x)[: batch.size]  # [b, H, W, C]
-
-
-def paced(length: int, seconds: float) -> int:
-    """How many steps the next part has, after one of `length` that took so long: twice as many
-    until it takes about a `PAUSE`, and half as many where it takes more than two."""
-    # A step at a time at first, of which the first compiles: nobody knows how long one takes.
-    if seconds < PAUSE / 2:
-        return 2 * length
-    return max(1, length // 2) if seconds > 2 * PAUSE else length

@@ -18,7 +18,7 @@ from diffusion_jax.types import Params
 
 MODELS = {
     "DiT": "dit", "DiffiT": "diffit", "EDM2": "edm2", "DVAE": "dvae", "CodebookVAE": "dvae", "DALLE": "dalle", "KL": "vae",
-    "VQ": "vae", "LPIPS": "perceptual", "Classifier": "adm", "Prior": "karlo", "Relay": "karlo",
+    "VQ": "vae", "TAE": "tae", "LPIPS": "perceptual", "Classifier": "adm", "Prior": "karlo", "Relay": "karlo",
 }
 """Networks that one system alone has."""
 PARTS_OF = {":glide:Text": "glide", ":glide:Inpaint": "glide", ":unclip:ImageText": "karlo"}
@@ -28,8 +28,14 @@ TARGETS = ("diffusers", "original")
 FIRST = "first_stage"
 FIRST_STAGE_NOTE = ("The first stage is not among these files, as it is in no published one: export the run's folder first_stage "
                     "too.")
-BACK = {"sd": "FOLDER", "vae": "FOLDER", "clip": f"FOLDER/{WEIGHTS}"}
+BACK = {"sd": "FOLDER", "tae": "FOLDER", "vae": "FOLDER", "karlo": "FOLDER", "clip": f"FOLDER/{WEIGHTS}"}
 """What import_weights takes of a folder for diffusers, by system; of others it reads the official layout alone."""
+WITH_FIRST = ("karlo", "sd")
+"""Systems whose official files hold what a run was trained on."""
+SEVERAL = ("encoder.safetensors", "decoder.safetensors", "prior.safetensors", "improved-sr.safetensors")
+"""Weights in several files, whose folder import_weights takes."""
+PARTS = ("decoder/config.json", "prior/config.json")
+"""Of an unCLIP for diffusers: one of these import_weights needs, an upsampler alone does not say what it enlarges."""
 
 
 def of_page(page: Mapping[str, Any]) -> System:
@@ -91,23 +97,21 @@ def package(page: Mapping[str, Any], params: Params, to: str, class_names: tuple
       class_names: in the order of the labels, where the run has them.
 
     Raises:
-      ConfigError: there is no way back, no class of diffusers, or no such option in the other program; the line says which.
+      ConfigError: there is no class of diffusers, or no such option in the other program; the line says which.
     """
     page, params = not_augmented({**page, "model": _model(page)}, params)
     system = of_page(page)
-    if system.write is None:
-        raise ConfigError(f"weights of system {system.name} cannot be written here: {system.one_way}")
     if to == "diffusers":
         if system.diffusers is None:
             raise ConfigError(f"neither diffusers nor transformers has a class for system {system.name}: give --to original")
         written = systems.resolve(system.diffusers)(page, params, class_names)
-        return written._replace(command=_command(system.name, BACK.get(system.name, ""), ""))
-    # The one file of latent diffusion holds it too.
-    of_system = params if system.name == "sd" else {name: part for name, part in params.items() if name != FIRST}
+        alone = system.name == "karlo" and not any(name in written.files for name in PARTS)
+        return written._replace(command=_command(system.name, "" if alone else BACK.get(system.name, ""), ""))
+    of_system = params if system.name in WITH_FIRST else {name: part for name, part in params.items() if name != FIRST}
     written = systems.resolve(system.write)(page, of_system)
     notes = written.notes if len(of_system) == len(params) else (*written.notes, FIRST_STAGE_NOTE)
     weights = [name for name in written.files if name.endswith(".safetensors")]
-    source = "FOLDER" if "encoder.safetensors" in weights else f"FOLDER/{weights[0]}"
+    source = "FOLDER" if any(name in weights for name in SEVERAL) else f"FOLDER/{weights[0]}"
     official = f"FOLDER/{CONFIG}" if CONFIG in written.files else ""
     return written._replace(notes=notes, command=_command(system.name, source, official))
 

@@ -1,10 +1,10 @@
 """The systems whose published weights can be had here: the one table of them.
 
 A system is one file of this folder. Its `load` turns published weights into (page, params); its
-`export`, where it has one, turns the parameters of a run into the official weights again. Nothing
-of a system is imported before it is used, so reading this table costs nothing: the flags of mode
-import_weights, their help, their errors and README's table come from it. `write` and `diffusers`
-make whole folders of a run, for its official code and for diffusers or transformers.
+`export` turns the parameters of a run into the official weights again. Nothing of a system is
+imported before it is used, so reading this table costs nothing: the flags of mode import_weights,
+their help, their errors and README's table come from it. `write` and `diffusers` make whole
+folders of a run, for its official code and for diffusers or transformers.
 
 To add a system, write its file and add one entry to `SYSTEMS`.
 """
@@ -38,8 +38,7 @@ class System(NamedTuple):
       source: what --source takes.
       official: what the JSON file of --official may hold; empty where the weights say everything.
       load: 'module:function' of (source, options of --official or None) -> (page, params).
-      export: 'module:function' of (page, params, shapes) -> official weights; None for none.
-      one_way: why there is no way back.
+      export: 'module:function' of (page, params, shapes) -> official weights.
       write: 'module:function' of (page, params) -> `package.Package` for the official code.
       diffusers: 'module:function' of (page, params, class names) -> the same for diffusers or
         transformers; None where neither has a class for it.
@@ -52,9 +51,8 @@ class System(NamedTuple):
     source: str
     official: str
     load: str
-    export: str | None = None
-    one_way: str = ""
-    write: str | None = None
+    export: str
+    write: str
     diffusers: str | None = None
     latents: str | None = None
 
@@ -141,9 +139,11 @@ _TABLE = (
         name="karlo",
         weights="Karlo (kakaobrain/karlo), and unCLIPs of diffusers in its layout",
         source="the folder of its five files, or of diffusers",
-        official="prior, decoder and sr, the hparams of unpublished networks, and size",
+        official="of its files prior, decoder and sr, the hparams of unpublished networks, size, clip and unit",
         load=f"{HERE}.karlo:load",
-        one_way="nothing parts the query, key and value that are joined when they are read",
+        export=f"{HERE}.karlo_export:export",
+        write=f"{HERE}.karlo_export:write",
+        diffusers=f"{HERE}.karlo_hf_export:diffusers",
     ),
     System(
         name="perceptual",
@@ -164,6 +164,16 @@ _TABLE = (
         export=f"{HERE}.sd_export:export",
         write=f"{HERE}.sd_export:write",
         diffusers=f"{HERE}.sd_export:diffusers",
+    ),
+    System(
+        name="tae",
+        weights="TAESD, TAESDXL, TAESD3, TAEF1, TAEF2 (madebyollin/taesd)",
+        source="the folder of its two files, one of them, or of diffusers",
+        official="scaling_factor and shift_factor, of the latents that it imitates",
+        load=f"{HERE}.tae:load",
+        export=f"{HERE}.tae:export",
+        write=f"{HERE}.tae:write",
+        diffusers=f"{HERE}.tae:diffusers",
     ),
     System(
         name="vae",
@@ -197,7 +207,7 @@ SYSTEM_HELP = f"Whose weights to import{_listed('weights')}"
 SOURCE_HELP = f"Where the weights are; a file is {SUFFIXES}{_listed('source')}"
 OFFICIAL_HELP = f"A JSON file of what the weights do not say{_listed('official')}"
 FIRST_STAGE_HELP = (
-    f"Folder of an imported autoencoder (system vae) for the latents of {', '.join(WITH_LATENTS)}"
+    f"Folder of an imported autoencoder (system vae or tae) for the latents of {', '.join(WITH_LATENTS)}"
 )
 
 
@@ -269,16 +279,13 @@ def export(
       Official key -> array, for the keys of `shapes`.
 
     Raises:
-      ConfigError: the system has no way back, or the parameters do not fit the keys.
+      ConfigError: the parameters do not fit the keys, or they cannot be official weights.
 
     Example:
       >>> shapes = {key: w.shape for key, w in reader.read('DiT-XL-2-256x256.pt').items()}
       >>> weights = export('dit', page, params, shapes)
     """
-    system = find(name)
-    if system.export is None:
-        raise ConfigError(f"weights of system {name} cannot be written here: {system.one_way}")
-    return resolve(system.export)(page, params, shapes)
+    return resolve(find(name).export)(page, params, shapes)
 
 
 def latents(name: str) -> dict[str, Any]:
@@ -296,10 +303,8 @@ def latents(name: str) -> dict[str, Any]:
 
 def markdown() -> str:
     """The table for README and the documentation, a line for each system."""
-    lines = ["| system | weights | `--source` | back |", "|---|---|---|---|"]
-    for system in _TABLE:
-        back = "yes" if system.write else "no"
-        lines.append(f"| `{system.name}` | {system.weights} | {system.source} | {back} |")
+    lines = ["| system | weights | `--source` |", "|---|---|---|"]
+    lines += [f"| `{system.name}` | {system.weights} | {system.source} |" for system in _TABLE]
     return "\n".join(lines)
 
 

@@ -43,7 +43,8 @@ _PRIOR_DIFFUSERS = {
 _BLOCK = r"transformer/blocks_\1"
 
 
-def _prior_table(model: Prior, diffusers: bool) -> list[Rule]:
+def prior_table(model: Prior, diffusers: bool) -> list[Rule]:
+    """The rules of a prior."""
     heads = adm.per_head(3, lambda channels: model.heads)
     if diffusers:
         key = r"transformer_blocks\.(\d+)"
@@ -107,7 +108,7 @@ def convert_prior(state_dict: Mapping[str, Array], model: Prior) -> Params:
         ("encoder_hidden_states_proj", "embedding_proj") if diffusers else ("text_enc_proj", "text_emb_proj")))
     cond = {"vec": jnp.zeros((1, vec)), "seq": jnp.zeros((1, model.context, tokens))}
     target = shapes_of(model.init, jax.random.key(0), jnp.zeros((1, model.features)), jnp.zeros(1), cond)["params"]
-    return rules.convert(weights, _prior_table(model, diffusers), target)
+    return rules.convert(weights, prior_table(model, diffusers), target)
 
 
 def merged(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,23 +127,51 @@ def merged(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     return joined
 
 
+def parted(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `merged`."""
+    parts: dict[str, Any] = {}
+    for key, value in state_dict.items():
+        match = re.fullmatch(r"(.*\.)?([^.]*)\.([^.]*)", key)
+        before, name, end = match.groups(default="") if match else ("", key, "")
+        own = next((own for own, whole in JOINED.items() if whole == name), ())
+        rows = len(value) // len(own) if own else 0
+        parts |= {f"{before}{part}.{end}": value[i * rows : (i + 1) * rows] for i, part in enumerate(own)} or {key: value}
+    return parts
+
+
 # The UNets ------------------------------------------------------------------------------------------------------------------
 
 _ATTENTION = r"(\w*_attn\w*)"
-_COND = [
-    Rule("cf_param|learned_classifier_free_guidance_embeddings", "cond/null"),
-    *layer("(?:clip_emb|clip_image_embeddings_project_to_time_embeddings)", "cond/image_vec"),
-    *layer("(?:text_feat_proj|embedding_proj)", "cond/text_vec"),
-    *layer("(?:clip_tok_proj|clip_extra_context_tokens_proj)", "cond/image_seq"),
-    *layer(r"(?:text_seq_proj\.0|encoder_hidden_states_proj)", "cond/text_seq"),
-    *norm(r"(?:text_seq_proj\.1|text_encoder_hidden_states_norm)", "cond/text_norm"),
-]
+_COND = {
+    "clip_emb": "image_vec", "text_feat_proj": "text_vec", "clip_tok_proj": "image_seq", r"text_seq_proj\.0": "text_seq",
+}
+_COND_DIFFUSERS = {
+    "clip_image_embeddings_project_to_time_embeddings": "image_vec", "embedding_proj": "text_vec",
+    "clip_extra_context_tokens_proj": "image_seq", "encoder_hidden_states_proj": "text_seq",
+}
 _DIFFUSERS = [
     *norm(rf"{_ATTENTION}\.group_norm", r"model/\1/norm"),
     *layer(rf"{_ATTENTION}\.qkv", r"model/\1/qkv"),
     *layer(rf"{_ATTENTION}\.encoder_kv", r"model/\1/kv"),
     *layer(rf"{_ATTENTION}\.to_out\.0", r"model/\1/proj"),
 ]
+
+
+def _cond_table(diffusers: bool) -> list[Rule]:
+    null, text_norm = "cf_param", r"text_seq_proj\.1"
+    if diffusers:
+        null, text_norm = "learned_classifier_free_guidance_embeddings", "text_encoder_hidden_states_norm"
+    layers = _COND_DIFFUSERS if diffusers else _COND
+    return [
+        Rule(null, "cond/null"),
+        *(rule for name, path in layers.items() for rule in layer(name, f"cond/{path}")),
+        *norm(text_norm, "cond/text_norm"),
+    ]
+
+
+def table(model: UNet, diffusers: bool) -> list[Rule]:
+    """The rules of a decoder with its conditioner, or of a super-resolution network, for keys whose blocks have our names."""
+    return [*adm.BLOCKS, *adm.FINAL, *_cond_table(diffusers), *(_DIFFUSERS if diffusers else adm.attention_rules(model))]
 
 
 def renamed(state_dict: Mapping[str, Any], model: UNet) -> dict[str, Any]:
@@ -174,12 +203,15 @@ def unet_config(official: Mapping[str, Any]) -> dict[str, Any]:
     if "block_out_channels" in o:
         attends = [("Attn" in kind) for kind in o["down_block_types"]]
         scale_shift = o.get("resnet_time_scale_shift", "default") == "scale_shift"
-        learned = bool(any(attends))
+        middle = o.get("add_attention", True)
+        out = o["out_channels"]
+        channels = min(o.get("in_channels", 3), out)                 # beside x a picture comes in, or its variances come out
         return dict(
             width=o["block_out_channels"][0], mults=tuple(c / o["block_out_channels"][0] for c in o["block_out_channels"]),
             depth=o["layers_per_block"], attend=tuple(2**i for i, attending in enumerate(attends) if attending),
-            head_channels=o.get("attention_head_dim", 8), scale_shift=scale_shift, groups=o.get("norm_num_groups", 32),
-            mid_attention=o.get("add_attention", True), channels=3, learn_sigma=learned and o["out_channels"] == 6,
+            head_channels=o.get("attention_head_dim", 8) if middle or any(attends) else None, scale_shift=scale_shift,
+            groups=o.get("norm_num_groups", 32), mid_attention=middle, channels=channels, learn_sigma=out == 2 * channels,
+            dropout=float(o.get("dropout", 0)),
         )
     if "channels_multiple" in o:
         return dict(width=o["channels"], mults=tuple(o["channels_multiple"]), depth=o["depth"], attend=(), scale_shift=False,
@@ -239,6 +271,4 @@ def convert(state_dict: Mapping[str, Array], model: UNet, cond: nn.Module | None
     x = jnp.zeros((1, side, side, model.channels))
     network = shapes_of(model.init, jax.random.key(0), x, jnp.zeros(1), conditions)["params"]
     target = {"model": network} | ({"cond": text} if text else {})
-    diffusers = any("group_norm" in key or ".to_out." in key for key in weights) or "conv_in.weight" in state_dict
-    table = [*adm.BLOCKS, *adm.FINAL, *_COND, *(_DIFFUSERS if diffusers else adm.attention_rules(model))]
-    return {"cond": {}} | rules.convert(weights, table, target)
+    return {"cond": {}} | rules.convert(weights, table(model, "conv_in.weight" in state_dict), target)

@@ -25,6 +25,7 @@ from flax.core import meta
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.lpips import LPIPS
+from diffusion_jax.models.tae import TAE
 from diffusion_jax.models.vae import KL, VQ, Posterior
 from diffusion_jax.nn.conv import convolve
 from diffusion_jax.nn.tiles import tiled
@@ -65,7 +66,7 @@ class Autoencoder:
       first_stage: LPIPS with published weights in place of `losses.perceptual`; the run's config names its folder.
     """
 
-    model: KL | VQ
+    model: KL | VQ | TAE
     shape: tuple[int, int, int]
     losses: Losses | None = None
     weight: float = 1e-6

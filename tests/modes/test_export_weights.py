@@ -4,7 +4,10 @@ import json
 import jax
 import numpy as np
 import pytest
+from exports import GOLDENS
+from golden_case import load as golden
 from pages import ask, files, refused
+from pretrained.test_karlo_export import files_of
 
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.train.checkpoint import load
@@ -55,3 +58,18 @@ def test_what_is_refused_leaves_nothing(cli, tiny_run, tmp_path, options, says):
     done = cli(*EXPORT, "--workdir", tiny_run, *(names.get(word, word) for word in options))
     assert refused(done, says), done.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_an_unclip_goes_with_its_prior_and_its_upsampler(cli, tmp_path):
+    case = golden(GOLDENS / "unclip" / "diffusers_unclip_pipeline.json")
+    ask("import_weights", tmp_path / "run", system="karlo", source=str(files_of(tmp_path / "theirs", case)))
+    done = cli(*EXPORT, "--workdir", tmp_path / "run", "--to", "diffusers", "--out", tmp_path / "out")
+    assert done.code == 0 and "diffusers' UnCLIPPipeline" in done.out, done.err
+    for folder in {key.partition("/")[0] for key in case.weights}:
+        [file] = (tmp_path / "out" / folder).glob("*.safetensors")
+        for key, value in read(file).items():
+            np.testing.assert_array_equal(value, case.weights[f"{folder}/{key}"], err_msg=key)
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"] == "UnCLIPPipeline"
+    done = cli(*EXPORT, "--workdir", tmp_path / "run" / "prior", "--to", "original", "--out", tmp_path / "prior")
+    assert refused(done, "which these left with their decoder (first_stage)")

@@ -1,18 +1,21 @@
 """What a person sees while pictures are made: bars on a terminal, and animations of how they arise."""
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from pages import ask, files
 from PIL import Image
+from pipelines.test_progress import Count
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.modes import edit, sample
-from diffusion_jax.pipelines import stream
+from diffusion_jax.pipelines import progress, stream
 
 
 @pytest.fixture
 def terminal(monkeypatch):
-    for mode in (sample, edit):
-        monkeypatch.setattr(mode, "is_watched", lambda: True)
+    for module in (sample, progress):
+        monkeypatch.setattr(module, "is_watched", lambda: True)
 
 
 def images(folder, out, **options):
@@ -38,9 +41,40 @@ def test_few_steps_have_a_bar_of_images(tiny_run, tmp_path, terminal, monkeypatc
     assert "6/6" in capsys.readouterr().err
 
 
-def test_edits_count_their_rows(tiny_run, tmp_path, terminal, capsys):
-    ask("edit", tiny_run, op="switch", label=3, to_label=7, values=("0,2,5",), num=2, out=str(tmp_path / "x.png"))
-    assert "3/3" in capsys.readouterr().err
+def edited(folder, out, **options):
+    ask("edit", folder, out=str(out), **options)
+    return out.read_bytes()
+
+
+def test_edits_count_their_steps_and_the_pictures_are_the_same(tiny_run, tmp_path, terminal, monkeypatch, capsys):
+    sweep = dict(op="switch", label=3, to_label=7, values=("0,2,5",), num=2)
+    got = edited(tiny_run, tmp_path / "a.png", **sweep)
+    said = capsys.readouterr().err
+    assert "15/15" in said and ("step/s" in said or "s/step" in said)                   # of three rows
+    monkeypatch.setattr(progress, "is_watched", lambda: False)
+    assert edited(tiny_run, tmp_path / "b.png", **sweep) == got and not capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_bar_of_an_edit_ends_full(tiny_run, tmp_path, monkeypatch):
+    """With the way up of an inversion, and with every edit of a session."""
+    bars = []
+
+    @contextmanager
+    def counting(total):
+        bars.append((total, Count()))
+        yield bars[-1][1]
+
+    digit, session = str(saved(tiny_run, tmp_path, num=1)), str(tmp_path / "s.json")
+    inpaint, replay = dict(op="inpaint", images=digit, session=session), dict(op="replay", session=session)
+    alone = edit.bar_of_steps
+    monkeypatch.setattr(edit, "bar_of_steps", counting)
+    for options in (dict(op="invert", images=digit, label=3), inpaint | dict(rect=("0,0,4,8",), steps="7"),
+                    inpaint | dict(rect=("2,2,6,6",)), replay):
+        got = edited(tiny_run, tmp_path / "a.png", **options)
+    assert [(total, meter.done) for total, meter in bars] == [(10, 10), (7, 7), (12, 12), (12, 12)]
+    monkeypatch.setattr(edit, "bar_of_steps", alone)
+    assert edited(tiny_run, tmp_path / "b.png", **replay) == got
 
 
 def test_an_out_that_is_an_animation_shows_how_the_pictures_arise(tiny_run, tmp_path, capsys):
@@ -56,8 +90,8 @@ def test_an_out_that_is_an_animation_shows_how_the_pictures_arise(tiny_run, tmp_
     assert np.abs(last[::factor, ::factor][: grid.shape[0], : grid.shape[1]] - grid).mean() < 8     # 256 colours of a palette
 
 
-def saved(folder, tmp_path):
-    ask("sample", folder, out=str(tmp_path / "x.png"), num=4, label=3)
+def saved(folder, tmp_path, num=4):
+    ask("sample", folder, out=str(tmp_path / "x.png"), num=num, label=3)
     return tmp_path / "x.png"
 
 

@@ -12,7 +12,8 @@ from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.diffusion.scales import X0
 from diffusion_jax.models.cond import Nothing
 from diffusion_jax.pipelines.conditions import conditions
-from diffusion_jax.pipelines.edit import Change, Inputs, check_values, edit, from_strength, invert, rectangles, sweep, switched
+from diffusion_jax.pipelines.edit import Change, Inputs, edit, from_strength, invert, rectangles, switched
+from diffusion_jax.pipelines.edit_steps import sweep
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import generate, per_image
 from diffusion_jax.runs.folder import Model
@@ -176,19 +177,6 @@ def test_what_is_refused():
         sweep(Model({}, None, Exact(PROCESSES["ddpm"])), RECIPE, {}, 0, "guidance", [2.0], Inputs(image=IMAGE))
     with pytest.raises(ConfigError, match="op phi rescales guidance, which is 1 here"):
         swept("phi", [0.5])
-
-
-@pytest.mark.parametrize(("over", "values", "says"), [
-    ("guidance", [], "op guidance needs values"),
-    ("phi", [float("nan")], "values of phi are finite numbers: got nan"),
-    ("switch", [1.5], "values of switch are numbers of steps, from 0 on: got 1.5"),
-    ("switch", [-1], "values of switch are numbers of steps"),
-    ("strength", [0.5, 1.1], "values of strength lie in 0 ... 1: got 0.5, 1.1"),
-    ("mix", [-0.1], "values of mix lie in 0 ... 1"),
-])
-def test_values_that_have_no_meaning_are_refused(over, values, says):
-    with pytest.raises(ConfigError, match=says):
-        check_values(over, values)
 
 
 def test_two_checkpoints_of_one_kind_share_an_edit():

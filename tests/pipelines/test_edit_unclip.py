@@ -12,6 +12,7 @@ from diffusion_jax.pipelines.pipeline import Pipeline
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import Request
 from diffusion_jax.runs.folder import Run
+from pipelines.test_progress import Count
 from pipelines.toy_task import LOW_RES, model_of, page
 from pipelines.unclip_task import EMBEDDER, FEATURES, embed, runs
 
@@ -81,10 +82,28 @@ def test_components_are_sampled_as_the_recipe_says(pipe):
         heun.edit.variations(DIGITS)
 
 
+def upsampler():
+    return Pipeline(Run("runs/up", 0, "params", {}, model_of(page(LOW_RES, side=16))), Recipe(steps=2))
+
+
 def test_upsamplers_follow(pipe):
-    larger = Pipeline(Run("runs/up", 0, "params", {}, model_of(page(LOW_RES, side=16))), Recipe(steps=2))
+    larger = upsampler()
     rows = replace(pipe, upsamplers=(larger,)).edit.variations(DIGITS, values=[0.0]).images
     assert rows.shape == (1, 3, 16, 16, 1)
+
+
+@pytest.mark.slow
+def test_a_meter_counts_the_steps_and_changes_nothing(pipe, again):
+    """Those of the way up, which all rows start from, of every row, and of the upsamplers."""
+    meter = Count()
+    rows = replace(pipe, meter=meter).edit.variations(DIGITS, values=[0.0, 0]).images
+    assert meter.done == 4 + 2 * 4
+    for row in rows:
+        np.testing.assert_array_equal(row, again)
+    meter, large = Count(), replace(pipe, upsamplers=(upsampler(),))
+    rows = replace(large, meter=meter).edit.components(DIGITS, values=[1, FEATURES], seed=4).images
+    assert meter.done == 2 * (4 + 2)
+    np.testing.assert_array_equal(rows, large.edit.components(DIGITS, values=[1, FEATURES], seed=4).images)
 
 
 @pytest.mark.parametrize(("edit", "says"), [
@@ -106,9 +125,10 @@ def test_upsamplers_follow(pipe):
 ], ids=["no values", "eta", "num", "single", "word", "none", "many", "half", "shape",
         "no text", "no draw", "of texts", "eta 0", "beyond", "nan"])
 def test_edits_that_make_no_sense_are_one_line(pipe, edit, says):
+    meter = Count()
     with pytest.raises(ConfigError, match=says) as error:
-        edit(pipe.edit)
-    assert "\n" not in str(error.value)
+        edit(replace(pipe, meter=meter).edit)
+    assert "\n" not in str(error.value) and not meter.done                                  # no bar stands over it
 
 
 def test_a_clip_without_statistics_has_no_components():

@@ -15,6 +15,7 @@ from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import Request
 from diffusion_jax.runs.folder import Run
 from diffusion_jax.train.state import plain
+from pipelines.test_progress import Count
 from pipelines.toy_task import LABEL, TEXT, model_of, page
 
 DIGITS = np.stack([Digits("test")[i]["image"] for i in (0, 150)])
@@ -82,6 +83,18 @@ def test_inversion_says_how_near_it_comes_back(pipe):
 def test_inversion_is_unguided_ddim_whatever_the_recipe_says(pipe):
     for recipe in (dict(sampler="heun"), dict(guidance=4.0, phi=0.5), dict(guidance=2.0, plus_plus=True)):
         np.testing.assert_array_equal(pipe.using(**recipe).edit.invert(DIGITS, 3).images, pipe.edit.invert(DIGITS, 3).images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("edit", "steps"), [
+    (lambda e: e.invert(DIGITS, 3), 4 + 4),
+    (lambda e: e.guidance(3, values=[1.0, 4.0, 7.0], num=2), 3 * 4),
+    (lambda e: e.inpaint(DIGITS[0], [[0, 0, 4, 8]], 3, strength=0.8), 4),
+], ids=["invert", "guidance", "inpaint"])
+def test_a_meter_counts_the_steps_and_changes_nothing(pipe, edit, steps):
+    meter = Count()
+    np.testing.assert_array_equal(edit(replace(pipe, meter=meter).edit).images, edit(pipe.edit).images)
+    assert meter.done == steps
 
 
 # In parts -------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from diffusion_jax.pipelines import stream
 from diffusion_jax.pipelines.conditions import conditions
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import Guides, generate
-from diffusion_jax.pipelines.stream import generated, paced, watched
+from diffusion_jax.pipelines.stream import generated, watched
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from pipelines.compilations import compilations
@@ -111,8 +111,3 @@ def test_without_a_meter_a_batch_is_one_program(monkeypatch):
     monkeypatch.setattr(stream, "_begin", None)
     task = make("cosine")
     assert len(list(generated(Model(PARAMS, None, task), Recipe(steps=3), conditions(task, 3), 3, 0, 3))) == 1
-
-
-@pytest.mark.parametrize(("length", "seconds", "want"), [(1, 9.0, 1), (1, 0.001, 2), (8, 0.2, 8), (8, 0.05, 16), (8, 0.5, 4)])
-def test_a_part_takes_about_as_long_as_a_person_waits(length, seconds, want):
-    assert paced(length, seconds) == want

@@ -93,11 +93,26 @@ def test_what_changes_nothing_is_refused():
 def test_it_has_no_steps_and_no_edits():
     pipe = Pipeline(RUN, Draw())
     assert pipe.makes_tokens and pipe.picture_shape == (8, 8, 1)
-    for call in (lambda: pipe.stream(THREE), lambda: pipe.edit, lambda: pipe.diffusion):
+    for call in (lambda: pipe.edit, lambda: pipe.diffusion):
         with pytest.raises(ConfigError, match="holds a transformer over text and image tokens: this is for diffusion models"):
             call()
     with pytest.raises(ConfigError, match="unknown sampling option 'steps'"):
         pipe.using(steps=3)
+
+
+def test_a_stream_ends_with_the_pictures_of_a_call(monkeypatch):
+    made = np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 8, 8, 1)
+    monkeypatch.setattr(dalle, "generate", lambda *arguments: iter([made]))
+    pipe = Pipeline(RUN, Draw())
+    whole = pipe(THREE, num=2).images
+    (first, upper), *_, (last, end) = pipe.stream(THREE, num=2, every=1)
+    assert (first, last) == (1, 4)
+    np.testing.assert_array_equal(end, whole)
+    np.testing.assert_array_equal(upper[:, :2], whole[:, :2])
+    assert (upper[:, 2:] == tokens.GREY).all()
+    with pytest.raises(ConfigError, match="every is 1"):
+        pipe.stream(THREE, every=0)
+
 
 
 @pytest.mark.parametrize("name", ["upsamplers", "classifier", "weak", "prior"])

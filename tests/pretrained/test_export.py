@@ -11,7 +11,8 @@ from diffusion_jax.pretrained import export, perceptual, systems
 
 NET, COND = "diffusion_jax.models.", "diffusion_jax.models.cond:"
 PAGES = [                                       # (network, conditioner, first stage, the system that it belongs to)
-    (dict(name=f"{NET}dit:DiT"), None, None, "dit"), (dict(name=f"{NET}vae:VQ"), None, None, "vae"),
+    (dict(name=f"{NET}dit:DiT"), None, None, "dit"), (dict(name=f"{NET}tae:TAE"), None, None, "tae"),
+    (dict(name=f"{NET}vae:VQ"), None, None, "vae"),
     (dict(name=f"{NET}clip:CLIP", image=dict(steps=0)), None, None, "clip"),
     (dict(name=f"{NET}clip:CLIP", image=None), None, None, "clip"),
     (dict(name=f"{NET}clip:CLIP", image=dict(steps=1000)), None, None, "glide"),
@@ -42,11 +43,10 @@ def test_a_network_of_ones_own_is_no_systems():
         export.of_page(dict(model=dict(name="mypkg.nets:Mine"), task=dict(name="t:Task")))
 
 
-def test_a_system_without_a_way_back_says_why():
-    page = dict(model=dict(name="diffusion_jax.models.prior:Prior"), task={})
+def test_an_autoregressive_prior_has_no_layout():
+    page = dict(model=dict(name=f"{NET}prior_ar:ARPrior"), task=dict(name="t:Task"))
     for to in export.TARGETS:
-        with pytest.raises(ConfigError, match=f"of system karlo cannot be written.*{systems.SYSTEMS['karlo'].one_way[-20:]}"):
-            export.package(page, {}, to)
+        refused(page, {}, to, "nobody has published a network like this ARPrior")
 
 
 def test_lpips_is_one_file_of_taming_transformers():
@@ -97,7 +97,7 @@ def test_openais_discrete_vae_is_two_files(tmp_path):
 @pytest.mark.parametrize("name, says", [
     ("digits_dalle", "minDALL-E has no layout 'dalle', only 'dense'|ru-DALL-E has no layout 'dalle'"),
     ("digits_adm", "the official ADM has no groups"), ("digits_clip", "sees 3 channels, task.shape has 1"),
-    ("digits_unclip", "of system karlo cannot be written"),
+    ("digits_unclip", "Karlo's own code has the CLIP beside its networks"),
 ])
 def test_pages_that_no_official_code_has_are_refused(name, says):
     refused(config(name).to_dict(), {"model": {}}, "original", says)

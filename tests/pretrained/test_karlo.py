@@ -87,7 +87,7 @@ def test_a_diffusers_folder_gives_the_same_images(tmp_path, monkeypatch):
     ask("import_weights", run, system="karlo", source=str(tmp_path / "unclip"))
 
     draws, made, to_pixels = noted(monkeypatch), [], sampling.to_pixels
-    monkeypatch.setattr(sampling, "to_pixels", lambda batch: made.append(batch) or to_pixels(batch))
+    monkeypatch.setattr(sampling, "to_pixels", lambda batch, *how: made.append(batch) or to_pixels(batch, *how))
     ask("sample", run, prompt=tuple(PROMPTS), num=1, prior_best=1, prior_steps=str(STEPS["prior"]), steps=str(STEPS["decoder"]),
         out=str(tmp_path / "ours.npz"))
     ours = np.clip(np.concatenate(made) / 2 + 0.5, 0, 1)

@@ -26,14 +26,13 @@ def shapes_of(weights):
 def test_what_an_entry_names_is_there(system):
     assert system.name in FILES
     assert list(inspect.signature(systems.resolve(system.load)).parameters) == ["path", "official"]
-    if system.export is not None:
-        parameters = inspect.signature(systems.resolve(system.export)).parameters
-        assert list(parameters) == ["page", "params", "shapes"]
-    for entry, wanted in ((system.write, ["page", "params"]), (system.diffusers, ["page", "params", "class_names"])):
+    for entry, wanted in (
+        (system.export, ["page", "params", "shapes"]), (system.write, ["page", "params"]),
+        (system.diffusers, ["page", "params", "class_names"]),
+    ):
         if entry is not None:
             assert list(inspect.signature(systems.resolve(entry)).parameters) == wanted
-    assert (system.export is None) == (system.write is None) == bool(system.one_way)
-    for phrase in (system.weights, system.source, system.official, system.one_way):
+    for phrase in (system.weights, system.source, system.official):
         assert not set(phrase) & set(":;|\n") and not phrase.endswith("."), "phrases are joined with these"
 
 
@@ -54,7 +53,7 @@ def test_the_help_names_every_system():
 def test_the_markdown_has_a_short_row_for_each_system():
     lines = systems.markdown().splitlines()
     assert len(lines) == 2 + len(systems.SYSTEMS)
-    assert {line.count("|") for line in lines} == {5}
+    assert {line.count("|") for line in lines} == {4}
     assert max(map(len, lines)) <= 140
     assert [line.split("`")[1] for line in lines[2:]] == sorted(systems.SYSTEMS)
 
@@ -91,11 +90,6 @@ def test_a_key_that_the_weights_lack_is_named(tmp_path):
     (tmp_path / "o.json").write_text('{"unet_config": {}}')
     with pytest.raises(ConfigError, match="there is no 'params' in --official .*o.json, or in .*x.npz: system sd needs it"):
         systems.load("sd", tmp_path / "x.npz", tmp_path / "o.json")
-
-
-def test_a_system_without_a_way_back_says_why():
-    with pytest.raises(ConfigError, match=f"of system karlo cannot be written here: .*{systems.SYSTEMS['karlo'].one_way[-20:]}"):
-        systems.export("karlo", {}, {}, {})
 
 
 @pytest.mark.parametrize("name, case, options", [
