@@ -252,7 +252,10 @@ def _hf_unet(page: Page, parts: Parts) -> tuple[dict[str, Array], Spec]:
     title = "diffusers' UNet2DConditionModel"
     only(title, model, learn_sigma=False, scale_shift=False, resample="conv", ddpm=False, mid_attention=True, codes=0,
          heads_up=None, out_channels=None, attention="softmax")
-    refuse(title, {"has spatial transformers (model.transformer)": not model.transformer})
+    refuse(title, {
+        "has spatial transformers (model.transformer)": not model.transformer,
+        f"begins with the width of its first level (model.mults begins with 1), mults are {model.mults}": model.mults[0] != 1,
+    })
     linear = model.head_channels is not None                                    # as in Stable Diffusion 2
     shapes = _shapes(model, parts, linear)
     tokens = next(shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight"))

@@ -105,6 +105,7 @@ def test_a_folder_there_and_back(own, tmp_path):
     ({}, "original", "has no vocab 514, only 49408"),
     (dict(model=dict(learn_sigma=True)), "diffusers", "has no learn_sigma True"),
     (dict(model=dict(scale_shift=True)), "diffusers", "has no scale_shift True"),
+    (dict(model=dict(mults=(0.5, 1))), "diffusers", r"model.mults begins with 1.*mults are \(0.5, 1\)"),
     (dict(model=dict(groups=16)), "original", "has no groups 16"),
     (dict(first=dict(attend=(2,))), "diffusers", "AutoencoderKL has no attend"),
     (dict(first_stage=None), "original", r"makes latents \(task.first_stage\)"),
