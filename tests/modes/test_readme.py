@@ -115,7 +115,8 @@ def home(tmp_path_factory):
     for name in ("before", "after"):
         told(classes(root / name / "photos", each=1))
     latents(root / "after" / "runs" / "photos_latents")
-    save_start(root / "after" / "runs" / "digits", plain(pages.read("digits")), {"a": np.zeros(1)})
+    for name in ("digits", "photos"):
+        save_start(root / "after" / "runs" / name, plain(pages.read("digits")), {"a": np.zeros(1)})
     return root
 
 
