@@ -53,6 +53,7 @@ def test_a_name_may_have_the_sign_itself(tmp_path, monkeypatch):
     assert features.named("dinov2=~/x.pth") == ("dinov2", str(tmp_path / "x.pth"))
 
 
+@pytest.mark.slow
 def test_a_classifier_trained_here_is_a_network(judge, fresh):
     network = features.network_of(judge.folder)
     seen = jax.jit(network.see)(network.params, np.zeros((2, 8, 8, 1), np.uint8))

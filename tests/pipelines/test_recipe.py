@@ -203,7 +203,7 @@ def test_the_check_passes_where_the_default_is_float64(sampler, guidance):
         Recipe(sampler=sampler, steps=5, **guidance).check(make())
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", [name if name != "ddpm" else pytest.param(name, marks=pytest.mark.slow) for name in TABLE])
 def test_images_are_the_same_where_the_default_is_float64(name):
     recipe = Recipe(sampler="heun", steps=3, **CFG)
     want = images(recipe, name)
