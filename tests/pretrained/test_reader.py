@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.pretrained import dvae, persistent
-from diffusion_jax.pretrained.reader import read
+from diffusion_jax.pretrained.reader import onnx_users, read
 
 STATE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array([1, 2], np.int64), "c": np.ones(2, np.float16)}
 
@@ -25,6 +25,9 @@ def write(path, content):
         save_file(content, path)
     elif path.suffix == ".npz":
         np.savez(path, **content)
+    elif path.suffix == ".onnx":
+        onnx = pytest.importorskip("onnx")
+        save_onnx(path, [onnx.numpy_helper.from_array(value, key) for key, value in content.items()])
     else:
         torch = pytest.importorskip("torch")
 
@@ -37,7 +40,14 @@ def write(path, content):
     return path
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.npz", "w.pt", "w.ckpt"])
+def save_onnx(path, tensors, nodes=(), sparse=()):
+    """A graph of these initialisers and nodes."""
+    helper = pytest.importorskip("onnx").helper
+    graph = helper.make_graph(nodes, "graph", [], [], tensors, sparse_initializer=sparse)
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.npz", "w.onnx", "w.pt", "w.ckpt"])
 def test_every_format_gives_the_same_arrays(tmp_path, name):
     got = read(write(tmp_path / name, STATE))
     assert got.keys() == STATE.keys()
@@ -46,7 +56,7 @@ def test_every_format_gives_the_same_arrays(tmp_path, name):
         np.testing.assert_array_equal(got[key], value)
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.npz", "w.pt"])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.npz", "w.onnx", "w.pt"])
 def test_a_damaged_file_is_refused_in_one_line(tmp_path, name):
     if name == "w.pt":
         pytest.importorskip("torch")
@@ -114,14 +124,15 @@ def test_what_is_no_state_dict_is_refused(tmp_path):
         read(write(tmp_path / "w.pt", {"w": np.zeros(1), "step": 3}))
 
 
-def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "w.pt").touch()
-    with pytest.raises(ConfigError, match=r"pip install 'diffusion_jax\[torch\]'"):
-        read(tmp_path / "w.pt")
+@pytest.mark.parametrize("package, name", [("torch", "w.pt"), ("onnx", "w.onnx")])
+def test_without_its_package_the_extra_is_named(tmp_path, monkeypatch, package, name):
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=rf"pip install 'diffusion_jax\[{package}\]'"):
+        read(tmp_path / name)
 
 
-@pytest.mark.parametrize("name, message", [("w.onnx", "unknown kind of weights file '.onnx'"), ("w.npz", "there is no file")])
+@pytest.mark.parametrize("name, message", [("w.gguf", "unknown kind of weights file '.gguf'"), ("w.npz", "there is no file")])
 def test_other_files_are_refused(tmp_path, name, message):
     with pytest.raises(ConfigError, match=message):
         read(tmp_path / name)
@@ -182,6 +193,75 @@ def test_float8_of_torch_becomes_float32(tmp_path):
     torch.save({"w": torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn)}, tmp_path / "w.pt")
     got = read(tmp_path / "w.pt")["w"]
     assert got.dtype == np.float32 and got.tolist() == [1.5, -2.0]
+
+
+# Graphs ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_onnx_lie_in_bytes_or_in_lists(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    floats = onnx.helper.make_tensor("list", onnx.TensorProto.FLOAT, [2, 1], [1.5, -2.0])
+    halves = onnx.helper.make_tensor("half", onnx.TensorProto.BFLOAT16, [2], [1.5, -2.0])
+    scalar = onnx.numpy_helper.from_array(np.float32(3), "scalar")
+    save_onnx(tmp_path / "w.onnx", [floats, halves, scalar])
+    got = read(tmp_path / "w.onnx")
+    assert got["list"].tolist() == [[1.5], [-2.0]] and got["scalar"].shape == ()
+    assert got["half"].dtype == ml_dtypes.bfloat16 and got["half"].tolist() == [1.5, -2.0]
+
+
+def odd_initialisers(onnx):
+    """Name -> (an initialiser that is no plain array, what is said of it)."""
+    kinds, make = onnx.TensorProto, onnx.helper.make_tensor
+    beside = onnx.TensorProto(name="w", dims=[2], data_type=kinds.FLOAT, data_location=kinds.EXTERNAL)
+    beside.external_data.add(key="location", value="/etc/passwd")
+    return {
+        "in another file": (beside, "lies in another file, which is not opened"),
+        "texts": (make("w", kinds.STRING, [1], [b"text"]), "is of type STRING"),
+        "complex": (make("w", kinds.COMPLEX64, [1], [1j]), "is of type COMPLEX64"),
+        "four bits": (make("w", kinds.INT4, [2], [1, -2]), "is of type INT4"),
+        "of no type": (onnx.TensorProto(name="w", dims=[1], raw_data=bytes(4)), "is of type UNDEFINED"),
+        "of a type of tomorrow": (onnx.TensorProto(name="w", dims=[1], data_type=999, raw_data=bytes(4)), "is of type 999"),
+        "larger than its bytes": (onnx.TensorProto(name="w", dims=[10**6, 10**6], data_type=kinds.FLOAT, raw_data=bytes(4)),
+                                  "and room for less"),
+        "a little larger": (onnx.TensorProto(name="w", dims=[2], data_type=kinds.FLOAT, raw_data=bytes(4)), "does not read"),
+        "of a negative side": (onnx.TensorProto(name="w", dims=[-1], data_type=kinds.FLOAT, raw_data=bytes(4)), "room for less"),
+    }
+
+
+@pytest.mark.parametrize("name", [
+    "in another file", "texts", "complex", "four bits", "of no type", "of a type of tomorrow", "larger than its bytes",
+    "a little larger", "of a negative side",
+])
+def test_initialisers_that_are_no_plain_arrays_are_refused_in_one_line(tmp_path, name):
+    tensor, says = odd_initialisers(pytest.importorskip("onnx"))[name]
+    save_onnx(tmp_path / "w.onnx", [tensor])
+    with pytest.raises(ConfigError, match=rf"w\.onnx: w .*{says}") as error:
+        read(tmp_path / "w.onnx")
+    assert "\n" not in str(error.value)
+
+
+def test_graphs_without_plain_initialisers_are_refused(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    tensor = onnx.numpy_helper.from_array(np.ones(1, np.float32), "w")
+    places = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "places")
+    sparse = [onnx.helper.make_sparse_tensor(tensor, places, [4])]
+    for options, says in (({"tensors": []}, "has no initialisers"), ({"tensors": [tensor, tensor]}, "has two initialisers w"),
+                          ({"tensors": [tensor], "sparse": sparse}, "has sparse initialisers")):
+        save_onnx(tmp_path / "w.onnx", **options)
+        with pytest.raises(ConfigError, match=says):
+            read(tmp_path / "w.onnx")
+
+
+def test_the_first_node_that_takes_an_initialiser_is_named(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    tensors = [onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), name) for name in ("onnx::MatMul_7", "b", "unused")]
+    nodes = [onnx.helper.make_node("MatMul", ["x", "onnx::MatMul_7"], ["y"], "/fc1/MatMul"),
+             onnx.helper.make_node("Add", ["y", "b"], ["z"], "/fc1/Add"),
+             onnx.helper.make_node("Mul", ["z", "b"], ["out"], "/fc1/Mul")]
+    save_onnx(tmp_path / "w.onnx", tensors, nodes)
+    assert onnx_users(tmp_path / "w.onnx") == {"onnx::MatMul_7": "/fc1/MatMul", "b": "/fc1/Add"}
+    with pytest.raises(ConfigError, match="there is no file"):
+        onnx_users(tmp_path / "x.onnx")
 
 
 # Pickles that run something -------------------------------------------------------------------------------------------------
