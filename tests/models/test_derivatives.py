@@ -27,7 +27,7 @@ from diffusion_jax.models.vae import KL
 
 STEP = 5e-5
 """Of finite differences: small, because of the kinks of networks that are rectified."""
-RECTIFIED = ("discrete vae", "codebook vae", "discriminator", "resnet of clip", "lpips", "inception")
+RECTIFIED = ("discrete vae", "codebook vae", "discriminator", "resnet of clip", "lpips", "lpips of alexnet", "inception")
 """Networks whose gradients jump, so that differences of them say nothing."""
 DIRECTIONS = 4
 FEW = ("autoencoder of one level",)
@@ -88,6 +88,7 @@ NETWORKS = {
     "resnet of clip": (ResNet, dict(features=6, size=32, width=8, layers=(1, 1, 1, 1), norm="group"), (pictures(side=32),)),
     "text encoder": (TextEncoder, dict(vocab=10, context=4, width=8, layers=1, heads=2, head_channels=4), (tokens(2, 4),)),
     "lpips": (LPIPS, dict(width=4), (pictures(side=32), draw(9, 2, 32, 32, 3))),
+    "lpips of alexnet": (LPIPS, dict(width=4, net="alex"), (pictures(side=32), draw(9, 2, 32, 32, 3))),
     "dinov2": (DINOv2, dict(width=8, depth=1, heads=2, patch=4), (pictures(),)),
     "inception": (Inception, {}, (pictures(side=75),)),
 }
