@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -231,10 +232,13 @@ def test_a_clock_that_jumps_loses_nothing(tmp_path, monkeypatch, jump):
     train_toy.train(tmp_path / "run", stop_at=6)
     for path in (tmp_path / "run").rglob("*"):                              # files from the future or the past
         os.utime(path, (clock() + day, clock() + day))
+    before = set(threading.enumerate())
     monkeypatch.setattr(time, "time", lambda: clock() + (jump if next(calls) % 3 else 0))
     with contextlib.suppress(ConfigError):
         train_toy.train(tmp_path / "run")
     monkeypatch.undo()
+    for thread in set(threading.enumerate()) - before:                     # those of a run that ended go with its process
+        thread.join(10)
     assert available(tmp_path / "run")
     _, got = train_toy.train(tmp_path / "run", config={"steps": 13})
     _, want = train_toy.train(tmp_path / "straight", config={"steps": 13})

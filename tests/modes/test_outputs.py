@@ -88,7 +88,7 @@ def test_outputs_are_tried_before_the_work(digits, idle, tmp_path, monkeypatch, 
     (tmp_path / "digits.npz").symlink_to(digits / "digits.npz")
     coder = without_data("digits_vae", tmp_path / "run", data=page("digits_vae").to_dict()["data"])
     for module in (likelihood_mode, encode):
-        monkeypatch.setattr(module, "open_run", lambda *_: coder)
+        monkeypatch.setattr(module, "opened", lambda *_: coder)
     if mode == "plan":
         options = {"config": page("digits"), **options}
     block(tmp_path, name, kind)
@@ -157,7 +157,7 @@ def test_reports_of_other_options_stay(tiny_run, tmp_path, monkeypatch):
 
 def test_likelihoods_of_other_options_stay(tmp_path, monkeypatch):
     coder = without_data("digits_vae", tmp_path, data=page("digits_vae").to_dict()["data"])
-    monkeypatch.setattr(likelihood_mode, "open_run", lambda *_: coder)
+    monkeypatch.setattr(likelihood_mode, "opened", lambda *_: coder)
     monkeypatch.setattr(likelihood, "measured", lambda model, batches: Likelihood(
         {"PSNR (dB)": float(len(batches))}, np.full((8, 8, 1), len(batches), np.uint8)))
     for num in (4, 8):
