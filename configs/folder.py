@@ -285,9 +285,8 @@ def network(plan: Plan, space: Space) -> tuple[dict, int]:
     if not {"unet", "edm2"} & {*plan.variants}:
         width = options["width"]
         block = "cross_attention" if plan.reads == "tokens" else "adaln_zero"
-        of_pixels = space.first_stage is None
         return dict(
-            name="diffusion_jax.models.dit:DiT", patch=patch(side, of_pixels), width=width, depth=options["depth"],
+            name="diffusion_jax.models.dit:DiT", patch=patch(side, not space.first_stage), width=width, depth=options["depth"],
             heads=max(width // 64, 4), block=block, channels=channels, learn_sigma=False, scan=True, remat="dots",
         ), width
     levels = sum(side % 2**i == 0 and side // 2**i >= 8 for i in range(1, 4)) + 1

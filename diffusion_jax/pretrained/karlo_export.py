@@ -108,9 +108,9 @@ def networks(title: str, page: Page, params: Params) -> Whole:
     Raises:
       ConfigError: a prior with another CLIP than the decoder's; an upsampler that enlarges otherwise.
     """
-    own = {"Prior": "prior", "Relay": "upsampler"}.get(_kind(page), "decoder")
-    pages = {own: page, **page.get("parts", {})}
-    weights = {own: params, **params.get("parts", {})}
+    role = {"Prior": "prior", "Relay": "upsampler"}.get(_kind(page), "decoder")
+    pages = {role: page, **page.get("parts", {})}
+    weights = {role: params, **params.get("parts", {})}
     notes: tuple[str, ...] = ()
     if "prior" in pages and _kind(pages["prior"]) != "Prior":
         del pages["prior"], weights["prior"]

@@ -127,9 +127,9 @@ def _clip(first: First) -> dict[str, Any]:
     text = first.model.text
     clips_text(TITLE, text)
     params = first.params["clip"]["model"]
-    own = {karlo.UNIT: True} if first.unit else {}
+    unit = {karlo.UNIT: True} if first.unit else {}
     files = {
-        "text_encoder/config.json": clip_export.text_config(text) | {"architectures": ["CLIPTextModelWithProjection"], **own},
+        "text_encoder/config.json": clip_export.text_config(text) | {"architectures": ["CLIPTextModelWithProjection"], **unit},
         "text_encoder/model.safetensors": clip_export.hf_weights(params["text"], text),
     }
     if has_image(first):

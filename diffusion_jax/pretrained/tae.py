@@ -84,14 +84,14 @@ def authors(key: str) -> str:
     match = re.fullmatch(r"(encoder|decoder)\.layers\.(\d+)\.(.+)", key)
     if match is None:
         return key
-    half, place, rest = match.groups()
-    return f"{half}.{int(place) + (half == 'decoder')}.{rest}"
+    half, index, rest = match.groups()
+    return f"{half}.{int(index) + (half == 'decoder')}.{rest}"
 
 
 def diffusers_name(key: str) -> str:
     """The inverse of `authors`."""
-    half, place, rest = key.split(".", 2)
-    return f"{half}.layers.{int(place) - (half == 'decoder')}.{rest}"
+    half, index, rest = key.split(".", 2)
+    return f"{half}.layers.{int(index) - (half == 'decoder')}.{rest}"
 
 
 def _module(key: str) -> str:
@@ -317,5 +317,5 @@ def _weights(title: str, page: Page, params: Params, model: TAE) -> dict[str, Ar
 def _notes(page: Page, model: TAE) -> tuple[str, ...]:
     """A sentence where a run's latents are not the network's own."""
     task = page["task"]
-    own = (task.get("scale", 1.0), task.get("shift", 0.0)) == (model.scale, model.shift)
-    return () if own else (CHANNELS,)
+    is_networks = (task.get("scale", 1.0), task.get("shift", 0.0)) == (model.scale, model.shift)
+    return () if is_networks else (CHANNELS,)
