@@ -7,7 +7,7 @@ import pytest
 from exports import GOLDENS
 from golden_case import load as golden
 from pages import ask, files, refused
-from pretrained.test_karlo_export import files_of
+from pretrained.test_karlo_hf_export import files_of
 
 from diffusion_jax.pretrained.reader import read
 from diffusion_jax.train.checkpoint import load
