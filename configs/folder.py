@@ -10,12 +10,12 @@ before it starts. Behind commas stand other networks and uses:
     folder:photos/,edm2      EDM2's network and recipe; it reads labels, no captions
     folder:photos/,text      reads the captions of a folder that has classes too
     folder:photos/,vae       an autoencoder of these pictures, the first stage of
-    folder:photos/,latent    a DiT, or with another comma another network, of latents: needs --config.first_stage
+    folder:photos/,latent    a DiT, or with another comma another network, of latents: follows from --config.first_stage
     folder:photos/,tiny      four steps of a network of no use, in seconds on a CPU; goes with all others
 
     python -m diffusion_jax.main --config folder:photos/,vae --workdir runs/photos_vae
     python -m diffusion_jax.main --mode encode --workdir runs/photos_vae --out runs/photos_latents
-    python -m diffusion_jax.main --config folder:photos/,latent --config.first_stage=runs/photos_latents --workdir runs/photos_ldm
+    python -m diffusion_jax.main --config folder:photos/ --config.first_stage=runs/photos_latents --workdir runs/photos_ldm
 
     --config.size=32            pixels of a side; 64, or less where the pictures are smaller
     --config.preset=small       tiny, small, base: of the network and its training; by the number of pictures
@@ -107,8 +107,10 @@ def get_config(
 ) -> ConfigDict:
     """The page; the argument is the folder and perhaps variants behind commas, see above."""
     plan = planned(arg, size, preset, holdout, merges)
-    if ("latent" in plan.variants) != (first_stage is not None):
-        raise ConfigError(no_first_stage(plan) if first_stage is None else "--config.first_stage is for folder:<folder>,latent")
+    if first_stage is None and "latent" in plan.variants:
+        raise ConfigError(no_first_stage(plan))
+    if first_stage is not None and "vae" in plan.variants:
+        raise ConfigError(f"folder:{arg} trains a first stage of its own: leave out --config.first_stage, or ,vae")
     config = ConfigDict()
     config.seed = 0
     if "vae" in plan.variants:
