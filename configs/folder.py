@@ -35,12 +35,13 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.build import ConfigError, number, unknown
 from diffusion_jax.data.folder import HOLDOUT
-from diffusion_jax.data.latents import ABOUT, Latents
+from diffusion_jax.data.latents import ABOUT, PICTURES, Latents
 from diffusion_jax.data.overview import Overview, overview
 from diffusion_jax.data.tokenizers import Spelling, spelling
 from diffusion_jax.parts import SIDE
 from diffusion_jax.runs.first_stage import latent_shape
 from diffusion_jax.runs.folder import check_kind
+from diffusion_jax.runs.lpips import where_installed
 from diffusion_jax.tasks import kinds
 from diffusion_jax.train.checkpoint import config_of
 from diffusion_jax.train.state import plain, task_of
@@ -92,7 +93,7 @@ class Space(NamedTuple):
       shape: (H, W, C).
       data: the section data.
       first_stage: what makes latents; None for pictures.
-      pictures: whether the data are pictures.
+      pictures: whether samples can be measured: against the data, or against the pictures that latents were made of.
     """
 
     shape: tuple[int, ...]
@@ -209,14 +210,15 @@ def latents(plan: Plan, where: str, size: int | None) -> Space:
     if (Path(where) / ABOUT).is_file():
         if size is not None:
             raise ConfigError(f"{where} holds latents, whose size it is: leave out --config.size")
-        record, source = Latents(where)[0], dict(name="diffusion_jax.data.latents:Latents", path=where)
+        written = Latents(where)
+        record, source = written[0], dict(name="diffusion_jax.data.latents:Latents", path=where)
         needed = {"label": "label", "tokens": "caption"}.get(plan.reads)
         if needed and needed not in record:
             raise ConfigError(f"the latents in {where} have no {needed}, as {plan.path} has now: encode it anew, elsewhere")
         decode = dict(name="diffusion_jax.data.latents:Draw", path=where)
         data = dict(train={**source, "split": "train"}, test={**source, "split": "test"}, decode=decode)
         shape = record["moments"].shape[2:]
-        return Space(shape, data, first_of(f"{where}/first_stage", shape), False)
+        return Space(shape, data, first_of(f"{where}/first_stage", shape), PICTURES in written.about)
     config = plain(config_of(where))
     coder = task_of(config)
     check_kind(coder, kinds.Encoding, f"--config.first_stage {where}")
@@ -379,7 +381,7 @@ def by_edm2(config: ConfigDict, plan: Plan, space: Space) -> None:
 
 
 def autoencoder(config: ConfigDict, plan: Plan) -> None:
-    """A first stage whose latents are 4 times smaller, 8 times from 128 pixels on."""
+    """A first stage whose latents are 4 times smaller, 8 times from 128 pixels on; trained by LPIPS too where it is installed."""
     small, steps, channels = "tiny" in plan.variants, plan.options["steps"], plan.contents.channels
     mults = (1, 2) if plan.size < 32 else (1, 2, 4) if plan.size < 128 else (1, 2, 4, 4)
     config.model = dict(
@@ -400,3 +402,5 @@ def autoencoder(config: ConfigDict, plan: Plan) -> None:
     config.optim = dict(name="diffusion_jax.train.optim:partition", parts=dict(model=adam, disc={**adam, "lr": 2e-4}))
     config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99))
     config.evaluate = dict(num=0)
+    if not small:
+        where_installed(config, weight=1.0)

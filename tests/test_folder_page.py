@@ -73,7 +73,12 @@ VARIANTS += [("captioned", variant) for variant in (",text", ",unet", ",tiny")]
 VARIANTS += [("loose", variant) for variant in ("", ",unet", ",edm2")]
 
 
-@pytest.mark.parametrize(("layout", "variants"), VARIANTS)
+OF_EACH = (("classes", ",tiny"), ("classes", ",vae,tiny"), ("captioned", ",text"), ("loose", ""), ("loose", ",edm2"))
+"""A DiT, a first stage, a UNet that reads captions, a model of nothing, EDM2."""
+
+
+@pytest.mark.parametrize(("layout", "variants"), [
+    pytest.param(*pair, marks=() if pair in OF_EACH else pytest.mark.slow) for pair in VARIANTS])
 def test_every_variant_is_a_page_whose_parts_go_together(folders, layout, variants):
     config = read(folders / layout, variants)
     page.check(config)

@@ -25,6 +25,8 @@ from diffusion_jax.files import whole
 from diffusion_jax.types import Array
 
 ABOUT, SUFFIX = "latents.json", ".array_record"
+PICTURES = "pictures"
+"""In latents.json: the section data of the pictures that they were made of."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Latents:
 
     @functools.cached_property
     def about(self) -> dict[str, Any]:
-        """latents.json: names, shape, mean and std of each channel, and how many records each split has."""
+        """latents.json: names, mean and std of each channel, how many records each split has, and of which `PICTURES`."""
         path = existing(self.path) / ABOUT
         found = read_json(path)
         if not isinstance(found, dict) or not found.keys() >= {"names", "mean", "std"}:

@@ -22,6 +22,7 @@ from diffusion_jax.files import writable
 from diffusion_jax.metrics import figures
 from diffusion_jax.metrics.extract import Found
 from diffusion_jax.metrics.images import Images, Pictures
+from diffusion_jax.runs import held_out
 from diffusion_jax.runs.folder import Run
 from diffusion_jax.train.lock import one_writer
 
@@ -31,16 +32,21 @@ def of_run(run: Run, options: Options) -> Measured:
     check(run, options)
     extractor = extractor_of(run.folder, options)
     sampled = samples.sampled(run, options)
-    return compared(sampled, extractor, options.measure.reference, run.config.get("data"))
+    return compared(sampled, extractor, options.measure.reference, _data(run))
 
 
 def check(run: Run, options: Options) -> None:
     """Raises ConfigError where samples of a run cannot be compared, before anything is read or
     made."""
     features.named(options.features.features, options.features.resize)
-    features.check_reference(options.measure.reference, run.config.get("data"))
+    features.check_reference(options.measure.reference, _data(run))
     _, num = samples.ready(run, options)
     check_number(num, "samples")
+
+
+def _data(run: Run) -> held_out.Data | None:
+    """The pictures of a run; None where it came without data."""
+    return held_out.of_pictures(run.config["data"]) if "data" in run.config else None
 
 
 def of_images(folder: str, options: Options) -> Measured:

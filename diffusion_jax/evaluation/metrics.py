@@ -66,7 +66,7 @@ class Metric(NamedTuple):
 def in_pixels(run: Run, options: Options) -> Measured:
     """The metrics of metrics/pixels.py on samples, classes in turn."""
     check_pixels(run, options)
-    data = run.config["data"]
+    data = held_out.of_pictures(run.config["data"])
     sampled = samples.sampled(run, options)
     size = options.size
     batches = list(sampled.images.batches(range(0, len(sampled.images), size), size))
@@ -82,7 +82,7 @@ def in_pixels(run: Run, options: Options) -> Measured:
 def check_pixels(run: Run, options: Options) -> None:
     """Raises ConfigError where samples of a run cannot be compared with its data."""
     data = run.data("give --features and a --reference to measure against, and --num")
-    check_pictures(data, samples.ready(run, options)[0].picture_shape)
+    check_pictures(held_out.of_pictures(data), samples.ready(run, options)[0].picture_shape)
 
 
 def check_pictures(data: Mapping[str, Any], shape: tuple[int, ...] | None = None) -> None:
@@ -286,7 +286,9 @@ def measured(run: Run, options: Options, training: bool = False) -> Measured:
     result = METRICS[name].measure(run, options)
     result = result._replace(name=named, figures=loras | result.figures)
     own_data = name in OF_DATA and options.measure.reference is None
-    return copies.added(result, run.config["data"]) if own_data or training else result
+    if not own_data and not training:
+        return result
+    return copies.added(result, held_out.of_pictures(run.config["data"]))
 
 
 def _changed(options: Options) -> dict[str, Any]:
@@ -383,4 +385,4 @@ def ready(task: Task, config: Mapping[str, Any], numbers: Sequence[int], classes
         for num in numbers:
             samples.check_classes(task, num, classes)
     if network is None:
-        check_pictures(config["data"])
+        check_pictures(held_out.of_pictures(config["data"]))

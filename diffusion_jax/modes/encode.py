@@ -2,7 +2,8 @@
 
     out/train.array_record     mean and deviation of every image's posterior, float16
     out/test.array_record      the same of held-out images
-    out/latents.json           mean and deviation of each channel over the training images
+    out/latents.json           mean and deviation of each channel over the training images, and
+                               which these are: samples are measured against them
     out/first_stage            the autoencoder with that scale: for config.first_stage of a page
 
 The autoencoder is trained here or imported; latents.json says which it was, with the LoRAs that
@@ -26,7 +27,7 @@ import numpy as np
 
 from diffusion_jax.build import ConfigError, build, check_options, option
 from diffusion_jax.data.image import Decode, to_unit
-from diffusion_jax.data.latents import ABOUT, SUFFIX, Writer
+from diffusion_jax.data.latents import ABOUT, PICTURES, SUFFIX, Writer
 from diffusion_jax.data.rows import filled
 from diffusion_jax.data.source import Source
 from diffusion_jax.files import whole, writable
@@ -156,6 +157,7 @@ def written(coder: Run, data: Mapping[str, Any], size: int, out: Path) -> dict[s
         "std": std.tolist(),
         "count": counts,
         "autoencoder": coder.identity,
+        PICTURES: {part: data[part] for part in (*SPLITS, "decode")},
     }
     # Last: where this file is, and no mark, the data set is whole.
     with whole(out / ABOUT) as unfinished:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.build import ConfigError, build
+from diffusion_jax.build import ConfigError, build, check_names
 from diffusion_jax.data.image import to_unit
+from diffusion_jax.data.latents import PICTURES, Latents
 from diffusion_jax.data.rows import spread
 from diffusion_jax.data.source import Record, decoded, place
 from diffusion_jax.types import Raw
@@ -52,6 +53,18 @@ def _cutting(decode: Any) -> Any:
     if getattr(tokenizer, "truncate", True):
         return decode
     return replace(decode, tokenizer=replace(tokenizer, truncate=True))
+
+
+def of_pictures(data: Data) -> Data:
+    """What samples are measured against: the pictures that a page's latents were made of, where
+    these say it; else the page's own data."""
+    source = build(data["train"]) if "train" in data else None
+    section = source.about.get(PICTURES) if isinstance(source, Latents) else None
+    if not isinstance(section, Mapping) or not section.keys() >= {"train", "test", "decode"}:
+        return data
+    # It came in a file, as a checkpoint's config does.
+    check_names(section)
+    return section
 
 
 def _source(data: Data, split: str) -> Any:

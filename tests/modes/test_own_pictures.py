@@ -1,5 +1,7 @@
 """One's own pictures from the command line: trained, resumed, sampled by name, measured, in process."""
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import own_pictures as own
@@ -80,14 +82,17 @@ def test_latents_all_the_way(cli, tmp_path):
     commands = (
         ("--config", "folder:photos/,vae,tiny", "--workdir", "runs/photos_vae"),
         ("--mode", "encode", "--workdir", "runs/photos_vae", "--out", "runs/photos_latents"),
-        ("--config", "folder:photos/,latent,tiny", "--config.first_stage=runs/photos_latents", "--workdir", "run"),
+        ("--config", "folder:photos/,tiny", "--config.first_stage=runs/photos_latents", "--workdir", "run"),
         ("--mode", "sample", "--workdir", "run", "--label", "2", "--num", "2", "--out", "x.npz"),
+        ("--mode", "evaluate", "--workdir", "run", "--num", "20"),
     )
     for command in commands:
         done = cli(*command)
         assert done.code == 0, done.err
     with np.load("x.npz") as made:
         assert made["arr_0"].shape == (2, 8, 8, 3)
+    report = json.loads(Path("run/report.json").read_text())
+    assert {"accuracy[pixel SVC]", "novelty[pixels]", "closer[pixels]"} <= report.keys()    # against the pictures
     on_the_way = "--config.first_stage=runs/photos_latents/first_stage"
     done = cli("--config", "folder:photos/,latent,tiny", on_the_way, "--workdir", "other")
     assert done.code == 0, done.err

@@ -1,4 +1,6 @@
 """Data as it is measured: spread evenly, and with nothing drawn at random."""
+import json
+
 import numpy as np
 import pytest
 from pipelines.toy_task import TOKENIZER
@@ -6,6 +8,7 @@ from pipelines.toy_task import TOKENIZER
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.image import Decode
+from diffusion_jax.data.latents import ABOUT
 from diffusion_jax.runs import held_out
 
 DIGITS = "diffusion_jax.data.digits:Digits"
@@ -53,6 +56,25 @@ def test_batches_hold_what_a_model_reads_and_the_last_may_be_smaller():
     np.testing.assert_allclose(np.concatenate([part["image"] for part in parts]), images / 127.5 - 1, atol=1e-6)
     assert [len(part["image"]) for part in held_out.batches(section(), "test", 6, 3)] == [3, 3]
     assert set(next(held_out.batches(section(), "train", 2, 2))) == {"image"}
+
+
+def test_samples_of_latents_are_measured_against_the_pictures_that_these_were_made_of(tmp_path):
+    latents = "diffusion_jax.data.latents"
+    data = {split: {"name": f"{latents}:Latents", "path": str(tmp_path), "split": split} for split in ("train", "test")}
+    data["decode"] = {"name": f"{latents}:Draw", "path": str(tmp_path)}
+
+    def written(**more):
+        (tmp_path / ABOUT).write_text(json.dumps({"names": None, "mean": [0.0], "std": [1.0], **more}))
+
+    written(pictures=section())
+    assert held_out.of_pictures(data) == section() and held_out.of_pictures(section()) == section()
+    for older in ({}, {"pictures": None}, {"pictures": {"train": section()["train"]}}):
+        written(**older)
+        assert held_out.of_pictures(data) == data
+    written(pictures=section() | {"train": {"name": "os:system", "command": f"touch {tmp_path}/made"}})
+    with pytest.raises(ConfigError, match="os:system"):
+        held_out.of_pictures(data)
+    assert not (tmp_path / "made").exists()
 
 
 def test_captions_come_again_where_there_are_fewer(monkeypatch):
