@@ -6,7 +6,8 @@
     python -m diffusion_jax.main --workdir runs/emoji_glide --mode sample --prompt "red heart" --upsampler runs/emoji_up
 
 reads emoji64.npz and captions.json in the folder that is the page's argument. One caption in five is dropped; `,inpaint`
-fine-tunes runs/emoji_glide (--config.init) with random masks; `,upsample` makes 32x32 of a noised 16x16 (augment) in 27 steps.
+fine-tunes runs/emoji_glide (--config.init) with random masks; `,upsample` makes 32x32 of a noised 16x16 (augment) in 27 steps,
+and `,upsample64` 64x64, four times as large, as GLIDE's own.
 The networks predict v, not eps with a learned variance as GLIDE's do: flat colours come many steps earlier. The tokenizer is that
 of configs/emoji_clip.py, whose `,noised` CLIP guides: --classifier runs/emoji_clip_noised.
 
@@ -30,24 +31,25 @@ def source(folder: str, split: str) -> dict:
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji and perhaps `,inpaint` or `,upsample`."""
+    """The page; `:tiny` runs in seconds, any other argument is the folder of the emoji and perhaps a part behind a comma."""
     folder, _, part = arg.partition(",")
-    variant(part, "", "inpaint", "upsample")
+    variant(part, "", "inpaint", "upsample", "upsample64")
+    size = {"upsample": 32, "upsample64": 64}.get(part, 16)
+    enlarges = size > 16
     glide, cond = "diffusion_jax.models.glide", "diffusion_jax.models.cond"
     text = dict(name=f"{glide}:Text", vocab=512 + MERGES + 2, context=CONTEXT, width=96, layers=2, heads=4, out=4 * WIDTH)
-    low_res = dict(name=f"{cond}:LowRes", factor=2, augment=0.2, width=4 * WIDTH)
-    extra = dict(inpaint=[dict(name=f"{glide}:Inpaint")], upsample=[low_res]).get(part, [])
-    size = 32 if part == "upsample" else 16
+    low_res = dict(name=f"{cond}:LowRes", factor=size // 16, augment=0.2, width=4 * WIDTH)
+    extra = [low_res] if enlarges else [dict(name=f"{glide}:Inpaint")] if part == "inpaint" else []
     config = ConfigDict()
     config.seed = 0
     config.model = dict(
-        name="diffusion_jax.models.unet:UNet", width=WIDTH, mults=(0.5, 1, 2) if size == 32 else (1, 2, 2), depth=1,
-        attend=(4,) if size == 32 else (2, 4), heads=4, groups=8, channels=3, learn_sigma=False,
+        name="diffusion_jax.models.unet:UNet", width=WIDTH, mults={16: (1, 2, 2), 32: (0.5, 1, 2), 64: (0.5, 0.5, 1, 2)}[size],
+        depth=1, attend={16: (2, 4), 32: (4,), 64: (8,)}[size], heads=4, groups=8, channels=3, learn_sigma=False,
     )
     config.task = dict(
         name="diffusion_jax.tasks.diffusion:Diffusion",
         cond=dict(name=f"{cond}:Joint", parts=[text, *extra]),
-        process=dict(name="diffusion_jax.diffusion.process:DDPM", schedule="linear" if part == "upsample" else "squaredcos"),
+        process=dict(name="diffusion_jax.diffusion.process:DDPM", schedule="linear" if enlarges else "squaredcos"),
         scale=dict(name="diffusion_jax.diffusion.scales:V"),
         shape=(size, size, 3),
         drop=dict(tokens=0.2),
@@ -57,7 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.batch = 64
     config.accumulate = 1
-    config.steps = dict(inpaint=200, upsample=600).get(part, 1000)
+    config.steps = dict(inpaint=200, upsample=600, upsample64=600).get(part, 1000)
     if part == "inpaint":
         config.init = "runs/emoji_glide"
     config.optim = dict(
@@ -69,9 +71,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sharding = ((".*", "replicate"),)
     config.checkpoint = dict(every=250, keep=2)
     config.log_every = 50
-    steps = "fast27" if part == "upsample" else 27
+    steps = "fast27" if enlarges else 27
     config.sample = dict(num=36, every=400, sampler="ddim", steps=steps, times="respace", clip=1.0, guidance=3.0)
-    if part == "upsample":
+    if enlarges:
         config.sample.update(temperature=0.997, guidance=1.0, augment=0.05)
     config.evaluate = dict(num=0, guidance=1.0)
     config.validate = dict(every=100)

