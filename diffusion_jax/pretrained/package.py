@@ -55,16 +55,21 @@ def write(folder: str | Path, files: Mapping[str, Any], dtype: str = "float32") 
       ConfigError: the folder holds something.
     """
     with whole_folder(folder) as unfinished:
-        for name, content in files.items():
-            file = unfinished / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if file.suffix == ".safetensors":
-                save_weights(file, content, dtype)
-            elif isinstance(content, bytes):
-                file.write_bytes(content)
-            else:
-                text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-                file.write_text(text, encoding="utf-8")
+        write_into(unfinished, files, dtype)
+
+
+def write_into(folder: Path, files: Mapping[str, Any], dtype: str = "float32") -> None:
+    """`write` into a folder that is there."""
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".safetensors":
+            save_weights(file, content, dtype)
+        elif isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+            file.write_text(text, encoding="utf-8")
 
 
 def save_weights(file: Path, weights: Mapping[str, Any], dtype: str = "float32") -> None:

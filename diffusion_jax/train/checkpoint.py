@@ -290,6 +290,8 @@ def _read(which: str, sharding: jax.sharding.Sharding | None, root: Path, step: 
         check({key: params}, meta)
     except Exception as error:
         raise _damaged(root, step, error) from None
+    # No network computes in float16 weights: they are a way to store them (runs/release.py).
+    params = jax.tree.map(lambda leaf: leaf.astype(np.float32) if leaf.dtype == np.float16 else leaf, params)
     return Weights(params, name, step, meta["digests"][key], _classes(meta.get("data")))
 
 

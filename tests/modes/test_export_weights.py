@@ -10,6 +10,7 @@ from pages import ask, files, refused
 from pretrained.test_karlo_hf_export import files_of
 
 from diffusion_jax.pretrained.reader import read
+from diffusion_jax.runs.folder import open_run
 from diffusion_jax.train.checkpoint import load
 
 EXPORT = ("--mode", "export_weights")
@@ -31,6 +32,26 @@ def test_a_run_is_written_and_imported_again(cli, tiny_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "back")[2], load(tiny_run)[2])
     again = cli(*EXPORT, "--workdir", tiny_run, "--to", "original", "--out", out)
     assert refused(again, "is not empty: choose another folder")
+
+
+def test_a_run_is_given_on_without_its_training_in_half_the_bytes(cli, tiny_run, tmp_path):
+    out = tmp_path / "out"
+    done = cli(*EXPORT, "--workdir", tiny_run, "--to", "diffusion_jax", "--dtype", "float16", "--out", out)
+    assert done.code == 0 and "diffusion_jax: " in done.out, done.err
+    own, given = open_run(tiny_run), open_run(out)
+
+    def same(a, b):
+        assert b.dtype == np.float32                                            # in memory
+        np.testing.assert_array_equal(np.asarray(a).astype(np.float16), np.asarray(b))
+
+    jax.tree.map(same, own.model.params, given.model.params)
+    assert given.step == own.step and given.class_names == own.class_names and set(given.config) == {"task", "model", "sample"}
+    card = (out / "README.md").read_text()
+    assert 'dj.pipeline(".")' in card and (out / "samples.png").is_file() and str(tiny_run) not in card
+    done = cli("--mode", "sample", "--workdir", out, "--num", "2", "--out", tmp_path / "x.npz")
+    assert done.code == 0, done.err
+    size = {folder: sum(file.stat().st_size for file in (folder / "checkpoints" / "4").rglob("*")) for folder in (tiny_run, out)}
+    assert size[out] < size[tiny_run] / 4
 
 
 def test_which_weights_and_of_which_type(tiny_run, tmp_path):
