@@ -8,16 +8,20 @@ it for a VQ:
 
     python -m diffusion_jax.main --config configs/flowers102_vae.py:vq,../shared/data/flowers102 --workdir runs/flowers_vq
 
-The perceptual distance has drawn weights here, and is logged as untrained_features. With LPIPS's own (pretrained/perceptual.py),
-imported by `--mode import_weights --system perceptual`, give that folder as config.first_stage. The discriminator learns for 200
-steps before the autoencoder hears of it, and its weight rises over 200 more: reconstructions do not fall when it starts.
-Hardware: 2 CPU cores, an hour beside other work. Expect of the KL after 600 steps (disc_start 300, ramp and lead 100) 20.5 dB of
-PSNR on 354 held-out pictures (--mode likelihood); per batch 17.7 dB at the discriminator's start and at the end. The VQ after 300
-steps has 17.1 dB, and 41 of its 512 codes are in use at a perplexity of 11 that still rises. This page is for trying out; the
-widths of models/vae.py's presets and 100 times the steps are for use.
+The perceptual distance is LPIPS where `pip install 'diffusion_jax[lpips]'` has its weights, and logged as lpips; without, a
+small network with drawn weights, logged as untrained_features. LPIPS has a weight of 0.25: the gradient of the pixels in the
+parameters as they are drawn was 0.27 times as long as that of LPIPS (the KL, 4 flowers). A run goes on with what it began with
+(runs/lpips.py). A folder that `--mode import_weights --system perceptual` wrote may be config.first_stage too, and an empty
+text is neither. The discriminator learns for 200 steps before the autoencoder hears of it, and its weight rises over 200 more:
+reconstructions do not fall when it starts. Hardware: 2 CPU cores, an hour beside other work. Expect without LPIPS of the KL
+after 600 steps (disc_start 300, ramp and lead 100) 20.5 dB of PSNR on 354 held-out pictures (--mode likelihood); per batch 17.7
+dB at the discriminator's start and at the end. The VQ after 300 steps has 17.1 dB, and 41 of its 512 codes are in use at a
+perplexity of 11 that still rises. With LPIPS the page has not been run. It is for trying out; the widths of models/vae.py's
+presets and 100 times the steps are for use.
 """
 from ml_collections import ConfigDict
 
+from diffusion_jax.runs.lpips import where_installed
 from diffusion_jax.runs.page import tiny
 
 STEPS = 1500
@@ -70,4 +74,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.task.losses.disc = dict(name="diffusion_jax.models.gan:Discriminator", width=8, depth=1)
         tiny(config, model=dict(width=8, mults=(1, 2), groups=4, channels=1), cond={})
         config.evaluate.num = 0
-    return config
+        return config
+    return where_installed(config, weight=0.25)

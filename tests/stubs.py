@@ -6,15 +6,16 @@ import numpy as np
 from diffusion_jax.data.digits import Digits
 from diffusion_jax.data.pictures import save_png
 from diffusion_jax.metrics.extract import Network
+from diffusion_jax.pretrained.shapes import shapes_of
 
 WEIGHTS = np.random.default_rng(0).normal(size=(64, 6)).astype(np.float32)
 
 
 def random_params(task, batch: dict, seed: int = 0, scale: float = 0.4) -> dict:
-    """Parameters of a task drawn at random, none of them zero."""
+    """Parameters of a task drawn at random, none of them zero; NumPy's, which cost no transfer each."""
     rng = np.random.default_rng(seed)
-    shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), shapes)
+    shapes = shapes_of(task.init, jax.random.key(0), batch)
+    return jax.tree.map(lambda leaf: np.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype), shapes)
 
 
 def see(params, images):

@@ -44,8 +44,9 @@ def test_the_package_itself_is_the_same_command(tmp_path):
     [
         (("--config", DIGITS, "--config.model.detph=3"), ("detph", "depth")),
         pytest.param(("--config", DIGITS, "--config.sample.sampler=ddmi"), ("did you mean 'ddim'",), marks=pytest.mark.slow),
-        (("--mode", "sample", "--num", "three"), ("num", "three")),
-        (("--config", DIGITS, "--distributed"), ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")),
+        pytest.param(("--mode", "sample", "--num", "three"), ("num", "three"), marks=pytest.mark.slow),
+        pytest.param(("--config", DIGITS, "--distributed"), ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
+                     marks=pytest.mark.slow),
     ],
     ids=["unknown override", "unknown sampler", "number that is none", "no cluster"],
 )

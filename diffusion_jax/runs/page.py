@@ -32,7 +32,7 @@ SECTIONS = {
     "accumulate": "micro-batches per step",
     "steps": "updates of the whole run",
     "first_stage": "folder of a frozen discrete VAE, or of another first stage, that the task "
-    "trains on (runs/first_stage.py)",
+    "trains on, or 'lpips=vgg', the installed LPIPS (runs/first_stage.py)",
     "init": "folder of a run or of imported weights, whose average the run starts from, or "
     "{'path of parameters': 'folder:path'}",
     "lora": "rank, alpha and layers (regex of parameters' paths) of low-rank factors that are "

@@ -41,7 +41,7 @@ UNTRAINED = "untrained_features"
 
 @dataclass(frozen=True)
 class Perceptual:
-    """LPIPS with its published weights, as the frozen part of an autoencoder's training; the parameters are {'model': ...}.
+    """LPIPS with its published weights, frozen, in the loss of an autoencoder or discrete VAE; the parameters are {'model': ...}.
 
     Attributes:
       model: the network.
@@ -50,6 +50,24 @@ class Perceptual:
     model: LPIPS = LPIPS()
 
     noun: ClassVar[str] = "a perceptual distance"
+
+    def check(self, shape: tuple[int, int, int], weight: float) -> None:
+        """Raises ConfigError where it would change nothing, or cannot see images (H, W, C) of this shape."""
+        if not weight:
+            raise ConfigError("perceptual_weight is 0, so LPIPS would do nothing: give a weight, or no first_stage")
+        if not self.model.takes(shape):
+            raise ConfigError(f"LPIPS sees images of 1 or 3 channels and {self.model.smallest} pixels or more, not "
+                              f"{'x'.join(map(str, shape))}: leave first_stage out")
+
+    def distance(self, frozen: Params, x: Array, y: Array) -> Array:
+        """d(x, y) [B] of images x and y [B, H, W, C] in [-1, 1].
+
+        Raises:
+          ConfigError: `frozen`, of `Task.loss`, is without its weights.
+        """
+        if not frozen or "first_stage" not in frozen:
+            raise ConfigError("LPIPS needs its weights: config.first_stage=lpips=vgg, or the folder that they were imported to")
+        return self.model.apply({"params": frozen["first_stage"]["model"]}, x, y)
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,8 @@ class Autoencoder:
       weight: k of (2) and (3).
       scale, shift: of (5), one number or one for each channel of the latent.
       black: what the network takes for black, where white is 1: -1, or 0 as EDM2 uses Stable Diffusion's. Not in training.
-      first_stage: LPIPS with published weights in place of `losses.perceptual`; the run's config names its folder.
+      first_stage: LPIPS with published weights in place of `losses.perceptual`; config.first_stage names its folder, or is
+        'lpips=vgg', that of the installed package.
     """
 
     model: KL | VQ | TAE
@@ -84,9 +103,11 @@ class Autoencoder:
         """Fresh parameters; of the batch only shapes matter.
 
         Raises:
-          ConfigError: the images have another shape than the task, or the network's have.
+          ConfigError: the images have another shape than the task, or the network's have; what `Perceptual.check` refuses.
         """
         check_shape(batch, self.shape)
+        if self.first_stage is not None and self.losses is not None:
+            self.first_stage.check(self.shape, self.losses.perceptual_weight)
         x = jnp.zeros((1, *self.shape))
         k_model, k_disc = jax.random.split(key)
         out, variables = self.model.init_with_output(k_model, x)

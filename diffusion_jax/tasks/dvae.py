@@ -4,10 +4,12 @@
     kl   = sum_places KL(softmax(logits) || uniform)                                  (2)
     loss = (sum_pixels rec(x, decode(z)) + beta kl) / (H W C)                         (3)      the paper's normalisation
            + balance KL(mean_batch,places softmax(logits) || uniform)
+           + perceptual_weight d(x, decode(z))
 
-averaged over the batch. The last term is not the paper's. (2) is the information in the codes plus that last divergence, which
+averaged over the batch. The term of balance is not the paper's. (2) is the information in the codes plus that divergence, which
 says how unevenly they are used: beta alone cannot ask for many codes without asking for uncertain ones. On small data, where all
-but a few codes die in the first updates, `balance` does.
+but a few codes die in the first updates, `balance` does. The last term, d = LPIPS (models/lpips.py) of the images as they are and
+the pixels that the decoder means, is not the paper's either: pixel by pixel, a blot is as near as the shape that it stands for.
 
 rec is -ln p of the logit-Laplace distribution, (x - x')^2, |x - x'|, or the smooth L1 norm of them. With `straight_through` the
 decoder sees the one-hot of the largest entry of z, and the gradient is that of z.
@@ -34,6 +36,7 @@ import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.diffusion.losses import mean_flat
+from diffusion_jax.tasks.autoencoder import Perceptual
 from diffusion_jax.tasks.images import check_output, check_shape
 from diffusion_jax.types import Array, Key, Memory, Metrics, Params, Raw
 
@@ -86,6 +89,8 @@ class DiscreteVAE:
       straight_through, balance: see the top of this file.
       levels: L, gray values that a channel has: 256 in files of 8 bits; 0 takes pixels as they are. In training only.
       reinmax: with straight_through, the gradient of second order of Liu et al. 2023 (arXiv 2304.08612, algorithm 2).
+      first_stage: LPIPS with published weights; config.first_stage names its folder, or is 'lpips=vgg'. In training only.
+      perceptual_weight: of (3), where there is a first stage.
 
     Raises:
       ConfigError: an unknown reconstruction, or one that the network has no output for; fewer than 6 levels.
@@ -100,6 +105,8 @@ class DiscreteVAE:
     reinmax: bool = False
     balance: float = 0.0
     levels: int = 0
+    first_stage: Perceptual | None = None
+    perceptual_weight: float = 0.0
 
     noun: ClassVar[str] = "a discrete VAE"
     needs = ()
@@ -131,9 +138,11 @@ class DiscreteVAE:
         """Fresh parameters; of the batch only shapes matter.
 
         Raises:
-          ConfigError: the images have another shape than the task, or the network's have.
+          ConfigError: the images have another shape than the task, or the network's have; what `Perceptual.check` refuses.
         """
         check_shape(batch, self.shape)
+        if self.first_stage is not None:
+            self.first_stage.check(self.shape, self.perceptual_weight)
         params = {"model": self.model.init(key, jnp.zeros_like(batch["image"][:1]))["params"]}
         codes = jnp.zeros((1, math.prod(self.grid)), jnp.int32)
         check_output(jax.eval_shape(self.decode, params, codes).shape[1:], self.shape)
@@ -151,19 +160,23 @@ class DiscreteVAE:
         """(3); while not training, z is the one-hot of the most likely code.
 
         Logged beside its parts: tau; 'usage', the share of the codebook that the batch uses; 'perplexity', the exponential of the
-        entropy of the codes in the batch.
+        entropy of the codes in the batch; 'lpips', d, where there is a first stage.
         """
         return self.overall(params, frozen, self.outputs(params, frozen, batch, key, train), train)
 
     def outputs(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> dict[str, Array]:
-        """Of each image: 'reconstruction' and 'kl' [B], see `terms`; [B, codes], of the codes, 'share',
-        their mean probability over places, and 'chosen', how often each is the most likely."""
+        """Of each image: 'reconstruction' and 'kl' [B], see `terms`, with a first stage 'lpips' [B]; [B, codes], of the codes,
+        'share', their mean probability over places, and 'chosen', how often each is the most likely."""
         logits = self.logits(params, batch["image"])
         tau = self.temperature(self._count(frozen))
         gumbel = jax.random.gumbel(key, logits.shape)
         z = self.relaxed(logits, gumbel, tau) if train else jax.nn.one_hot(jnp.argmax(logits, -1), self.codes)
         x = self.spread(batch["image"], jax.random.fold_in(key, 1)) if train and self.levels else batch["image"]
-        return self._each(params, x, logits, z)
+        out = self.model.apply({"params": params["model"]}, z, method="decode")
+        outputs = self._each(x, logits, out)
+        if self.first_stage is not None:
+            outputs["lpips"] = self.first_stage.distance(frozen, batch["image"], self.model.pixels(out))
+        return outputs
 
     def overall(self, params: Params, frozen: Params, outputs: Params, train: bool) -> tuple[Array, Metrics]:
         """(3) and all that is logged, of the outputs of the whole batch."""
@@ -193,12 +206,12 @@ class DiscreteVAE:
         return hard + soft - stop(soft)
 
     def terms(self, params: Params, x: Array, logits: Array, z: Array, beta: Array | float) -> dict[str, Array]:
-        """'loss' (3), and its parts 'reconstruction', per pixel and channel, and 'kl', per place, in nats."""
-        return self._total(self._each(params, x, logits, z), beta)
-
-    def _each(self, params: Params, x: Array, logits: Array, z: Array) -> dict[str, Array]:
-        """`outputs` of pixels x [B, H, W, C], logits and z [B, h, w, codes]."""
+        """'loss' (3) without d, and its parts 'reconstruction', per pixel and channel, and 'kl', per place, in nats."""
         out = self.model.apply({"params": params["model"]}, z, method="decode")
+        return self._total(self._each(x, logits, out), beta)
+
+    def _each(self, x: Array, logits: Array, out: Array) -> dict[str, Array]:
+        """`outputs` but d, of pixels x [B, H, W, C], logits [B, h, w, codes] and what the decoder puts out [B, H, W, ...]."""
         if self.reconstruction == "logit_laplace":
             rec = self.model.nll(x, out)
         else:
@@ -217,7 +230,11 @@ class DiscreteVAE:
         if self.balance:
             share = jnp.mean(each["share"], axis=0)                                                 # [codes]
             loss = loss + self.balance * (jnp.sum(share * jnp.log(share + 1e-20)) + jnp.log(float(self.codes)))
-        return {"loss": loss, "reconstruction": rec, "kl": kl}
+        parts = {"reconstruction": rec, "kl": kl}
+        if "lpips" in each:
+            parts["lpips"] = jnp.mean(each["lpips"])
+            loss = loss + self.perceptual_weight * parts["lpips"]
+        return {"loss": loss, **parts}
 
     def logits(self, params: Params, images: Array) -> Array:
         """Of the codes, [B, h, w, codes], of images [B, H, W, C] in [-1, 1]."""

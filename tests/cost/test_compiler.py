@@ -58,9 +58,10 @@ def test_machine_code_is_waited_for_where_it_is_asked_for():
     ("then", "kind", "says"),
     [
         ("run out of memory", OutOfMemory, "^Used 26.1G of 15.75G hbm"),
-        ("be killed", ConfigError, "the compiler was killed"),
-        ("be misconfigured", ConfigError, "^no compiler for v9$"),
-        ("write nothing", ConfigError, "wrote 0 files"),
+        *(pytest.param(*row, marks=pytest.mark.slow) for row in (                   # each starts a process
+            ("be killed", ConfigError, "the compiler was killed"),
+            ("be misconfigured", ConfigError, "^no compiler for v9$"),
+            ("write nothing", ConfigError, "wrote 0 files"))),
     ],
 )
 def test_a_compiler_that_fails_is_told(then, kind, says):

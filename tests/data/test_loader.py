@@ -154,7 +154,7 @@ def test_digits_cost_little():
     assert min(seconds) < 5e-3
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])    # which are processes
 def test_stream_follows_the_batches(sharding, workers):
     batches = Batches(Numbered(), AUGMENT, batch=16, seed=2)
     got = stream(batches, 5, sharding, workers=workers)

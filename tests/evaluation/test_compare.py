@@ -90,14 +90,15 @@ def one_class(path):
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    (lambda root: dict(reference=statistics(root / "x.npz", 7)), "have 7 numbers, those of stub have 6"),
     (lambda root: dict(reference=statistics(root / "x.npz", 2048)), "made with another network"),
-    (lambda root: dict(reference=one_class(root / "x.npz")), "there is no sample of class '12'"),
-    (lambda root: dict(reference=str(root / "missing")), "no such file or folder"),
     (lambda root: dict(rerank="x"), "needs both --rerank"),
     (lambda root: dict(num=5), "5 samples do not cover the 10 classes"),
-    (lambda root: dict(changes={"sampler": "plms", "steps": "1"}), "at least 2 steps"),
-    (lambda root: dict(features="inception"), "inception=FILE"),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        (lambda root: dict(reference=statistics(root / "x.npz", 7)), "have 7 numbers, those of stub have 6"),
+        (lambda root: dict(reference=one_class(root / "x.npz")), "there is no sample of class '12'"),
+        (lambda root: dict(reference=str(root / "missing")), "no such file or folder"),
+        (lambda root: dict(changes={"sampler": "plms", "steps": "1"}), "at least 2 steps"),
+        (lambda root: dict(features="inception"), "inception=FILE"))),
 ])
 def test_what_cannot_be_compared_is_refused_before_a_sample_is_made(fresh, stub, monkeypatch, tmp_path, options, says):
     monkeypatch.setattr(samples.Samples, "batches", lambda *_: pytest.fail("samples are made"))

@@ -55,7 +55,7 @@ def installed(monkeypatch):
 
 def test_lpips_is_the_mean_over_images_as_files_have_them(installed):
     """Of eleven images, which are no multiple of what it sees at a time."""
-    real, images = np.random.default_rng(0).uniform(-1, 1, (2, likelihood.PAIRS + 3, 32, 32, 1)).astype(np.float32)
+    real, images = np.random.default_rng(0).uniform(-1, 1, (2, perceptual.PAIRS + 3, 32, 32, 1)).astype(np.float32)
     gap = np.mean(np.abs(np.float64(real) - np.clip(2 * images, -1, 1)))
     figures = likelihood.distances(real, 2 * images)
     assert list(figures) == ["LPIPS (vgg)", "LPIPS (alex)"]

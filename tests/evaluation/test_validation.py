@@ -115,8 +115,9 @@ def test_the_loss_of_a_network_that_says_x_is_that_of_the_noise():
 
 
 @pytest.mark.parametrize(("changes", "devices", "axes"), [
-    (dict(batch=7), 1, {}), (dict(batch=64), 1, {}), (dict(batch=16), 8, dict(fsdp=2)),
-    (dict(batch=16, accumulate=2, gather="use"), 4, dict(fsdp=4)), (dict(batch=800), 8, {})])
+    (dict(batch=7), 1, {}), (dict(batch=16), 8, dict(fsdp=2)),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        (dict(batch=64), 1, {}), (dict(batch=16, accumulate=2, gather="use"), 4, dict(fsdp=4)), (dict(batch=800), 8, {})))])
 def test_neither_batch_nor_devices_change_a_draw(changes, devices, axes):
     task = make("cosine", **BARE)
     want = held_out(pictures(9)).figures(model(task, model={"gain": np.float32(0.7)}), {})
@@ -304,6 +305,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_has_the_same_curve_bit_for_bit(tmp_path, monkeypatch, capsys):
     ask("train", tmp_path / "whole", config=run_page())
 

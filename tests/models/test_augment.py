@@ -96,7 +96,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [
+    name if name in ("dit", "edm2") else pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS])
 def test_networks_take_it(name):
     model, cond, width = NETWORKS[name]
     task = task_of(model, Augmented(cond, width, normalised=name == "edm2"))

@@ -19,7 +19,7 @@ def random(model, scale=0.3):
     """Parameters without zeros, so that every part shows in the output."""
     rng = np.random.RandomState(0)
     shapes = jax.eval_shape(model.init, KEY, X, NOISE)["params"]
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.randn(*leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: np.asarray(scale * rng.randn(*leaf.shape), leaf.dtype), shapes)
 
 
 @pytest.mark.parametrize("name, count", [                    # those of the published state dicts

@@ -64,6 +64,7 @@ def test_logits_are_cosines():
     np.testing.assert_allclose(jnp.linalg.norm(unit(a), axis=-1), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_images_are_normalised_per_channel():
     model = CLIP(ViT(4, size=4, patch=4, width=8, layers=1, heads=1), TOWER.clone(features=4), mean=(0.5,), std=(0.5,))
     x = np.float32(np.random.RandomState(0).rand(1, 4, 4, 1) * 2 - 1)

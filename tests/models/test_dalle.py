@@ -20,7 +20,7 @@ def network(**options):
     model = DALLE(**{**TINY, **options})
     shapes = jax.eval_shape(model.init, KEY, TEXT, IMAGE)["params"]
     rng = np.random.default_rng(0)
-    return model, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes)
+    return model, jax.tree.map(lambda leaf: np.asarray(rng.normal(0, 0.3, leaf.shape), leaf.dtype), shapes)
 
 
 FORMS = {"start": dict(start=0), "dense": dict(layout="dense", axial=False, joint=False, pad=False), "plain": {}}
@@ -115,6 +115,7 @@ def test_scanned_layers_are_the_layers_one_by_one(depth, layout):
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose((b, c), (a, a), rtol=1e-4, atol=1e-4), *found)
 
 
+@pytest.mark.slow
 def test_scanned_layers_drop_and_are_traced_once():
     model, params = network(depth=9, dropout=0.5, scan=True)
     apply = jax.jit(lambda rngs: model.apply({"params": params}, TEXT, IMAGE, rngs=rngs)[1])

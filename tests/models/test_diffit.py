@@ -20,7 +20,7 @@ quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_l
 def random(model, *args, scale=0.3):
     """Parameters without zeros, so that every part shows in the output."""
     rng, shapes = np.random.RandomState(0), jax.eval_shape(model.init, KEY, *args)["params"]
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.randn(*leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: np.asarray(scale * rng.randn(*leaf.shape), leaf.dtype), shapes)
 
 
 def run(model, params, *args):

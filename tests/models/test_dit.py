@@ -22,7 +22,7 @@ def shapes(model):
 def random(model, scale=0.3):
     """Parameters without zeros, so that every part shows in the output."""
     rng = np.random.RandomState(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.randn(*leaf.shape), leaf.dtype), shapes(model))
+    return jax.tree.map(lambda leaf: np.asarray(scale * rng.randn(*leaf.shape), leaf.dtype), shapes(model))
 
 
 def run(model, params, x=X, cond=COND):
@@ -51,7 +51,7 @@ def test_starts_at_zero_with_the_official_initialisation():
     assert not any(leaf.any() for path, leaf in jax.tree.leaves_with_path(params) if path[-1].key == "bias")
 
 
-@pytest.mark.parametrize("depth", [2, 11])
+@pytest.mark.parametrize("depth", [pytest.param(2, marks=pytest.mark.slow), 11])         # blocks_10 comes before blocks_2
 def test_stacked_and_unrolled_parameters_convert_exactly(depth):
     unrolled, scanned = DiT(**SMALL | dict(depth=depth)), DiT(**SMALL | dict(depth=depth), scan=True)
     params = {"model": random(unrolled), "cond": {"table": jnp.ones(3)}}
@@ -164,7 +164,7 @@ def test_the_four_blocks_cost_what_the_paper_says(block, billions):
     assert abs(found / 1e9 - billions) < 0.2                               # 2212.09748 section 5
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", [BLOCKS[0]] + [pytest.param(block, marks=pytest.mark.slow) for block in BLOCKS[1:]])
 def test_every_block_sees_time_and_vec(block):
     model = DiT(**SMALL, block=block)
     params = model_params(model, COND)
@@ -177,7 +177,7 @@ def test_every_block_sees_time_and_vec(block):
 def model_params(model, cond):
     """Parameters without zeros for a network that sees `cond`."""
     rng, found = np.random.RandomState(0), jax.eval_shape(model.init, jax.random.key(0), X, NOISE, cond)["params"]
-    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.randn(*leaf.shape), leaf.dtype), found)
+    return jax.tree.map(lambda leaf: np.asarray(0.3 * rng.randn(*leaf.shape), leaf.dtype), found)
 
 
 @pytest.mark.parametrize("block", [pytest.param("cross_attention", marks=pytest.mark.slow), "in_context"])

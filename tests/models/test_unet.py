@@ -26,7 +26,7 @@ def random(module, *args, scale=0.3):
     """Parameters without zeros, so that every part shows in the output."""
     rng = np.random.RandomState(0)
     shapes = jax.eval_shape(module.init, KEY, *args)["params"]
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.randn(*leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(lambda leaf: np.asarray(scale * rng.randn(*leaf.shape), leaf.dtype), shapes)
 
 
 # Published sizes ------------------------------------------------------------------------------------------------------------
@@ -59,6 +59,7 @@ def test_presets_attend_at_their_pixels_and_build_from_a_config():
 # Start ----------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_starts_at_zero():
     out, variables = quick(UNet(**LEAST).init_with_output)(KEY, X, NOISE, {"seq": COND["seq"]})
     np.testing.assert_array_equal(out, 0)
@@ -101,7 +102,7 @@ def output_and_gradient(remat, dtype="float32"):
     return out, grad
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=pytest.mark.slow)])
 def test_remat_has_the_same_parameters(remat):
     model = UNet(**SMALL)
     want, got = (jax.eval_shape(m.init, KEY, X, NOISE, COND) for m in (model, model.clone(remat=remat)))
@@ -116,6 +117,7 @@ def test_remat_changes_neither_output_nor_gradient(remat):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got_grad, want_grad)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_returns_float32():
     model = UNet(**LEAST)
     params, half = {"params": random(model, X, NOISE, {}, scale=0.15)}, model.clone(dtype="bfloat16")

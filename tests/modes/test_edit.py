@@ -51,7 +51,8 @@ def test_a_sweep_is_a_grid_and_an_animation(op, options, tiny_run, digit, tmp_pa
 
 def test_inversion_says_how_well(tiny_run, digit, tmp_path, capsys):
     run(tiny_run, "invert", tmp_path / "x.png", images=digit, label=1, steps=3)
-    assert "back within" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "back within" in said and "back, beside the pictures: PSNR" in said
 
 
 def test_a_session_is_replayed(tiny_run, digit, tmp_path):

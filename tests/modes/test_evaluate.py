@@ -73,6 +73,7 @@ def test_features_of_a_classifier_measure_samples(tiny_run, tmp_path):
         measured(tiny_run, metric="features", features=str(tiny_run), num=20, steps="2")
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_the_report_and_takes_options(tiny_run, tmp_path, capsys):
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
     (copy / "report.json").unlink()

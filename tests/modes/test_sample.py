@@ -55,6 +55,7 @@ def test_samples_are_a_function_of_the_seed(tiny_run, tmp_path):
     assert np.abs(smaller.astype(int) - first.astype(int)).max() <= 1
 
 
+@pytest.mark.slow
 def test_the_recipe_comes_from_the_checkpoint_unless_asked_otherwise(tiny_run, tmp_path):
     options = ({}, dict(steps="4"), dict(sampler="heun"), dict(sampler="ancestral"))
     made = [npz(tiny_run, tmp_path / "x.npz", **asked)["arr_0"].tobytes() for asked in options]
@@ -82,8 +83,8 @@ def test_wrong_options_of_sampling_are_refused(tiny_run, tmp_path, options, says
     assert files(tiny_run) == before and not files(tmp_path)
 
 
-@pytest.mark.parametrize("which", ["ema", "params"])
-@pytest.mark.parametrize("step", [2, 4])
+@pytest.mark.parametrize(("step", "which"), [
+    (2, "params"), *(pytest.param(*row, marks=pytest.mark.slow) for row in ((2, "ema"), (4, "ema"), (4, "params")))])
 def test_samples_are_of_the_weights_asked_for(tiny_run, tmp_path, monkeypatch, which, step):
     seen = []
     blank = np.zeros((12, 8, 8, 1))

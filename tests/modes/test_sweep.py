@@ -20,6 +20,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_each_value_and_draws_them(tiny_run, tmp_path, cli):
     done = cli("--workdir", tiny_run, "--mode", "sweep", "--over", "guidance", "--values", "1,3.5", "--num=20", "--steps=2",
                "--out", tmp_path / "x" / "guided")

@@ -35,15 +35,23 @@ def write(folder, config):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The folder of an ADM, a DiT, a classifier and an upsampler."""
-    root = tmp_path_factory.mktemp("table")
-    adm, dit, classifier, upsampler = (plain(page(name)) for name in ("digits_adm", "digits", "digits_classifier", "digits_adm"))
-    adm["task"] |= {"cond": LABEL, "drop": {"label": 0.1}}
+def cascade(tmp_path_factory):
+    """The folder of a DiT and an upsampler."""
+    root, upsampler = tmp_path_factory.mktemp("table"), plain(page("digits_adm"))
     upsampler["task"] |= {"cond": {"name": "diffusion_jax.models.cond:Joint", "parts": [LABEL, LOW_RES]}, "shape": [16, 16, 1]}
-    for name, config in (("adm", adm), ("dit", dit), ("classifier", classifier), ("upsampler", upsampler)):
+    for name, config in (("dit", plain(page("digits"))), ("upsampler", upsampler)):
         write(root / name, config)
     return root
+
+
+@pytest.fixture(scope="module")
+def folders(cascade):
+    """Those, and of an ADM and a classifier."""
+    adm = plain(page("digits_adm"))
+    adm["task"] |= {"cond": LABEL, "drop": {"label": 0.1}}
+    for name, config in (("adm", adm), ("classifier", plain(page("digits_classifier")))):
+        write(cascade / name, config)
+    return cascade
 
 
 @pytest.fixture(scope="module")
@@ -116,15 +124,15 @@ def test_a_cascade_gives_what_its_stages_give_one_after_the_other(cli, folders, 
     [
         (("--workdir", "upsampler", "--num", 1), "conditioned on 'low_res'"),
         (("--workdir", "upsampler", "--num", 1, "--low_res", "LARGE"), "trained on low_res of (8, 8, 1), not (16, 16, 1)"),
-        (("--workdir", "dit", "--num", 1, "--upsampler", "adm"), "must read low_res"),
+        (("--workdir", "dit", "--num", 1, "--upsampler", "dit"), "must read low_res"),
         (("--workdir", "dit", "--num", 1, "--classifier_scale", 2), "needs a --classifier"),
         (("--workdir", "dit", "--num", 1, "--augment", 2), "augment is 0 ... 1, got 2.0"),
         (("--workdir", "upsampler", "--num", 1, "--low_res", "missing.npz"), "there is no"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(cli, folders, tmp_path, flags, says):
+def test_what_does_not_go_together_is_one_line(cli, cascade, tmp_path, flags, says):
     np.savez(tmp_path / "large.npz", arr_0=np.zeros((2, 16, 16, 1), np.uint8))
-    found = {"upsampler": folders / "upsampler", "dit": folders / "dit", "adm": folders / "adm", "LARGE": tmp_path / "large.npz"}
+    found = {"upsampler": cascade / "upsampler", "dit": cascade / "dit", "LARGE": tmp_path / "large.npz"}
     done = cli("--mode", "sample", "--out", tmp_path / "x.npz", *(found.get(flag, flag) for flag in flags))
     assert done.code == 2 and says in done.err and done.err.count("\n") == 1
     assert not (tmp_path / "x.npz").exists()

@@ -66,6 +66,7 @@ def test_the_same_command_again_changes_nothing(tiny_run, tmp_path, capsys):
     assert "resuming from step 4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_can_be_made_longer_and_a_tracker_gets_all_of_it(tiny_run, tmp_path, monkeypatch):
     copy, calls = shutil.copytree(tiny_run, tmp_path / "copy"), []
 
@@ -236,6 +237,17 @@ def images(tmp_path):
     return tmp_path / "images"
 
 
+def test_a_run_that_was_trained_on_other_data_is_refused(tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    for meta in copy.glob("checkpoints/*/meta/metadata"):
+        stored = json.loads(meta.read_text())
+        stored["data"]["records"] = 18
+        meta.write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match="trained on other data .18 records then, .*--config.data.changed=True"):
+        train.checked(page("digits").to_dict(), copy)
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_data_only_unless_that_is_meant(images, tmp_path):
     config, run = small(data__train=dict(name="diffusion_jax.data.folder:Folder", path=str(images))), tmp_path / "run"
     ask("train", run, config=config)

@@ -10,13 +10,15 @@ KEY = jax.random.key(0)
 DRAW = np.clip(np.random.default_rng(0).normal(scale=0.4, size=(4, 16, 16, 3)), -1, 1).astype(np.float32)
 
 
-@pytest.mark.parametrize("part", [degrade.blur, degrade.isotropic, degrade.oblique, degrade.smaller, degrade.jpeg])
+@pytest.mark.parametrize("part", [degrade.isotropic, degrade.jpeg] + [
+    pytest.param(part, marks=pytest.mark.slow) for part in (degrade.blur, degrade.oblique, degrade.smaller)])
 def test_a_flat_image_stays_flat(part):
     flat = np.full((2, 12, 16, 1), 0.25, np.float32)
     np.testing.assert_allclose(jax.jit(part)(flat, KEY), flat, atol=0.02 if part is degrade.jpeg else 1e-5)
 
 
-@pytest.mark.parametrize("part", [degrade.blur, degrade.isotropic, degrade.oblique, degrade.smaller])
+@pytest.mark.parametrize("part", [degrade.isotropic, degrade.smaller] + [
+    pytest.param(part, marks=pytest.mark.slow) for part in (degrade.blur, degrade.oblique)])
 def test_filters_take_contrast_away(part):
     out = np.asarray(jax.jit(part)(DRAW, KEY))
     assert out.shape == DRAW.shape

@@ -108,11 +108,6 @@ SYSTEMS = {
 }
 
 
-SLOW = ("adm", "adm, classifier", "adm, classifier adaptive", "glide", "glide, text", "latent diffusion", "latent diffusion, kl",
-        "latent diffusion, vq", "patchgan, act", "clip, vit", "clip, resnet", "unclip, prior", "dall-e, dvae",
-        "dalle-pytorch, dvae", "edm2 A", "edm2 C", "edm2 G")
-
-
 def agrees(leaf, law):
     """Whether the values of an array are drawn from (name, mean, standard deviation): its first moments and its range."""
     name, mean, std = law
@@ -124,7 +119,9 @@ def agrees(leaf, law):
     return within and full and abs(x.mean()) < 4.5 / n**0.5 and (n < 30 or abs((x**2).mean() - 1) < 6.5 / n**0.5)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SYSTEMS])
+# By default one network and the tables of labels, which are small.
+@pytest.mark.parametrize("name", [
+    name if name == "dit" or name.endswith("labels") else pytest.param(name, marks=pytest.mark.slow) for name in SYSTEMS])
 def test_a_fresh_network_starts_as_its_recipe_says(name):
     module, args, rules = SYSTEMS[name]
     params = jax.device_get(jax.jit(module.init)(KEY, *args))["params"]

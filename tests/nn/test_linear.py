@@ -7,7 +7,7 @@ import pytest
 from diffusion_jax.nn.linear import Linear
 
 
-@pytest.mark.parametrize("lead", [(5,), (2, 3), (2, 1, 4)])
+@pytest.mark.parametrize("lead", [(2, 1, 4), *(pytest.param(lead, marks=pytest.mark.slow) for lead in ((5,), (2, 3)))])
 def test_is_a_contraction_over_the_last_axis(lead):
     layer = Linear(4)
     x = jax.random.normal(jax.random.key(0), (*lead, 6))

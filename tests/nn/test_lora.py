@@ -27,8 +27,8 @@ def drawn(tree, seed=0):
 
 
 @pytest.mark.parametrize("layer, x", [
-    (Linear(5), (2, 7, 8)), (Conv(6), (2, 5, 5, 4)), (Conv(6, stride=2), (1, 6, 6, 4)),
-    (Conv(6, size=1, padding=(0, 0)), (1, 4, 4, 3)),
+    (Linear(5), (2, 7, 8)), pytest.param(Conv(6), (2, 5, 5, 4), marks=pytest.mark.slow), (Conv(6, stride=2), (1, 6, 6, 4)),
+    pytest.param(Conv(6, size=1, padding=(0, 0)), (1, 4, 4, 3), marks=pytest.mark.slow),
 ], ids=["linear", "convolution", "strided", "pixels"])
 def test_merged_is_applied(layer, x):
     """y = W x + s B (A x), the two factors being layers of their own: A of the same window and stride, B of single pixels."""

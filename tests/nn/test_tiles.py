@@ -12,7 +12,8 @@ TILE, OVERLAP = 96, 24                          # of pipelines/latent.py: a late
 
 
 @pytest.mark.parametrize("f", [lambda x: 2 * x, double, halve], ids=["same", "double", "halve"])
-@pytest.mark.parametrize("tile, overlap", [(8, 2), (12, 0), (16, 6), (18, 17), (20, 0), (24, 4)])
+@pytest.mark.parametrize("tile, overlap", [
+    (16, 6), (18, 17), *(pytest.param(*row, marks=pytest.mark.slow) for row in ((8, 2), (12, 0), (20, 0), (24, 4)))])
 def test_a_local_map_is_the_same_in_tiles(f, tile, overlap):
     np.testing.assert_allclose(tiled(f, X, tile, overlap), f(X), rtol=1e-6, atol=1e-6)
 
@@ -38,7 +39,8 @@ def spoils(reach):
     return f
 
 
-@pytest.mark.parametrize("rows", [97, 104, 120, 128, 168, 169, 170, 192, 240, 241, 256, 512])
+@pytest.mark.parametrize("rows", [97, 169, 170, 241] + [        # a tile and a row, and about where another tile begins
+    pytest.param(rows, marks=pytest.mark.slow) for rows in (104, 120, 128, 168, 192, 240, 256, 512)])
 def test_rows_beside_a_border_weigh_no_more_than_a_ramp_over_the_overlap_gives_them(rows):
     """A row 6 from a border weighs 6 / 25 on a ramp over 24 rows: no ramp that is linear does better."""
     x = jnp.ones((1, rows, 4, 1)).at[:, [0, -1]].set(2)
@@ -71,7 +73,8 @@ def convolutions(x):
     return x
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(97, 6), (169, 6), (256, 6), (6, 169), (100, 104)])
+@pytest.mark.parametrize(("rows", "columns"), [
+    (169, 6), (6, 169), *(pytest.param(*row, marks=pytest.mark.slow) for row in ((97, 6), (256, 6), (100, 104)))])
 def test_the_seam_of_four_convolutions_is_far_below_their_spread(rows, columns):
     """Pictures of 776, 1352 and 2048 rows."""
     x = jax.random.normal(jax.random.key(9), (1, rows, columns, 4))

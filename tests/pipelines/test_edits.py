@@ -5,11 +5,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.digits import Digits
-from diffusion_jax.pipelines.edits import COUNT, picture_file, values_of
+from diffusion_jax.pipelines.edits import COUNT, values_of
 from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import Request
@@ -67,7 +66,9 @@ def test_how_many_where_nobody_says(pipe):
 
 
 def test_strength_0_is_the_picture_and_1_a_new_one(pipe):
-    rows = pipe.edit.strength(DIGITS, [3, 7], values=[0.0, 1.0], num=1, seed=2).images
+    edited = pipe.edit.strength(DIGITS, [3, 7], values=[0.0, 1.0], num=1, seed=2)
+    rows, near = edited.images, edited.likeness()
+    assert near["strength 0.0"]["PSNR (dB)"] > 45 > 30 > near["strength 1.0"]["PSNR (dB)"]
     assert far(rows[0], DIGITS) <= 1
     assert far(rows[1], pipe([3, 7], num=1, seed=2).images) <= 1
 
@@ -78,6 +79,8 @@ def test_inversion_says_how_near_it_comes_back(pipe):
     mean, most = map(float, re.fullmatch(r"invert: back within ([\d.]+) of 255 on average, ([\d.]+) at most", rows.what).groups())
     apart = np.abs(rows.images[2].astype(float) - DIGITS)
     assert abs(apart.mean() - mean) < 0.6 and abs(apart.max() - most) < 1.1
+    decibels = np.mean(10 * np.log10(255**2 / np.mean(apart**2, axis=(1, 2, 3))))
+    assert rows.likeness() == {"back": {"PSNR (dB)": pytest.approx(decibels)}}        # nothing else sees 8 pixels
 
 
 def test_inversion_is_unguided_ddim_whatever_the_recipe_says(pipe):
@@ -101,7 +104,9 @@ def test_a_meter_counts_the_steps_and_changes_nothing(pipe, edit, steps):
 
 
 def test_inpainting_leaves_what_lies_outside(pipe):
-    before, after = pipe.edit.inpaint(DIGITS[0], [[0, 0, 4, 8], [6, 6, 8, 8]], 3, seed=4).images
+    edited = pipe.edit.inpaint(DIGITS[0], [[0, 0, 4, 8], [6, 6, 8, 8]], 3, seed=4)
+    before, after = edited.images
+    assert edited.likeness()["after"]["most outside"] == 0 and edited.likeness()["after"]["PSNR (dB)"] < 60
     np.testing.assert_array_equal(before, DIGITS[:1])
     hole = np.zeros((8, 8), bool)
     hole[:4], hole[6:, 6:] = True, True
@@ -221,36 +226,6 @@ def test_a_model_without_a_condition_has_none_to_switch():
 def test_what_a_condition_is_mixed_with_is_of_its_kind():
     texts = bare(page(TEXT)).edit.mix("a three", "a one", values=[0.0, 1.0], num=2)
     assert texts.images.shape == (2, 2, 8, 8, 1) and far(texts.images[0], texts.images[1]) > 0
-
-
-# Files ----------------------------------------------------------------------------------------------------------------------
-
-
-def test_rows_are_saved_as_a_grid_and_frames(pipe, tmp_path):
-    rows = pipe.edit.mix(3, 7, values=[0.0, 0.5, 1.0], num=2)
-    files = rows.save(tmp_path / "x.png")
-    assert files[:2] == [tmp_path / "x.png", tmp_path / "x.gif"] and all(file.is_file() for file in files)
-    with Image.open(files[0]) as grid, Image.open(files[1]) as frames:
-        np.testing.assert_array_equal(np.asarray(grid)[10:18, :8], rows.images[1, 0, ..., 0])
-        assert frames.n_frames == 3
-    single = pipe.edit.mix(3, 7, values=[0.5], num=2)
-    assert single.save(tmp_path / "y") == [tmp_path / "y.png"]
-    assert single.save(tmp_path / "v1.5") == [tmp_path / "v1.5.png"] and not (tmp_path / "v1.png").exists()
-    assert rows.save(tmp_path / "v1.5")[:2] == [tmp_path / "v1.5.png", tmp_path / "v1.5.gif"]
-
-
-@pytest.mark.parametrize(("out", "file"), [
-    ("x.png", "x.png"), ("x.gif", "x.png"), ("x.mp4", "x.png"), ("x", "x.png"), ("v1.5", "v1.5.png"), ("a.b/c", "a.b/c.png"),
-    ("v1.5.png", "v1.5.png"), (".hidden", ".hidden.png"), ("../x", "../x.png"),
-])
-def test_the_name_that_was_asked_for(out, file):
-    assert str(picture_file(out)) == file
-
-
-@pytest.mark.parametrize("out", ["x.npz", "x/", "x.jpg", "x.JPEG", "x.json", "a.png/"])
-def test_names_of_other_files_are_refused(out):
-    with pytest.raises(ConfigError, match="end it in .png, or give a name without a suffix"):
-        picture_file(out)
 
 
 def test_labels_of_a_model_that_has_them_alone():

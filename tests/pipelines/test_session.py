@@ -12,7 +12,7 @@ from diffusion_jax.pipelines.edit import rectangles
 from diffusion_jax.pipelines.edits import Edits
 from diffusion_jax.pipelines.pipeline import pipeline
 from diffusion_jax.pipelines.request import Request
-from diffusion_jax.pipelines.session import replayed, story_in
+from diffusion_jax.pipelines.session import edited, replayed, story_in
 
 DIGITS = np.stack([Digits("test")[i]["image"] for i in (0, 150)])
 
@@ -156,3 +156,16 @@ def test_a_picture_from_elsewhere_is_read_or_refused(pipe, image, tmp_path, monk
     with pytest.raises(ConfigError, match="there is no|is no file|is no session"):
         replayed(pipe, {"image": image, "edits": []})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_pictures_of_a_session_stand_beside_its_first():
+    images = np.zeros((3, 8, 8, 1), np.uint8)
+    images[1:, :4], images[2, 4, 0] = 255, 255
+    rows = edited("replay", images, [{"rect": [[0, 0, 4, 8]]}, {"rect": [[4, 0, 5, 1], [6, 6, 8, 8]]}])
+    assert rows.images.shape == (3, 1, 8, 8, 1) and rows.what == "replay: 3 pictures"
+    assert rows.likeness() == {
+        "after edit 1": {"PSNR (dB)": pytest.approx(10 * np.log10(2)), "most outside": 0},
+        "after edit 2": {"PSNR (dB)": pytest.approx(10 * np.log10(64 / 33)), "most outside": 0},
+    }
+    outside = edited("replay", images, [{"rect": [[0, 0, 4, 8]]}] * 2).likeness()
+    assert outside["after edit 2"]["most outside"] == pytest.approx(255)

@@ -107,10 +107,11 @@ def test_before_the_first_checkpoint_the_page_s_own_folder_counts(vae, tmp_path)
 
 
 @pytest.mark.parametrize("then", [
-    dict(), dict(trained_again=True),
+    dict(trained_again=True),
     *(pytest.param(then, marks=pytest.mark.slow)
       for then in (
-          dict(folder="other"), dict(scale=2.5), dict(scale=1.5, shift=0.5), dict(folder="gone"), dict(note="torn")))], ids=str)
+          dict(), dict(folder="other"), dict(scale=2.5), dict(scale=1.5, shift=0.5), dict(folder="gone"),
+          dict(note="torn")))], ids=str)
 def test_a_copy_that_was_left_is_taken_where_it_is_of_the_same_weights_and_changes(vae, tmp_path, caplog, then):
     source, run = shutil.copytree(vae[0], tmp_path / "vae"), tmp_path / "run"
     spec = dict(folder=str(source), scale=1.5)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.gan import Discriminator
 from diffusion_jax.models.vae import VQ
-from diffusion_jax.tasks.autoencoder import Autoencoder
+from diffusion_jax.tasks.autoencoder import Autoencoder, Perceptual
 from diffusion_jax.tasks.autoencoder_loss import Losses
 
 MODEL = VQ(channels=1, latent=2, width=4, mults=(1, 2), depth=1, groups=2, codes=6, mid_attention=False)
@@ -54,3 +56,10 @@ def test_a_latent_is_scaled_and_back():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="came trained"):
         Autoencoder(MODEL, (8, 8, 1)).loss({}, None, {"image": X}, jax.random.key(0), True)
+
+
+@pytest.mark.parametrize(("weight", "says"), [(1.0, "16 pixels or more, not 8x8x1"), (0.0, "perceptual_weight is 0, so")])
+def test_lpips_that_sees_or_does_nothing_is_refused(weight, says):
+    task = replace(TASK, losses=replace(LOSSES, perceptual_weight=weight), first_stage=Perceptual())
+    with pytest.raises(ConfigError, match=says):
+        task.init(jax.random.key(0), {"image": X})

@@ -18,8 +18,9 @@ from tasks.zero_task import Zero, batch, task
 
 @pytest.mark.parametrize(
     ("process", "scale", "times"),
-    [(DDPM(), scales.Eps(), Uniform()), (DDPM(), scales.V(), Uniform()), (Flow(), scales.Velocity(), Uniform()),
-     (EDM(), scales.EDM(1.0), LogNormal())],
+    [pytest.param(DDPM(), scales.Eps(), Uniform(), marks=pytest.mark.slow),
+     pytest.param(DDPM(), scales.V(), Uniform(), marks=pytest.mark.slow),
+     (Flow(), scales.Velocity(), Uniform()), (EDM(), scales.EDM(1.0), LogNormal())],
     ids=["eps", "v", "velocity", "edm"],
 )
 def test_a_zero_network_has_the_variance_of_its_target_as_loss(process, scale, times):

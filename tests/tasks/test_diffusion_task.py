@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 from flax.core import FrozenDict
+from stubs import random_params
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.cond import LowRes
@@ -33,13 +34,12 @@ def test_pictures_are_drawn_as_latents_on_the_way():
     key = jax.random.key(1)
 
     @jax.jit
-    def both():
-        params = VAE.init(jax.random.key(0), PICTURES)
+    def both(params):
         eps = jax.random.normal(key, (2, 4, 4, 2))
         prepared = LATENT.prepare(PICTURES, {"first_stage": params}, key)
         return prepared["image"], VAE.encode(params, PICTURES["image"], eps)
 
-    np.testing.assert_array_equal(*both())
+    np.testing.assert_array_equal(*both(random_params(VAE, PICTURES)))
     assert LATENT.blank(PICTURES)["image"].shape == (2, 4, 4, 2)
     latents = PICTURES | {"image": np.zeros((2, 4, 4, 2))}
     assert LATENT.prepare(latents, None, key) is LATENT.blank(latents) is latents

@@ -11,6 +11,7 @@ from scipy.stats import entropy
 from diffusion_jax.build import ConfigError
 from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.models.dvae_codebook import CodebookVAE
+from diffusion_jax.tasks.autoencoder import Perceptual
 from diffusion_jax.tasks.dvae import Anneal, DiscreteVAE, smooth_l1, usage
 
 KEY = jax.random.key(0)
@@ -31,6 +32,7 @@ def test_annealing_follows_half_a_cosine():
         Anneal(0, 1, 0)
 
 
+@pytest.mark.slow
 def test_a_discrete_vae_counts_its_batches_and_logs_its_codebook(first):
     run = jax.jit(lambda memory: FIRST.loss(first, {"memory": memory}, BATCH, KEY, True))
     (loss, logged), (later, logged_later) = run(FIRST.memory()), run({"count": jnp.float32(10)})
@@ -107,3 +109,51 @@ def test_what_does_not_fit_is_refused():
         DiscreteVAE(CodebookVAE(), (8, 8, 3))
     with pytest.raises(ConfigError, match="known: l1, l2"):
         DiscreteVAE(NET, (8, 8, 1), "l3")
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+    """In the place of LPIPS: twice the mean difference of two images of 8 pixels or more."""
+
+    smallest: int = 8
+
+    def takes(self, shape):
+        return shape[-1] in (1, 3) and min(shape[:2]) >= self.smallest
+
+    def apply(self, variables, x, y):
+        return variables["params"]["w"] * jnp.mean(jnp.abs(x - y), axis=(1, 2, 3))
+
+
+FROZEN = {"first_stage": {"model": {"w": 2.0}}}
+
+
+def test_lpips_is_of_the_images_as_they_are_and_of_what_the_decoder_means(first):
+    task = dataclasses.replace(FIRST, levels=17, first_stage=Perceptual(Gap()), perceptual_weight=0.3)
+    plain = dataclasses.replace(FIRST, levels=17)
+    loss, logged = jax.jit(lambda: task.loss(first, FROZEN, BATCH, KEY, False))()
+    want, others = jax.jit(lambda: plain.loss(first, {}, BATCH, KEY, False))()
+    pictures = jax.jit(lambda: FIRST.decode(first, FIRST.encode(first, BATCH["image"])))()
+    distance = 2 * np.mean(np.abs(np.float64(BATCH["image"]) - pictures))
+    np.testing.assert_allclose(logged["lpips"], distance, rtol=1e-5)
+    np.testing.assert_allclose(loss, want + 0.3 * distance, rtol=1e-5)
+    assert logged.keys() == others.keys() | {"lpips"}
+    moved = jax.jit(jax.grad(lambda p: task.loss(p, FROZEN, BATCH, KEY, True)[0]))(first)
+    still = jax.jit(jax.grad(lambda p: plain.loss(p, {}, BATCH, KEY, True)[0]))(first)
+    assert all(not np.allclose(a, b) for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(still), strict=True))
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    (dict(perceptual_weight=0.0), "perceptual_weight is 0, so LPIPS would do nothing"),
+    (dict(first_stage=Perceptual(Gap(16))), "LPIPS sees images of 1 or 3 channels and 16 pixels or more, not 8x8x1"),
+    (dict(first_stage=Perceptual()), "16 pixels or more, not 8x8x1: leave first_stage out"),
+])
+def test_a_distance_that_does_nothing_is_refused(changes, says):
+    task = dataclasses.replace(FIRST, **dict(first_stage=Perceptual(Gap()), perceptual_weight=0.3) | changes)
+    with pytest.raises(ConfigError, match=says):
+        task.init(KEY, BATCH)
+
+
+def test_a_distance_needs_its_weights(first):
+    task = dataclasses.replace(FIRST, first_stage=Perceptual(Gap()), perceptual_weight=0.3)
+    with pytest.raises(ConfigError, match="LPIPS needs its weights: config.first_stage=lpips=vgg"):
+        task.loss(first, {}, BATCH, KEY, True)

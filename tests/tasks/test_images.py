@@ -77,7 +77,9 @@ def begun(task):
     return jax.eval_shape(task.init, jax.random.key(0), {"image": jnp.zeros((2, *task.shape))})
 
 
-@pytest.mark.parametrize("name", MISFITS)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("vq", "discrete vae", "edm2 of latents on pixels") else name
+    for name in MISFITS])                                                     # larger, of kinds of which others are here
 def test_a_network_of_other_channels_is_refused_at_the_start(name):
     task, made, asked = MISFITS[name]
     with pytest.raises(ConfigError) as error:

@@ -107,7 +107,9 @@ def empty_meta(run, step):
     (run / "checkpoints" / str(step) / "meta" / "metadata").write_text("")
 
 
-@pytest.mark.parametrize("sizes", [dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=8), dict(data=4, fsdp=2)])
+@pytest.mark.parametrize("sizes", [
+    dict(data=2, fsdp=2, tensor=2),
+    *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in (dict(data=1, fsdp=8), dict(data=4, fsdp=2)))])
 def test_restored_on_other_meshes_bit_for_bit(tmp_path, sizes):
     mesh = shard.make_mesh(**sizes)
     with Checkpoints(tmp_path, config()) as checkpoints:

@@ -79,7 +79,7 @@ class Convolutions(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("gather", ["step", "use"])
+@pytest.mark.parametrize("gather", ["use", pytest.param("step", marks=pytest.mark.slow)])
 def test_gradients_of_convolutions_leave_the_images_where_they_are(gather):
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 32)).astype(np.float32)
     params, mesh = Convolutions().init(jax.random.key(0), x)["params"], shard.make_mesh(data=2, fsdp=4)

@@ -43,7 +43,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("stops", [
-    (5,), (7, 11), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((4,), (1,), (11, 12)))])
+    (5,), *(pytest.param(stops, marks=pytest.mark.slow) for stops in ((7, 11), (4,), (1,), (11, 12)))])
 def test_resumed_equals_uninterrupted(whole, tmp_path, stops):
     for stop in stops:
         assert train(tmp_path, stop_at=stop)[0] == stop
@@ -98,8 +98,9 @@ def test_a_damaged_newest_checkpoint_costs_only_time(whole, tmp_path):
 @pytest.mark.parametrize("bad,message,left", [
     (6, r"loss is nan at step 7, stopped; the last good checkpoint is step 4 in", [4]),
     (7, r"loss is nan at step 8, stopped; the last good checkpoint is step 4 in", [4]),         # a checkpoint is due just there
-    (11, r"loss is nan at step 12, stopped; the last good checkpoint is step 8 in", [4, 8]),    # the last step
-    (1, r"loss is nan at step 2, stopped; there is no checkpoint yet", []),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        (11, r"loss is nan at step 12, stopped; the last good checkpoint is step 8 in", [4, 8]),    # the last step
+        (1, r"loss is nan at step 2, stopped; there is no checkpoint yet", []))),
 ])
 def test_a_loss_that_is_not_finite_stops_and_is_not_saved(whole, tmp_path, bad, message, left):
     with pytest.raises(ConfigError, match=message) as error:
@@ -111,7 +112,8 @@ def test_a_loss_that_is_not_finite_stops_and_is_not_saved(whole, tmp_path, bad, 
 
 
 @pytest.mark.parametrize(("number", "name", "code"), [
-    (signal.SIGTERM, "SIGTERM", 0), (signal.SIGHUP, "SIGHUP", 0), (signal.SIGINT, "Ctrl-C", 130)], ids=lambda value: str(value))
+    (signal.SIGTERM, "SIGTERM", 0), (signal.SIGINT, "Ctrl-C", 130),
+    pytest.param(signal.SIGHUP, "SIGHUP", 0, marks=pytest.mark.slow)], ids=lambda value: str(value))
 def test_at_a_signal_it_saves_exits_and_says_how_to_go_on(whole, tmp_path, caplog, number, name, code):
     before, seen = signal.getsignal(number), []
     run = arguments(config(), shard.make_mesh(devices=jax.devices()[:1]))

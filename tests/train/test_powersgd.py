@@ -126,7 +126,7 @@ def by_hand(error, q, grads):
     return (p @ q.T).reshape(grads.shape[1:]), m - (p @ q.T)[None], q
 
 
-@pytest.mark.parametrize("sizes,accumulate", [((4, 1, 1), 1), ((2, 2, 1), 2)])
+@pytest.mark.parametrize("sizes,accumulate", [pytest.param((4, 1, 1), 1, marks=pytest.mark.slow), ((2, 2, 1), 2)])
 def test_every_shard_keeps_its_own_error(sizes, accumulate):
     """Two updates of plain descent against (1) to (4) by hand, each shard with its rows and its error."""
     mesh, task, rank = make_mesh(*sizes, devices=jax.devices()[:4]), Toy(Net(width=32), noise=0.0), 2

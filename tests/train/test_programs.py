@@ -133,7 +133,7 @@ def of_nothing(file):
     file.write_bytes(__import__("jax._src.compilation_cache", fromlist=["x"]).compress_executable(b"\0\0\0\1no program"))
 
 
-@pytest.mark.parametrize("damage", [cut, empty, flip, rubbish, of_nothing])
+@pytest.mark.parametrize("damage", [pytest.param(cut, marks=pytest.mark.slow), empty, flip, rubbish, of_nothing])
 def test_a_damaged_program_is_compiled_again_and_replaced(tmp_path, caplog, recwarn, damage):
     value = 1.0 + [cut, empty, flip, rubbish, of_nothing].index(damage)
     process.keep_compiled(str(tmp_path / "kept"))

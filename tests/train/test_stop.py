@@ -123,16 +123,16 @@ def ended(starter, tmp_path, work, numbers, ignored=0):
     return code, log.read_text().removeprefix("ready\n"), time.time() - since
 
 
-@pytest.mark.parametrize(("work", "numbers", "code", "says"), [
+ENDS = [
     ("python", [INT], 130, "stopped by Ctrl-C\n"),
     ("python", [TERM], 143, "stopped by SIGTERM\n"),
     ("python", [HUP], 129, "stopped by SIGHUP\n"),
-    pytest.param("swallows", [INT], 130, "stopped by Ctrl-C\n", marks=pytest.mark.slow),
+    ("swallows", [INT], 130, "stopped by Ctrl-C\n"),
     ("logs", [INT], 130, "stopped by Ctrl-C\n"),
     ("collector", [INT], 130, "stopped by Ctrl-C\n"),
     ("collector", [TERM], 143, "stopped by SIGTERM\n"),
     ("compiler", [INT], 130, "stopped by Ctrl-C\n"),
-    pytest.param("compiler", [TERM], 143, "stopped by SIGTERM\n", marks=pytest.mark.slow),
+    ("compiler", [TERM], 143, "stopped by SIGTERM\n"),
     ("compiler", [INT, INT], 130, "stopped at once by Ctrl-C\n"),
     ("loop", [INT], 130, "Ctrl-C: the step is finished and saved, once more ends it at once\nsaved\n"),
     ("loop", [TERM], 0, "SIGTERM: the step is finished and saved\nsaved\n"),
@@ -143,6 +143,14 @@ def ended(starter, tmp_path, work, numbers, ignored=0):
     ("resumable", [INT], 130, "stopped by Ctrl-C: run the same command to go on\n"),
     ("resumable", [TERM], 0, "stopped by SIGTERM: run the same command to go on\n"),
     ("resumable", [HUP], 0, "stopped by SIGHUP: run the same command to go on\n"),
+]
+# Each kind of work once, each signal at least once. "swallows" and a single signal to "compiler" wait for GRACE to pass.
+OF_EACH = {"python": [HUP], "logs": [INT], "collector": [TERM], "compiler": [INT, INT], "loop": [INT], "deaf_loop": [TERM, INT],
+           "resumable": [TERM]}
+
+
+@pytest.mark.parametrize(("work", "numbers", "code", "says"), [
+    pytest.param(*end, marks=() if OF_EACH.get(end[0]) == end[1] else pytest.mark.slow) for end in ENDS
 ], ids=lambda value: "+".join(number.name for number in value) if isinstance(value, list) else None)
 def test_a_signal_ends_a_process_in_one_line(starter, tmp_path, work, numbers, code, says):
     got = ended(starter, tmp_path, work, numbers)
@@ -164,8 +172,10 @@ def test_a_signal_that_was_lost_is_no_second_one(monkeypatch, lost, read, ends):
     assert left == ["stopped at once by Ctrl-C"] * ends
 
 
-@pytest.mark.parametrize("work", ["python", "loop"])
-@pytest.mark.parametrize("ignored", [HUP, INT], ids=["nohup", "in the background"])
+@pytest.mark.parametrize(("ignored", "work"), [
+    pytest.param(HUP, "python", id="nohup-python"), pytest.param(INT, "loop", id="in the background-loop"),
+    pytest.param(HUP, "loop", id="nohup-loop", marks=pytest.mark.slow),
+    pytest.param(INT, "python", id="in the background-python", marks=pytest.mark.slow)])
 def test_what_is_ignored_at_the_start_stays_ignored(starter, tmp_path, work, ignored):
     code, says, _ = ended(starter, tmp_path, work, [ignored, TERM], ignored)
     assert code == {"python": 143, "loop": 0}[work] and stop.NAMES[ignored] not in says and "SIGTERM" in says
