@@ -11,6 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
+
 from diffusion_jax.build import ConfigError
 from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.denoising import DenoisingTask
@@ -51,7 +54,15 @@ class Diffusion(DenoisingTask):
     @property
     def picture_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of the pictures that it makes."""
-        return self.autoencoder.shape if self.autoencoder else self.shape
+        first = self.autoencoder
+        if first is None:
+            return self.shape
+        # Its own shape is that of the pictures that it was trained on, and latents may be of others.
+        blank = {"image": jax.ShapeDtypeStruct((1, *first.shape), jnp.float32)}
+        own = jax.eval_shape(first.blank, blank)["image"].shape[1:3]
+        sides = zip(first.shape[:2], self.shape[:2], own, strict=True)
+        height, width = (side * latent // there for side, latent, there in sides)
+        return height, width, first.shape[-1]
 
     @property
     def needs(self) -> tuple[str, ...]:

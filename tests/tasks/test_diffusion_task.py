@@ -14,6 +14,12 @@ from diffusion_jax.tasks.autoencoder import Autoencoder
 from tasks.zero_task import Zero, batch, task
 
 
+def test_pictures_are_as_large_as_the_latents_say_whatever_the_autoencoder_was_trained_on():
+    assert LATENT.picture_shape == (8, 8, 1) and task().picture_shape == task().shape
+    for shape, pictures in (((8, 4, 2), (16, 8, 1)), ((2, 2, 2), (4, 4, 1))):
+        assert task(model=Zero(2), shape=shape, first_stage=VAE).picture_shape == pictures
+
+
 def test_an_upsampler_is_trained_on_images_alone():
     t = task(cond=LowRes(2, augment=0.3, width=4))
     assert t.needs == () and t.num_classes == 0
