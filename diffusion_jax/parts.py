@@ -24,8 +24,10 @@ PARTS = {
         diffusion_jax.models.edm2:Uncertainty
         diffusion_jax.models.gan:Discriminator
         diffusion_jax.models.lpips:LPIPS
+        diffusion_jax.models.mmdit:MMDiT
         diffusion_jax.models.prior:Prior
         diffusion_jax.models.prior_ar:ARPrior
+        diffusion_jax.models.t5:T5Encoder
         diffusion_jax.models.tae:TAE
         diffusion_jax.models.unclip:Relay
         diffusion_jax.models.unet:UNet
@@ -42,6 +44,8 @@ PARTS = {
         diffusion_jax.models.cond:OneHot
         diffusion_jax.models.glide:Inpaint
         diffusion_jax.models.glide:Text
+        diffusion_jax.models.sd3_text:SD3Text
+        diffusion_jax.models.sdxl_text:XLText
         diffusion_jax.models.text_cond:LabelToken
         diffusion_jax.models.text_cond:Stack
         diffusion_jax.models.text_cond:TowerText
@@ -107,6 +111,8 @@ PARTS = {
         diffusion_jax.data.caption_bpe:CaptionBPE
         diffusion_jax.data.clip_bpe:ClipBPE
         diffusion_jax.data.glide_bpe:GlideBPE
+        diffusion_jax.data.sd3_tokens:SD3Tokens
+        diffusion_jax.data.sentence_pieces:SentencePieces
         diffusion_jax.data.words:Bytes
         diffusion_jax.data.words:Words
     """,
@@ -120,6 +126,7 @@ PARTS = {
         diffusion_jax.train.ema:Power
     """,
     "samplers": """
+        diffusion_jax.diffusion.lcm:lcm
         diffusion_jax.diffusion.multistep:dpm_solver
         diffusion_jax.diffusion.multistep:dpmpp_2m
         diffusion_jax.diffusion.multistep:dpmpp_2m_sde
@@ -130,8 +137,12 @@ PARTS = {
         diffusion_jax.diffusion.samplers:euler
         diffusion_jax.diffusion.samplers:euler_ancestral
         diffusion_jax.diffusion.samplers:heun
+        diffusion_jax.diffusion.unipc:deis
+        diffusion_jax.diffusion.unipc:unipc
     """,
     "grids": """
+        diffusion_jax.diffusion.lcm:distilled
+        diffusion_jax.diffusion.flow_times:flow_match
         diffusion_jax.diffusion.scheduler_times:scheduler
         diffusion_jax.diffusion.times:karras
         diffusion_jax.diffusion.times:leading
@@ -158,6 +169,9 @@ SLOTS = {
     "image": "networks",
     "text": "networks",
     "tower": "networks",
+    "clip_l": "networks",
+    "clip_g": "networks",
+    "t5": "networks",
     "first": "networks",
     "last": "networks",
     "disc": "networks",
@@ -196,6 +210,10 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "TAE.levels": (1, 20),
     "width": (1, 65_536),
     "LowRes.width": (0, 65_536),
+    "SD3Tokens.clip": (2, 65_536),
+    "buckets": (4, 65_536),
+    "distance": (1, 65_536),
+    "t5_context": (0, 65_536),
     "init_width": (1, 65_536),
     "code_width": (1, 65_536),
     "hidden": (1, 2**20),

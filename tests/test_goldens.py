@@ -12,6 +12,11 @@ from pathlib import Path
 import golden_case
 import pytest
 
+SLOW = (
+    "sd3/trajectory_img2img", "sd3/trajectory_skip_layers", "sd3/transformer_lowvar", "sd3/transformer_sd35_medium_skip",
+    "sdxl/trajectory_euler_rescale", "sdxl/trajectory_refiner_img2img", "sdxl/unet_base_lowvar", "sdxl/unet_refiner",
+)
+"""Cases of networks that take seconds to compile, beside another one of the same kind."""
 FOLDER = Path(os.environ.get("GOLDENS", Path(__file__).parent / "goldens"))
 
 
@@ -20,7 +25,9 @@ def cases() -> list:
     found = []
     for file in sorted(FOLDER.rglob("*.json")):
         doc = json.loads(file.read_text())
-        found.append(pytest.param(file, doc["system"], doc["kind"], id=f"{doc['system']}/{doc['case']}"))
+        name = f"{doc['system']}/{doc['case']}"
+        marks = pytest.mark.slow if name in SLOW else ()
+        found.append(pytest.param(file, doc["system"], doc["kind"], id=name, marks=marks))
     assert found, f"no cases in {FOLDER}"
     return found
 

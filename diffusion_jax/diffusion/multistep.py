@@ -61,7 +61,7 @@ def plms(process: Process) -> Sampler:
     return Sampler(init, step)
 
 
-class _Multistep(NamedTuple):
+class Past(NamedTuple):
     """The last two model values and half log-SNR steps, the number of steps behind them, of steps done and of all."""
 
     m1: Array
@@ -71,6 +71,23 @@ class _Multistep(NamedTuple):
     known: Array
     done: Array
     steps: Array
+
+    def with_value(self, m: Array, h: Array) -> Past:
+        """After a step of length h at whose beginning the model value was m."""
+        return self._replace(m1=m, m2=self.m1, h1=h, h2=self.h1, known=self.known + 1)
+
+
+def no_past(x: Array, steps: int) -> Past:
+    """Before the first of `steps` steps."""
+    zero, one, none = jnp.zeros_like(x), jnp.ones((), float), jnp.zeros((), jnp.int32)
+    return Past(zero, zero, one, one, none, none, jnp.int32(steps))
+
+
+def allowed_order(past: Past, order: int, h: Array) -> Array:
+    """The order that a step of length h may have: of as many values as there are, none of them a slope that is drawn out."""
+    allowed = jnp.minimum(order, past.known + 1)
+    allowed = jnp.where(past.h1 > STRETCH * past.h2, jnp.minimum(allowed, 2), allowed)
+    return jnp.where(h > STRETCH * past.h1, 1, allowed)
 
 
 def dpm_solver(
@@ -97,20 +114,14 @@ def dpm_solver(
     if form == "eps":
         refuse_pure_noise(process, "the eps form of dpm_solver", "form x0")
 
-    def init(x: Array, steps: int) -> _Multistep:
-        zero, one, none = jnp.zeros_like(x), jnp.ones((), float), jnp.zeros((), jnp.int32)
-        return _Multistep(zero, zero, one, one, none, none, jnp.int32(steps))
-
-    def step(denoise, x, past: _Multistep, t, s, key):
+    def step(denoise, x, past: Past, t, s, key):
         k_denoise, k_noise = jax.random.split(key)
         x0, eps = resolve(process, denoise(x, t, k_denoise), x, t)
         m0 = x0 if form == "x0" else eps
         q = ratio(process, t, s)
         still = q == 1                                                          # of length zero, as far as float32 tells
         h = jnp.where(still, 1, -jnp.log(q))
-        allowed, left = jnp.minimum(order, past.known + 1), past.steps - past.done
-        allowed = jnp.where(past.h1 > STRETCH * past.h2, jnp.minimum(allowed, 2), allowed)
-        allowed = jnp.where(h > STRETCH * past.h1, 1, allowed)
+        allowed, left = allowed_order(past, order, h), past.steps - past.done
         allowed = jnp.where(lower_order_final & (past.steps < 15), jnp.minimum(allowed, left), allowed)
         allowed = jnp.where((process.sigma(s) == 0) | (euler_at_final & (left == 1)), 1, allowed)
         factors = _coefficients(process, form, sde, corrector, t, s, q, h, allowed)
@@ -122,14 +133,14 @@ def dpm_solver(
             spread = bcast(level * jnp.sqrt(1 - q**2), x)
             noisy = moved + spread * noise(k_noise, x.shape, x.dtype)
             moved = jnp.where(process.sigma(s) == 0, bcast(process.alpha(s), x) * x0, noisy)     # the eps form's does not vanish
-        after = _Multistep(m0, past.m1, h, past.h1, past.known + 1, past.done, past.steps)
+        after = past.with_value(m0, h)
         x, past = jax.tree.map(lambda before, after: jnp.where(still, before, after), (x, past), (moved, after))
         return x, past._replace(done=past.done + 1)
 
-    return Sampler(init, step)
+    return Sampler(no_past, step)
 
 
-def _differences(past: _Multistep, m0: Array, h: Array, allowed: Array) -> tuple[Array, Array]:
+def _differences(past: Past, m0: Array, h: Array, allowed: Array) -> tuple[Array, Array]:
     """D1 and D2 of (2), over a step of h; 0 where the order that is allowed does not read them."""
     third, ratio = allowed > 2, past.h1 / (past.h1 + past.h2)
     d10 = bcast(jnp.where(allowed > 1, h / past.h1, 0), m0) * (m0 - past.m1)

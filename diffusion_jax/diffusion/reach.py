@@ -10,15 +10,21 @@ the spread of what the network saw in training at r_s that is a strain of
 
     (r - r_s) min(1, c / r_s) / (2 sqrt(c^2 + r_s^2))                                 (2)
 
-for the steps of `edm`, and for the first of `plms`. Heun's method in the coordinates of `heun` has (1 + r_s) / (1 + r) of it,
-about 1 at most. The stochastic form of DPM-Solver in eps takes twice the step away, and trusts in the fresh noise of variance
-r^2 - r_s^2 that it adds to make up for it, which leaves 2 (r - r_s)^2 too much; its strain is
+for the steps of `edm`, for the first of `plms`, and for those that the eps form of UniPC corrects. Heun's method in the
+coordinates of `heun` has (1 + r_s) / (1 + r) of it, about 1 at most. The stochastic form of DPM-Solver in eps takes twice the
+step away, and trusts in the fresh noise of variance r^2 - r_s^2 that it adds to make up for it, which leaves 2 (r - r_s)^2 too
+much; its strain is
 
     2 (r - r_s) / sqrt(c^2 + r_s^2)                                                   (3)
 
 DDPM with the variance of the forward step, beta, adds more noise than is left at s; with as much freedom as (3) its strain is
 
     2 sqrt(beta) / (alpha_s sqrt(c^2 + r_s^2)),   beta = sigma_t^2 (1 - r_s^2 / r^2)  (4)
+
+UniPC's first correction is bounded by the change of x0, but for its variant bh1, which takes h / 2 of it, h = ln(r / r_s), where
+half of it was right. A change of about c is then a strain of
+
+    h c / (2 sqrt(c^2 + r_s^2))                                                       (5)
 
 All other samplers move x0 by no more than it changes itself, on any grid. A strain of `LIMIT` throws images out of what the
 network knows: of Gaussian data (tests/diffusion/test_reach.py) their spread is about doubled.
@@ -79,6 +85,11 @@ def fresh_noise(steps: Steps) -> np.ndarray:
 def large_variance(steps: Steps) -> np.ndarray:
     """(4)."""
     return 2 * steps.beta / np.hypot(SPREAD, steps.r_s)
+
+
+def first_variant(steps: Steps) -> np.ndarray:
+    """(5)."""
+    return np.log(steps.r / steps.r_s) * SPREAD / (2 * np.hypot(SPREAD, steps.r_s))
 
 
 def steps_of(process: Process, times: np.ndarray) -> Steps:

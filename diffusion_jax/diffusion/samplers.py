@@ -8,8 +8,8 @@ Every step t -> s starts from x0 and eps = (x - alpha_t x0) / sigma_t. With q = 
     EDM              y = x / alpha, r = sigma / alpha:  dy/dr = eps, with churn                     (4)  2206.00364 alg. 2
 
 An Euler step of the ODE in any of these coordinates is DDIM with eta = 0, and k-diffusion's Euler ancestral is DDIM with its
-eta: both are (2). (3) is regular at alpha = 0, where (4) is not. multistep.py holds the methods with a memory. A step of length
-zero is the identity for every sampler, and nothing of it is remembered; reach.py says how far a step may go.
+eta: both are (2). (3) is regular at alpha = 0, where (4) is not. multistep.py and unipc.py hold the methods with a memory. A
+step of length zero is the identity for every sampler, and nothing of it is remembered; reach.py says how far a step may go.
 
 `sample` takes times of any direction: descending samples, ascending inverts. An image that is inverted stands at the first time
 of its grid, which must be a noisy one (the least noisy that was trained): a clean x says nothing of eps.

@@ -49,7 +49,8 @@ def scheduler(
     """The times of a scheduler, [steps + 1], int32 where all of them are whole.
 
     Args:
-      process: a table, or a flow, which has equal parts of 1 - 1 / 1000 ... 0 and takes no options.
+      process: a table, or a flow, which has equal parts of 1 - 1 / 1000 ... 0; with `spare` = 1 of 1 ... 1 / 1000, and 0 for
+        the last of them, which is left out. A flow takes no other options.
       steps: how many.
       spacing: (1), (2) or (3).
       offset: of (2).
@@ -65,6 +66,8 @@ def scheduler(
     """
     number("steps of a scheduler", steps, 1, integer=True)
     if isinstance(process, Flow):
+        if spare:
+            return np.append(np.linspace(1, 1 / FLOW_STEPS, steps + 1)[:-1], 0).astype(np.float32)
         return np.linspace(1 - 1 / FLOW_STEPS, 0, steps + 1, dtype=np.float32)
     if not isinstance(process, DDPM):
         raise ConfigError(f"times of a scheduler need a DDPM process, this one is {process}: use karras or log_snr")

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.models.unet import Backbone
+from diffusion_jax.models.unet import Backbone, of_level
 from diffusion_jax.nn.attention import attention
 from diffusion_jax.nn.group_norm import GroupNorm
 from diffusion_jax.nn.init import TORCH, Init
@@ -77,8 +77,8 @@ class Classifier(Backbone):
     and those of `Backbone`.
 
     Example:
-      >>> model = Classifier(**preset('adm-imagenet64'))
-      >>> model.apply({'params': params}, x, noise)                     # x [B, 64, 64, 3], noise [B] -> [B, 1000]
+      model = Classifier(**preset('adm-imagenet64'))
+      model.apply({'params': params}, x, noise)                     # x [B, 64, 64, 3], noise [B] -> [B, 1000]
     """
 
     num_classes: int = 1000
@@ -109,7 +109,7 @@ class Classifier(Backbone):
         if self.pool == "adaptive":
             h = jnp.mean(y, axis=(1, 2))
             return h if penultimate else Linear(self.num_classes, nn.initializers.zeros, name="final_linear")(h)
-        size = y.shape[-1] // self.heads_for(y.shape[-1], self.heads)
+        size = y.shape[-1] // self.heads_for(y.shape[-1], of_level(self.heads, -1))
         return AttentionPool(size, self.num_classes, name="pool_attn")(y, penultimate)
 
     def _read(self, features: list[Array], penultimate: bool) -> Array:

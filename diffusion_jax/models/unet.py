@@ -49,6 +49,11 @@ def _products(primitive: Any, *_: Any, **params: Any) -> bool:
 REMAT = {"full": None, "dots": _products}
 
 
+def of_level(value: int | tuple[int, ...], level: int) -> int:
+    """What an option, one number or one for each level, says of a level."""
+    return value if isinstance(value, int) else value[level]
+
+
 class Backbone(nn.Module):
     """The first half of the UNet, (1) to (5) down and middle: all of a classifier's network but its pool.
 
@@ -57,11 +62,12 @@ class Backbone(nn.Module):
       mults: channels of each level over width; may be fractions.
       depth: residual blocks on each level.
       attend: the levels that attend, each by the factor by which its images are smaller: 1, 2, 4 ...
-      heads: attention heads.
+      heads: attention heads, or those of each level; the middle has the last level's.
       head_channels: channels of a head, in place of a number of heads.
       attention: 'softmax', or 'linear' or 'linear_scaled' (nn/linear_attention.py).
       mid_attention: whether the middle attends.
-      transformer: blocks of the spatial transformer that stands in place of each attention block; 0 for attention blocks.
+      transformer: blocks of the spatial transformer that stands in place of each attention block, or those of each level, the
+        last one's in the middle too; 0 for attention blocks.
       scale_shift: the two forms of (4).
       resample: how the size changes: 'res' by a residual block, 'conv' by a strided convolution, and one after doubling, 'pool'
         by means and copies.
@@ -78,11 +84,11 @@ class Backbone(nn.Module):
     mults: tuple[float, ...] = (1, 2, 3, 4)
     depth: int = 2
     attend: tuple[int, ...] = (4, 8)
-    heads: int = 1
+    heads: int | tuple[int, ...] = 1
     head_channels: int | None = None
     attention: str = "softmax"
     mid_attention: bool = True
-    transformer: int = 0
+    transformer: int | tuple[int, ...] = 0
     scale_shift: bool = True
     resample: str = "res"
     dropout: float = 0.0
@@ -118,13 +124,13 @@ class Backbone(nn.Module):
             for i in range(self.depth):
                 h = self._res(f"down_{level}_res_{i}", self.channels_at(level))(h, emb)
                 if self.attends(level):
-                    h = self._attn(f"down_{level}_attn_{i}", self.heads, h, cond)
+                    h = self._attn(f"down_{level}_attn_{i}", level, self.heads, h, cond)
                 kept.append(h)
             if level < last:
                 h = self._resize(f"down_{level}_resize", "down", h, emb)
                 kept.append(h)
         h = self._res("mid_res_0", h.shape[-1])(h, emb)
-        h = self._attn("mid_attn", self.heads, h, cond) if self.mid_attention else h
+        h = self._attn("mid_attn", last, self.heads, h, cond) if self.mid_attention else h
         return self._res("mid_res_1", h.shape[-1])(h, emb), kept
 
     def _res(self, name: str, features: int, resize: str | None = None) -> nn.Module:
@@ -132,10 +138,11 @@ class Backbone(nn.Module):
         options = self.scale_shift, self.dropout, self.groups, self._eps, self.dtype, self._init
         return block(features, resize, *options, name=name)
 
-    def _attn(self, name: str, heads: int, h: Array, cond: Cond) -> Array:
-        heads = self.heads_for(h.shape[-1], heads)
+    def _attn(self, name: str, level: int, heads: int | tuple[int, ...], h: Array, cond: Cond) -> Array:
+        heads = self.heads_for(h.shape[-1], of_level(heads, level))
         if self.transformer:
-            block = self._maybe_remat(SpatialTransformer)(heads, self.transformer, self.groups, self.dtype, name=name)
+            depth = of_level(self.transformer, level)
+            block = self._maybe_remat(SpatialTransformer)(heads, depth, self.groups, self.dtype, name=name)
         else:
             options = self.attention, self.groups, self._eps, self.dtype, self._init
             block = self._maybe_remat(Attention)(heads, *options, name=name)
@@ -177,6 +184,9 @@ class Backbone(nn.Module):
         ):
             if got not in known:
                 raise unknown(kind, got, known)
+        for name, value in (("heads", self.heads), ("transformer", self.transformer)):
+            if isinstance(value, (tuple, list)) and (len(value) != len(self.mults) or min(value) < 1):
+                raise ConfigError(f"{name} of each level are {len(self.mults)} numbers of 1 or more, got {tuple(value)}")
         if self.transformer and self.attention != "softmax":
             raise ConfigError(f"spatial transformers have no attention {self.attention!r}: leave it at 'softmax'")
         width = cond["vec"].shape[-1] if "vec" in cond else 4 * self.width
@@ -202,9 +212,9 @@ class UNet(Backbone):
     and those of `Backbone`.
 
     Example:
-      >>> model = UNet(**preset('adm-imagenet64'))
-      >>> params = model.init(key, x, noise, {})['params']               # x [B, 64, 64, 3], noise [B]
-      >>> model.apply({'params': params}, x, noise, {'vec': vec})       # [B, 64, 64, 6]; vec [B, 768]
+      model = UNet(**preset('adm-imagenet64'))
+      params = model.init(key, x, noise, {})['params']               # x [B, 64, 64, 3], noise [B]
+      model.apply({'params': params}, x, noise, {'vec': vec})       # [B, 64, 64, 6]; vec [B, 768]
     """
 
     channels: int = 3
@@ -241,7 +251,7 @@ class UNet(Backbone):
                 h = jnp.concatenate([h, kept.pop()], axis=-1)
                 h = self._res(f"up_{level}_res_{i}", self.channels_at(level))(h, emb)
                 if self.attends(level):
-                    h = self._attn(f"up_{level}_attn_{i}", self.heads_up or self.heads, h, cond)
+                    h = self._attn(f"up_{level}_attn_{i}", level, self.heads_up or self.heads, h, cond)
             if level:
                 h = self._resize(f"up_{level}_resize", "up", h, emb)
         h = GroupNorm(self.groups, self._eps, name="final_norm")(h.astype(jnp.float32))
@@ -279,7 +289,7 @@ def preset(name: str) -> dict[str, Any]:
       ConfigError: no such network; names the nearest.
 
     Example:
-      >>> dict(name='diffusion_jax.models.unet:UNet', **preset('adm-imagenet64'), dtype='bfloat16')
+      dict(name='diffusion_jax.models.unet:UNet', **preset('adm-imagenet64'), dtype='bfloat16')
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

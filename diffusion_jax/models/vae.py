@@ -113,7 +113,7 @@ class Stage(nn.Module):
     Attributes:
       features: channels of the output.
       width: channels of the first level, before its multiple.
-      mults: channels of each level over width.
+      mults: channels of each level over width; may be fractions.
       depth: residual blocks on each level.
       attend: the levels that attend, each by the factor by which its images are smaller: 1, 2, 4 ...
       mid_attention: whether the middle attends.
@@ -125,7 +125,7 @@ class Stage(nn.Module):
 
     features: int
     width: int
-    mults: tuple[int, ...]
+    mults: tuple[float, ...]
     depth: int
     attend: tuple[int, ...]
     mid_attention: bool
@@ -136,7 +136,7 @@ class Stage(nn.Module):
 
     def _res(self, name: str, level: int, x: Array) -> Array:
         options = None, False, self.dropout, self.groups, EPS, self.dtype, TORCH, TORCH
-        return ResBlock(self.width * self.mults[level], *options, name=name)(x)
+        return ResBlock(round(self.width * self.mults[level]), *options, name=name)(x)
 
     def _attn(self, name: str, x: Array) -> Array:
         return Attention(self.groups, self.dtype, name=name)(x)
@@ -174,7 +174,7 @@ class Decoder(Stage):
     @nn.compact
     def __call__(self, z: Array) -> tuple[Array, Array]:
         """z [B, h, w, C] -> (image [B, H, W, features], what the last convolution saw of it [B, H, W, D]), float32."""
-        h = torch_conv(self.width * self.mults[-1], dtype=self.dtype, name="stem")(z)
+        h = torch_conv(round(self.width * self.mults[-1]), dtype=self.dtype, name="stem")(z)
         h = self._middle(h)
         for level in reversed(range(len(self.mults))):
             for i in range(self.depth + 1):
@@ -202,7 +202,7 @@ class Autoencoder(nn.Module):
     latent: int = 4
     inner: int | None = None
     width: int = 128
-    mults: tuple[int, ...] = (1, 2, 4, 4)
+    mults: tuple[float, ...] = (1, 2, 4, 4)
     depth: int = 2
     attend: tuple[int, ...] = ()
     mid_attention: bool = True
@@ -242,10 +242,10 @@ class KL(Autoencoder):
     Attributes: those of `Autoencoder`.
 
     Example:
-      >>> vae = KL(**preset('sd'))
-      >>> params = vae.init(key, x)['params']                                       # x [B, 256, 256, 3] in [-1, 1]
-      >>> z = vae.apply({'params': params}, x, method='encode').sample(eps)         # [B, 32, 32, 4]
-      >>> x = vae.apply({'params': params}, z, method='decode')                     # [B, 256, 256, 3]
+      vae = KL(**preset('sd'))
+      params = vae.init(key, x)['params']                                       # x [B, 256, 256, 3] in [-1, 1]
+      z = vae.apply({'params': params}, x, method='encode').sample(eps)         # [B, 32, 32, 4]
+      x = vae.apply({'params': params}, z, method='decode')                     # [B, 256, 256, 3]
     """
 
     def setup(self) -> None:
@@ -294,7 +294,7 @@ class VQ(Autoencoder):
     """
 
     latent: int = 3
-    mults: tuple[int, ...] = (1, 2, 4)
+    mults: tuple[float, ...] = (1, 2, 4)
     codes: int = 8192
     beta: float = 0.25
     legacy: bool = False
@@ -380,7 +380,7 @@ def preset(name: str) -> dict[str, Any]:
       ConfigError: no such autoencoder; names the nearest.
 
     Example:
-      >>> dict(name='diffusion_jax.models.vae:KL', **preset('sd'), dtype='bfloat16')
+      dict(name='diffusion_jax.models.vae:KL', **preset('sd'), dtype='bfloat16')
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

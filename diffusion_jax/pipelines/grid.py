@@ -44,4 +44,8 @@ def strain_of(sampler: str, variance: str) -> reach.Strain | None:
         return reach.large_variance
     if name == "dpm_solver" and options.get("sde") and options.get("form") == "eps":
         return reach.fresh_noise
+    if name == "unipc" and options.get("form") == "eps":
+        return reach.second_evaluation
+    if name == "unipc" and options.get("variant") == "bh1":
+        return reach.first_variant
     return {"edm": reach.second_evaluation, "plms": reach.first_step}.get(name)

@@ -33,6 +33,8 @@ OPTIONS = {
     "edm": OF_CHURN,
     "euler": OF_CHURN,
     "dpm_solver": {"corrector": ("order", 1)},
+    "unipc": {"lower_order_final": ("order", 1)},
+    "deis": {"lower_order_final": ("order", 1)},
     "CADS": OF_RESCALING,
 }
 """By function: options that change nothing where another one has this value."""

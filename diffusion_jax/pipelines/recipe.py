@@ -305,8 +305,9 @@ class Recipe:
     def _reads_eps(self) -> bool:
         """Whether the sampler steps by the prediction's noise, and not by its x0 alone."""
         name, options = parse(self.sampler)
-        form = options.get("form", "x0") if name == "dpm_solver" else ""
-        return not self.ancestral and name not in ("dpmpp_2m", "dpmpp_2m_sde") and form != "x0"
+        form = options.get("form", "x0") if name in ("dpm_solver", "unipc") else ""
+        of_x0 = name in ("dpmpp_2m", "dpmpp_2m_sde", "lcm") or form == "x0"
+        return not self.ancestral and not of_x0
 
     def check(self, task: Any, weak: bool = False) -> None:
         """Traces the sampling of `task`, without its network and without computing anything.

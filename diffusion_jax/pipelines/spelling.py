@@ -1,8 +1,9 @@
 """Samplers, times and guidance by name, as text: what a page's section `sample` and the command
 line share.
 
-    sampler   'ddim', 'ddim,eta=0.5', 'edm,s_churn=40' ...   diffusion/samplers.py, multistep.py
-    times     'uniform', 'trailing', 'karras,rho=7' ...      diffusion/times.py
+    sampler   'ddim', 'ddim,eta=0.5', 'unipc,order=3' ...    diffusion/samplers.py, multistep.py,
+                                                             unipc.py, lcm.py
+    times     'uniform', 'trailing', 'karras,rho=7' ...      diffusion/times.py, lcm.py
     schedule  'constant', 'dynamic_cfg,tau2=0.8' ...         `constant`, diffusion/guidance.py
     cads      's=0.1', 's=0.25,tau1=0.6,tau2=0.9,psi=1'      options of guidance.CADS
 
@@ -34,10 +35,10 @@ def _in(module: str, *names: str) -> dict[str, str]:
 
 SAMPLERS = _in("samplers", "ancestral", "ddim", "euler", "euler_ancestral", "heun", "edm") | _in(
     "multistep", "plms", "dpm_solver", "dpmpp_2m", "dpmpp_2m_sde"
-)
+) | _in("unipc", "unipc", "deis") | _in("lcm", "lcm")
 GRIDS = _in(
     "times", "respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform"
-) | _in("scheduler_times", "scheduler")
+) | _in("scheduler_times", "scheduler") | _in("flow_times", "flow_match") | _in("lcm", "distilled")
 SCHEDULES = {"constant": f"{__name__}:constant"} | _in("guidance", "dynamic_cfg", "power_cosine")
 CADS = "diffusion_jax.diffusion.guidance:CADS"
 LITERALS = (bool, int, float, str, type(None))
@@ -62,6 +63,7 @@ BOUNDS: dict[str, dict[str, Bounds]] = {
     "euler_ancestral": {"eta": SHARE},
     "edm": CHURN,
     "euler": CHURN,
+    "unipc": {"uncorrected": Bounds(0, None, True)},
     # A step ends at a clean image or at the first time of a table: above it lie the other times.
     "leading": {"offset": Bounds(0, None, True), "last": Bounds(-1, 0, True)},
     # Its powers of a noise level leave double precision outside.

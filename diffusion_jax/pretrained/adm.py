@@ -315,8 +315,8 @@ def convert(state_dict: Mapping[str, Array], model: Backbone, cond: nn.Module, n
       ConfigError: the weights do not fit; the line says where.
 
     Example:
-      >>> model, cond, new_order = published(state_dict)
-      >>> params = convert(state_dict, build(model), build(cond), new_order)
+      model, cond, new_order = published(state_dict)
+      params = convert(state_dict, build(model), build(cond), new_order)
     """
     params = rules.convert(rename(state_dict, model), table(model, new_order, cond), shapes(model, cond, state_dict))
     return {"cond": {}} | params

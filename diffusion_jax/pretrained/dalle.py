@@ -137,7 +137,7 @@ def convert(state_dict: rules.Weights, model: DALLE) -> Params:
       ConfigError: the weights do not fit; the line says where.
 
     Example:
-      >>> params = convert(state_dict, DALLE(**options(state_dict)))
+      params = convert(state_dict, DALLE(**options(state_dict)))
     """
     if model.joint:
         return rules.convert(state_dict, [*RUDALLE, *masks(model)], shapes(model))

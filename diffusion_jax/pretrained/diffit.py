@@ -75,8 +75,8 @@ def convert(state_dict: rules.Weights, model: DiffiT, cond: Label) -> Params:
       ConfigError: the weights do not fit; the line says where.
 
     Example:
-      >>> model_options, cond_options = config(state_dict)
-      >>> params = convert(state_dict, DiffiT(**model_options), Label(**cond_options))
+      model_options, cond_options = config(state_dict)
+      params = convert(state_dict, DiffiT(**model_options), Label(**cond_options))
     """
     side = model.grid * model.patch
     return dit.fill(state_dict, RULES, model, cond, jnp.zeros((1, side, side, model.channels)))

@@ -118,8 +118,8 @@ def convert(state_dict: rules.Weights, model: DiT, cond: Label) -> Params:
       ConfigError: the weights do not fit; the line says where.
 
     Example:
-      >>> model_options, cond_options = config(state_dict)
-      >>> params = convert(state_dict, DiT(**model_options), Label(**cond_options))
+      model_options, cond_options = config(state_dict)
+      params = convert(state_dict, DiT(**model_options), Label(**cond_options))
     """
     return fill(state_dict, RULES, model, cond, jnp.zeros((1, model.patch, model.patch, model.channels)))
 

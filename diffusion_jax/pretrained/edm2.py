@@ -152,7 +152,7 @@ def convert(state_dict: rules.Weights, official: Mapping[str, Any]) -> Params:
       ConfigError: the weights do not fit; the line says where.
 
     Example:
-      >>> params = convert(state_dict, options(state_dict))
+      params = convert(state_dict, options(state_dict))
     """
     renamed = {rename(key, official["img_resolution"]): value for key, value in state_dict.items()}
     params = rules.convert(renamed, RULES, shapes(*modules(official)))

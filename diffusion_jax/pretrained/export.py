@@ -18,19 +18,19 @@ from diffusion_jax.types import Params
 
 MODELS = {
     "DiT": "dit", "DiffiT": "diffit", "EDM2": "edm2", "DVAE": "dvae", "CodebookVAE": "dvae", "DALLE": "dalle", "KL": "vae",
-    "VQ": "vae", "TAE": "tae", "LPIPS": "perceptual", "Classifier": "adm", "Prior": "karlo", "Relay": "karlo",
+    "VQ": "vae", "TAE": "tae", "MMDiT": "sd3", "LPIPS": "perceptual", "Classifier": "adm", "Prior": "karlo", "Relay": "karlo",
 }
 """Networks that one system alone has."""
-PARTS_OF = {":glide:Text": "glide", ":glide:Inpaint": "glide", ":unclip:ImageText": "karlo"}
+PARTS_OF = {":glide:Text": "glide", ":glide:Inpaint": "glide", ":unclip:ImageText": "karlo", ":sdxl_text:XLText": "sdxl"}
 """Conditioners, by module and name, that tell whose UNet it is."""
 AUGMENTED = ":Augmented"
 TARGETS = ("diffusers", "original")
 FIRST = "first_stage"
 FIRST_STAGE_NOTE = ("The first stage is not among these files, as it is in no published one: export the run's folder first_stage "
                     "too.")
-BACK = {"sd": "FOLDER", "tae": "FOLDER", "vae": "FOLDER", "karlo": "FOLDER", "clip": f"FOLDER/{WEIGHTS}"}
+BACK = dict.fromkeys(("sd", "sd3", "sdxl", "tae", "vae", "karlo"), "FOLDER") | {"clip": f"FOLDER/{WEIGHTS}"}
 """What import_weights takes of a folder for diffusers, by system; of others it reads the official layout alone."""
-WITH_FIRST = ("karlo", "sd")
+WITH_FIRST = ("karlo", "sd", "sd3", "sdxl")
 """Systems whose official files hold what a run was trained on."""
 SEVERAL = ("encoder.safetensors", "decoder.safetensors", "prior.safetensors", "improved-sr.safetensors")
 """Weights in several files, whose folder import_weights takes."""

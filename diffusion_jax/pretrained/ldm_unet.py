@@ -148,13 +148,14 @@ def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
     attends = [kind == "CrossAttnDownBlock2D" for kind in down]
     heads = o.get("num_attention_heads") or o.get("attention_head_dim", 8)
     heads = list(heads) if isinstance(heads, (list, tuple)) else [heads] * len(widths)
+    depths = o.get("transformer_layers_per_block", 1)
+    depths = tuple(depths) if isinstance(depths, (list, tuple)) else (depths,) * len(widths)
     sizes = {width // n for width, n, attending in zip(widths, heads, [*attends[:-1], True], strict=True) if attending}
     fits = {
         "down_block_types": set(down) <= {"DownBlock2D", "CrossAttnDownBlock2D"},
         "up_block_types": up == [kind.replace("Down", "Up") for kind in reversed(down)],
         "center_input_sample": not o.get("center_input_sample"),
         "mid_block_scale_factor": o.get("mid_block_scale_factor", 1) == 1,
-        "attention_head_dim": len(set(heads)) == 1 or len(sizes) == 1,
         "time embedding": o.get("flip_sin_to_cos", True) and o.get("freq_shift", 0) == 0,
         "only_cross_attention": not o.get("only_cross_attention"),
         "class_embed_type": o.get("class_embed_type") is None and o.get("addition_embed_type") is None,
@@ -162,19 +163,25 @@ def diffusers_config(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[s
         "resnet_time_scale_shift": o.get("resnet_time_scale_shift", "default") == "default",
         "downsample_padding": o.get("downsample_padding", 1) == 1,
         "layers_per_block": isinstance(o["layers_per_block"], int),
-        "transformer_layers_per_block": isinstance(o.get("transformer_layers_per_block", 1), int),
+        "transformer_layers_per_block": all(isinstance(n, int) for n in depths),
     }
     if not all(fits.values()):
         raise ConfigError(f"no network here has the {next(key for key in fits if not fits[key])} of this unet/config.json")
     model = dict(
         name=NETWORK, width=widths[0], mults=tuple(w / widths[0] if w % widths[0] else w // widths[0] for w in widths),
         depth=o["layers_per_block"], attend=tuple(2**i for i, attending in enumerate(attends) if attending), scale_shift=False,
-        resample="conv", transformer=o.get("transformer_layers_per_block", 1), dropout=float(o.get("dropout", 0)),
+        resample="conv", transformer=depths[0] if len(set(depths)) == 1 else depths, dropout=float(o.get("dropout", 0)),
         groups=o.get("norm_num_groups", 32),
-        **outputs(o.get("in_channels", 4), o.get("out_channels", 4)), heads=heads[0] if len(set(heads)) == 1 else 1,
-        head_channels=None if len(set(heads)) == 1 else min(sizes),
+        **outputs(o.get("in_channels", 4), o.get("out_channels", 4)), **_heads(heads, sizes),
     )
     return model, adm.label(o.get("num_class_embeds"), widths[0])
+
+
+def _heads(heads: list[int], sizes: set[int]) -> dict[str, Any]:
+    """The options of a UNet with so many heads on each level, of these sizes where it attends."""
+    if len(set(heads)) == 1:
+        return {"heads": heads[0], "head_channels": None}
+    return {"heads": 1, "head_channels": min(sizes)} if len(sizes) == 1 else {"heads": tuple(heads), "head_channels": None}
 
 
 def shapes(model: UNet, cond: nn.Module, state_dict: Mapping[str, Any]) -> Params:

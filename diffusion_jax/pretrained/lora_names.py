@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from diffusion_jax.models.clip import TextTower
 from diffusion_jax.models.cond import Nothing
 from diffusion_jax.models.text_cond import TowerText
-from diffusion_jax.models.unet import UNet
+from diffusion_jax.models.unet import UNet, of_level
 from diffusion_jax.pretrained import clip, ldm_unet, rules
 from diffusion_jax.pretrained.rules import Layout
 from diffusion_jax.types import Params
@@ -79,9 +79,10 @@ def unet_names(model: UNet) -> list[str]:
     attentions = [f"{block}.attentions.{i}" for block in blocks for i in range(model.depth + 1)]
     resnets = [f"{block}.resnets.{i}" for block in blocks for i in range(max(model.depth + 1, 2))]
     attention = ("to_q", "to_k", "to_v", "to_out.0")
+    deepest = max(of_level(model.transformer, level) for level in range(len(model.mults)))
     inside = [*(f"attn1.{name}" for name in attention), "ff.net.0.proj", *(f"attn2.{name}" for name in attention), "ff.net.2"]
     return [
-        *(f"{place}.transformer_blocks.{k}.{name}" for place in attentions for k in range(model.transformer) for name in inside),
+        *(f"{place}.transformer_blocks.{k}.{name}" for place in attentions for k in range(deepest) for name in inside),
         *(f"{place}.{name}" for place in attentions for name in ("proj_in", "proj_out")),
         *(f"{place}.{name}" for place in resnets for name in ("conv1", "time_emb_proj", "conv2", "conv_shortcut")),
         *(f"{block}.{name}.0.conv" for block in blocks for name in ("downsamplers", "upsamplers")),

@@ -58,6 +58,7 @@ def name(path: str, table: Rules, fixes: Fixes = ()) -> tuple[str, Rule]:
       ConfigError: there is none.
 
     Example:
+      >>> from diffusion_jax.pretrained import dit
       >>> name("model/time/fc1/bias", dit.RULES)[0]
       't_embedder.mlp.0.bias'
     """

@@ -144,8 +144,7 @@ def onnx_users(path: str | Path) -> dict[str, str]:
       ConfigError: see `content`.
 
     Example:
-      >>> onnx_users("vit.onnx")["onnx::MatMul_1966"]
-      '/encoder/layer.0/attention/attention/key/MatMul'
+      onnx_users("vit.onnx")["onnx::MatMul_1966"]     # '/encoder/layer.0/attention/attention/key/MatMul'
     """
     if not Path(path).is_file():
         raise ConfigError(f"there is no file {path}")

@@ -1,6 +1,6 @@
 """diffusers' scheduler_config.json: the process, what the network predicts, and how a page samples like it.
 
-A config holds what differs from the defaults of its class, which differ from class to class: `CLASSES` has them all. Every key is
+A config holds what differs from the defaults of its class: `CLASSES` (schedulers_classes.py) has them all. Every key is
 mapped, or refused in one line that says what to do, or announced where no class has it. A key of another class changes nothing in
 diffusers either, which leaves it when one class is made from the config of another.
 
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.build import ConfigError, build, number, short, unknown
 from diffusion_jax.diffusion.scheduler_times import noise_levels
+from diffusion_jax.pretrained.schedulers_classes import CLASSES, OF_OTHERS, Options
 
 Spec = dict[str, Any]
-Options = dict[str, Any]
 
 
 class Scheduler(NamedTuple):
@@ -33,41 +33,6 @@ class Scheduler(NamedTuple):
     sample: Spec
 
 
-_TABLE = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "trained_betas": None,
-          "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 0}
-_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
-_THRESHOLD = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-_ZERO_SNR = {"rescale_betas_zero_snr": False}
-_LEVELS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False, "timestep_spacing": "linspace"}
-_OF_HEUN = {"beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
-_DDIM = _TABLE | _CLIP | _THRESHOLD | _ZERO_SNR | {"set_alpha_to_one": True}
-_DDPM = _TABLE | _CLIP | _THRESHOLD | _ZERO_SNR | {"variance_type": "fixed_small"}
-CLASSES: dict[str, Options] = {
-    "DDIMScheduler": _DDIM,
-    "DDIMParallelScheduler": _DDIM,
-    "DDPMScheduler": _DDPM,
-    "DDPMParallelScheduler": _DDPM,
-    "PNDMScheduler": _TABLE | {"skip_prk_steps": False, "set_alpha_to_one": False},
-    "EulerDiscreteScheduler": _TABLE | _LEVELS | _ZERO_SNR | {
-        "interpolation_type": "linear", "sigma_min": None, "sigma_max": None, "timestep_type": "discrete",
-        "final_sigmas_type": "zero",
-    },
-    "EulerAncestralDiscreteScheduler": _TABLE | _ZERO_SNR | {"timestep_spacing": "linspace"},
-    "HeunDiscreteScheduler": _TABLE | _CLIP | _LEVELS | _OF_HEUN,
-    "DPMSolverMultistepScheduler": _TABLE | _THRESHOLD | _LEVELS | _ZERO_SNR | {
-        "solver_order": 2, "algorithm_type": "dpmsolver++", "solver_type": "midpoint", "lower_order_final": True,
-        "euler_at_final": False, "use_lu_lambdas": False, "use_flow_sigmas": False, "flow_shift": 1.0,
-        "final_sigmas_type": "zero", "lambda_min_clipped": -math.inf, "variance_type": None, "use_dynamic_shifting": False,
-        "time_shift_type": "exponential",
-    },
-}
-"""Every scheduler that has a counterpart here, with its defaults in diffusers 0.42."""
-OF_OTHERS = {
-    "predict_x0", "disable_corrector", "solver_p", "shift", "base_shift", "max_shift", "base_image_seq_len", "shift_terminal",
-    "max_image_seq_len", "invert_sigmas", "stochastic_sampling", "original_inference_steps", "timestep_scaling", "sigma_data",
-    "sigma_schedule", "rho", "predictor_order", "corrector_order", "tau_func", "noise_sampler_seed", "eta", "s_noise", "s_churn",
-}
-"""Keys of schedulers that have none, which a config keeps when its class is changed."""
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squaredcos"}
 SPACINGS = ("linspace", "leading", "trailing")
 PREDICTIONS = {
@@ -80,6 +45,8 @@ FIXED = {
     "interpolation_type": ("linear", "noise levels beside the times are not here: set it to 'linear'"),
     "timestep_type": ("discrete", "networks here are shown times: set it to 'discrete'"),
     "use_dynamic_shifting": (False, "a shift by the size of the image is not here: set it to false, and flow_shift"),
+    "solver_p": (None, "a predictor of another class is not here: set it to null"),
+    "shift_terminal": (None, "a last noise level of a flow beside 0 is not here: set it to null"),
     "skip_prk_steps": (True, "the Runge-Kutta steps before are not here: set it to true, as Stable Diffusion has it"),
 }
 """Key -> (the only value that is here, why)."""
@@ -135,6 +102,11 @@ def _value(key: str, value: Any, default: Any) -> Any:
     """A value of the type of its default."""
     if key in ("sigma_min", "sigma_max", "trained_betas", "variance_type") and value is None:
         return None
+    if isinstance(default, list):
+        whole = isinstance(value, (list, tuple)) and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        if not whole:
+            raise ConfigError(f"{key} of {HERE} is a list of steps, got {short(value)}")
+        return list(value)
     if key in ("sigma_min", "sigma_max"):
         return number(f"{key} of {HERE}", value, 0)
     if key == "lambda_min_clipped" and value in (-math.inf, "-inf"):
@@ -156,7 +128,7 @@ def _of_stable(options: Options) -> Options:
     """The options as Stable Diffusion's pipelines set them, and says so where that changes anything."""
     wanted = {"steps_offset": 1, "clip_sample": False}
     changed = {key: value for key, value in wanted.items() if options.get(key, value) != value}
-    leading = options["timestep_spacing"] == "leading"
+    leading = options["timestep_spacing"] == "leading" and "timestep_scaling" not in options        # LCM has its own times
     matters = {key: value for key, value in changed.items() if key != "steps_offset" or leading}
     for key, value in matters.items():
         print(f"{HERE} has {key} {options[key]}: read as {value}, as Stable Diffusion's pipelines of diffusers do")
@@ -196,7 +168,9 @@ def _prediction(kind: str, options: Options) -> str:
 
 
 def _flow(options: Options) -> tuple[Spec, str]:
-    """The process of DPM-Solver's flow sigmas, and what its networks predict."""
+    """The process of flow sigmas, and what its networks predict."""
+    if "final_sigmas_type" not in options:
+        raise ConfigError(f"DEIS of a flow stops before the image is clean: give _class_name UniPCMultistepScheduler {REMEDY}")
     if options["prediction_type"] != "flow_prediction":
         raise ConfigError(f"use_flow_sigmas goes with prediction_type flow_prediction, got {options['prediction_type']!r}")
     if options["num_train_timesteps"] != 1000:
@@ -265,10 +239,7 @@ def _karras_family(options: Options, process: Spec) -> Spec:
     last = _last(options)
     levels = _levels(options)
     spacing = _word(options, "timestep_spacing", SPACINGS)
-    ends = {}
-    if levels:
-        ends = {"low": options.get("sigma_min"), "high": options.get("sigma_max")}
-        ends = {key: value for key, value in ends.items() if value}
+    ends = _ends(options) if levels else {}
     shape: Options = {"levels": levels} if levels else {}
     if spacing == "leading":
         shape |= {"spacing": spacing, "offset": options["steps_offset"]}
@@ -280,6 +251,18 @@ def _karras_family(options: Options, process: Spec) -> Spec:
     # Without the variance of the image beside that of the noise, which the others have.
     top = ends.get("high", _largest(process))
     return dict(times=times) | ({} if spacing == "leading" else {"temperature": round(top / math.hypot(1, top), 7)})
+
+
+def _ends(options: Options) -> Options:
+    """Ends of the noise levels that a config gives.
+
+    Raises:
+      ConfigError: a last level that the run would stop at, above the least of the table.
+    """
+    ends = {"low": options.get("sigma_min"), "high": options.get("sigma_max")}
+    if ends["low"] and "predict_x0" in options and options["final_sigmas_type"] == "sigma_min":
+        raise ConfigError(f"sigma_min with final_sigmas_type sigma_min leaves noise in the image: set sigma_min to null {REMEDY}")
+    return {key: value for key, value in ends.items() if value}
 
 
 def _largest(process: Spec) -> float:
@@ -324,20 +307,59 @@ def _dpm(options: Options, process: Spec) -> Spec:
     return dict(sampler=sampler, times=_dpm_times(options, process, last))
 
 
+def _unipc(options: Options, process: Spec) -> Spec:
+    last = _last(options)
+    order = number(f"solver_order of {HERE}", options["solver_order"], 1, 3, integer=True)
+    variants = {"bh1": "bh1", "bh2": "bh2", "midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}
+    variant = variants[_word(options, "solver_type", tuple(variants))]
+    off = options["disable_corrector"]
+    if sorted(set(off)) != list(range(len(off))):
+        raise ConfigError(f"disable_corrector {short(off)}: here it is off for the first steps alone, write [0, 1, 2] {REMEDY}")
+    # What divides 0 by 0 in diffusers' last step.
+    ill = {"predict_x0 false": not options["predict_x0"], "solver_type bh1": variant == "bh1",
+           "lower_order_final false": order > 1 and not options["lower_order_final"]}
+    for option in (name for name, chosen in ill.items() if chosen and last == -1):
+        raise ConfigError(f"{option} cannot end at noise 0: set final_sigmas_type to sigma_min {REMEDY}")
+    ours = {"order": order, "form": "x0" if options["predict_x0"] else "eps", "variant": variant, "uncorrected": len(off),
+            "lower_order_final": options["lower_order_final"]}
+    plain = {"order": 2, "form": "x0", "variant": "bh2", "uncorrected": 0, "lower_order_final": True}
+    sampler = spelt("unipc", **{key: value for key, value in ours.items() if value != plain[key]})
+    return dict(sampler=sampler, times=_dpm_times(options, process, last))
+
+
+def _deis(options: Options, process: Spec) -> Spec:
+    _word(options, "algorithm_type", ("deis", "dpmsolver", "dpmsolver++"))
+    _word(options, "solver_type", ("logrho", "midpoint", "heun", "bh1", "bh2"))
+    order = number(f"solver_order of {HERE}", options["solver_order"], 1, 3, integer=True)
+    ours = {"order": order} if order != 3 else {}
+    ours |= {} if options["lower_order_final"] else {"lower_order_final": False}
+    return dict(sampler=spelt("deis", **ours), times=_dpm_times(options, process, 0))
+
+
+def _lcm(options: Options, process: Spec) -> Spec:
+    scaling = number(f"timestep_scaling of {HERE}", options["timestep_scaling"], 1e-9)
+    longest = process["steps"]
+    teacher = number(f"original_inference_steps of {HERE}", options["original_inference_steps"], 1, longest, integer=True)
+    return dict(
+        sampler=spelt("lcm", **({"scaling": scaling} if scaling != 10 else {})),
+        times=spelt("distilled", **({"teacher": teacher} if teacher != 50 else {})),
+    )
+
+
 def _dpm_times(options: Options, process: Spec, last: int) -> str:
-    """Times of DPM-Solver: one more is laid and left out, except in equal strides from the end; all are rounded."""
+    """Times of DPM-Solver and its kin: one more is laid and left out, except in equal strides from the end; all are rounded."""
     levels = _levels(options, use_lu_lambdas="exponential", use_flow_sigmas="flow")
     spacing = _word(options, "timestep_spacing", SPACINGS)
     end = {"last": last} if last != -1 else {}
     if levels == "flow":
-        return "scheduler"
+        return "scheduler" if "predict_x0" not in options else spelt("scheduler", spare=1)
     if levels:
-        return spelt("scheduler", levels=levels, **end)
+        return spelt("scheduler", levels=levels, **_ends(options), **end)
     shape: Options = {} if spacing == "linspace" else {"spacing": spacing}
     if spacing == "leading":
         shape["offset"] = options["steps_offset"]
     shape |= {"whole": True} if spacing == "trailing" else {"whole": True, "spare": 1}
-    if options["lambda_min_clipped"] > -math.inf:
+    if options.get("lambda_min_clipped", -math.inf) > -math.inf:
         shape["lowest"] = options["lambda_min_clipped"]
     return spelt("scheduler", **shape, **end)
 
@@ -345,7 +367,8 @@ def _dpm_times(options: Options, process: Spec, last: int) -> str:
 METHODS = {
     "DDIMScheduler": _ddim, "DDIMParallelScheduler": _ddim, "DDPMScheduler": _ddpm, "DDPMParallelScheduler": _ddpm,
     "PNDMScheduler": _pndm, "EulerDiscreteScheduler": _euler, "EulerAncestralDiscreteScheduler": _euler_ancestral,
-    "HeunDiscreteScheduler": _heun, "DPMSolverMultistepScheduler": _dpm,
+    "HeunDiscreteScheduler": _heun, "DPMSolverMultistepScheduler": _dpm, "UniPCMultistepScheduler": _unipc,
+    "DEISMultistepScheduler": _deis, "LCMScheduler": _lcm,
 }
 """Class -> its sampler and times, keys of the section `sample`."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from diffusion_jax.build import ConfigError, build, short
-from diffusion_jax.diffusion import multistep, samplers, scheduler_times, times
+from diffusion_jax.diffusion import lcm, multistep, samplers, scheduler_times, times, unipc
 from diffusion_jax.diffusion.process import SCHEDULES
 from diffusion_jax.pretrained import schedulers
 from diffusion_jax.pretrained.package import Page, Spec
@@ -37,6 +37,9 @@ CHOICES: dict[str, tuple[tuple[Spec, ...], ...]] = {
     "EulerAncestralDiscreteScheduler": (_SPACINGS,),
     "HeunDiscreteScheduler": (_SPACINGS, _LEVELS),
     "DPMSolverMultistepScheduler": (_SPACINGS, (*_LEVELS, {"use_lu_lambdas": True}, {"use_flow_sigmas": True}), _ENDS),
+    "UniPCMultistepScheduler": (_SPACINGS, (*_LEVELS, {"use_flow_sigmas": True}), _ENDS),
+    "DEISMultistepScheduler": (_SPACINGS, _LEVELS),
+    "LCMScheduler": (),
 }
 """The options of a class that say how it samples, beside those that a page's words give: one of each group at a time."""
 CLIPPED: tuple[Spec, ...] = ({}, {"thresholding": True, "clip_sample": False})
@@ -45,7 +48,8 @@ METHODS = {
     "ddim": "DDIMScheduler", "plms": "PNDMScheduler", "ancestral": "DDPMScheduler", "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler", "edm": "HeunDiscreteScheduler", "heun": "HeunDiscreteScheduler",
     "dpm_solver": "DPMSolverMultistepScheduler", "dpmpp_2m": "DPMSolverMultistepScheduler",
-    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "deis": "DEISMultistepScheduler",
+    "lcm": "LCMScheduler",
 }
 """Our samplers, and the class that is searched."""
 STABLE = {"sampler": "ddim", "times": "leading,offset=1,last=0"}
@@ -156,11 +160,21 @@ def _numbers(kind: str, sample: Mapping[str, Any], sampler: Spec) -> Spec:
     options: Spec = {"steps_offset": int(grid.get("offset", 0)), "clip_sample": bool(clip)}
     options |= {"clip_sample_range": clip} if clip else {}
     options |= {f"sigma_{end}": grid[name] for end, name in (("min", "low"), ("max", "high")) if name in grid}
+    options |= {"original_inference_steps": int(grid.get("teacher", 50))} if kind == "LCMScheduler" else {}
     return options | ({"lambda_min_clipped": grid["lowest"]} if "lowest" in grid else {})
 
 
 def _solver(name: str, options: Spec) -> Spec:
-    """The options of DPM-Solver's class for one of its samplers here."""
+    """The options of a solver's class for one of its samplers here."""
+    if name == "lcm":
+        return dict(timestep_scaling=options.get("scaling", 10.0))
+    if name in ("unipc", "deis"):
+        order = int(options.get("order", 2 if name == "unipc" else 3))
+        plain = dict(solver_order=order, lower_order_final=bool(options.get("lower_order_final", True)))
+        if name == "deis":
+            return plain
+        return plain | dict(predict_x0=options.get("form", "x0") == "x0", solver_type=options.get("variant", "bh2"),
+                            disable_corrector=list(range(int(options.get("uncorrected", 0)))))
     o = {"order": 2, "form": "x0", "sde": name == "dpmpp_2m_sde", "corrector": "midpoint", "lower_order_final": True,
          "euler_at_final": False} | options
     algorithm = f"{'sde-' if o['sde'] else ''}dpmsolver{'++' if o['form'] == 'x0' else ''}"
@@ -208,5 +222,5 @@ def filled(text: str) -> str:
 
 def _function(name: str) -> Callable[..., Any] | None:
     """What a sampler's or a grid's name stands for."""
-    modules = (samplers, multistep, times, scheduler_times)
+    modules = (samplers, multistep, unipc, lcm, times, scheduler_times)
     return next((getattr(module, name) for module in modules if hasattr(module, name)), None)

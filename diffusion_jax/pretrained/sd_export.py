@@ -150,15 +150,15 @@ def _unet(page: Page, parts: Parts) -> tuple[dict[str, Array], Spec]:
     options |= {"n_embed": model.codes} if model.codes else {}
     options |= {"num_classes": cond.num_classes + cond.null_row} if isinstance(cond, Label) else {}
     if model.transformer:
-        tokens = next((shape[1] for key, shape in _shapes(model, parts).items() if key.endswith("attn2.to_k.weight")), None)
+        tokens = next((shape[1] for key, shape in unet_shapes(model, parts).items() if key.endswith("attn2.to_k.weight")), None)
         options |= dict(use_spatial_transformer=True, transformer_depth=model.transformer, context_dim=tokens)
     with_labels = isinstance(cond, Label)
     weights = params if with_labels else {"model": params["model"]}
-    keys = adm_export.official_names(_shapes(model, parts), model)
+    keys = adm_export.official_names(unet_shapes(model, parts), model)
     return ldm_unet.revert(weights, keys, model, cond if with_labels else Nothing()), options
 
 
-def _shapes(model: UNet, parts: Parts, linear: bool = False) -> dict[str, Shape]:
+def unet_shapes(model: UNet, parts: Parts, linear: bool = False) -> dict[str, Shape]:
     """Renamed official key -> shape of the UNet and its table of labels; `linear`: transformers begin and end with matrices."""
     label = isinstance(parts.cond, Label)
     params = parts.params if label else {"model": parts.params["model"]}
@@ -239,14 +239,14 @@ def diffusers(page: Page, params: Params, class_names: tuple[str, ...] = ()) -> 
     }
     autoencoder, folded = vae_export.hf_files(build(first["model"]), first, params["first_stage"]["model"], "vae/")
     files |= autoencoder
-    network, config = _hf_unet(page, parts)
+    network, config = hf_unet(page, parts)
     files |= {"unet/config.json": config, f"unet/{HF_WEIGHTS}": network}
     encoder, text = _hf_text(parts)
     files |= {"text_encoder/config.json": text, "text_encoder/model.safetensors": encoder} | tokenizer
     return Package(files, f"diffusers' {kind}", code, "diffusers", (*notes, *without, *folded))
 
 
-def _hf_unet(page: Page, parts: Parts) -> tuple[dict[str, Array], Spec]:
+def hf_unet(page: Page, parts: Parts) -> tuple[dict[str, Array], Spec]:
     """(The state dict of UNet2DConditionModel, its config.json)."""
     model = parts.model
     title = "diffusers' UNet2DConditionModel"
@@ -257,7 +257,7 @@ def _hf_unet(page: Page, parts: Parts) -> tuple[dict[str, Array], Spec]:
         f"begins with the width of its first level (model.mults begins with 1), mults are {model.mults}": model.mults[0] != 1,
     })
     linear = model.head_channels is not None                                    # as in Stable Diffusion 2
-    shapes = _shapes(model, parts, linear)
+    shapes = unet_shapes(model, parts, linear)
     tokens = next(shape[1] for key, shape in shapes.items() if key.endswith("attn2.to_k.weight"))
     widths = [model.channels_at(level) for level in range(len(model.mults))]
     down = ["CrossAttnDownBlock2D" if model.attends(level) else "DownBlock2D" for level in range(len(widths))]

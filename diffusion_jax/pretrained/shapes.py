@@ -35,7 +35,7 @@ def shapes_of(make: Callable[..., Any], *args: Any) -> Any:
     """`jax.eval_shape(make, *args)`, where equal modules are traced once.
 
     Example:
-      >>> shapes_of(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+      shapes_of(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     """
     with tracing_once():
         return jax.eval_shape(lambda *args: make(*args), *args)

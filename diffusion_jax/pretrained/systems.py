@@ -166,6 +166,28 @@ _TABLE = (
         diffusers=f"{HERE}.sd_export:diffusers",
     ),
     System(
+        name="sd3",
+        weights="Stable Diffusion 3 and 3.5, medium and large",
+        source="a file of Stability AI, or a folder of diffusers",
+        official="scheduler, options in place of its own, t5, false to leave it out, pieces, its "
+        "spiece.model, of a file clip_l, clip_g and t5xxl, files that it does not hold",
+        load=f"{HERE}.sd3:load",
+        export=f"{HERE}.sd3_export:export",
+        write=f"{HERE}.sd3_export:write",
+        diffusers=f"{HERE}.sd3_export:diffusers",
+    ),
+    System(
+        name="sdxl",
+        weights="Stable Diffusion XL, its base and its refiner",
+        source="a file of Stability AI, or a folder of diffusers",
+        official="scheduler, options in place of its own, of a file that was not published "
+        "num_head_channels, image_size and heads",
+        load=f"{HERE}.sdxl:load",
+        export=f"{HERE}.sdxl_export:export",
+        write=f"{HERE}.sdxl_export:write",
+        diffusers=f"{HERE}.sdxl_export:diffusers",
+    ),
+    System(
         name="tae",
         weights="TAESD, TAESDXL, TAESD3, TAEF1, TAEF2 (madebyollin/taesd)",
         source="the folder of its two files, one of them, or of diffusers",
@@ -241,7 +263,7 @@ def load(
         refuses; the line says what to do.
 
     Example:
-      >>> page, params = load('dit', 'DiT-XL-2-256x256.pt')
+      page, params = load('dit', 'DiT-XL-2-256x256.pt')
     """
     system = find(name)
     if official is not None and not system.official:
@@ -282,8 +304,8 @@ def export(
       ConfigError: the parameters do not fit the keys, or they cannot be official weights.
 
     Example:
-      >>> shapes = {key: w.shape for key, w in reader.read('DiT-XL-2-256x256.pt').items()}
-      >>> weights = export('dit', page, params, shapes)
+      shapes = {key: w.shape for key, w in reader.read('DiT-XL-2-256x256.pt').items()}
+      weights = export('dit', page, params, shapes)
     """
     return resolve(find(name).export)(page, params, shapes)
 

@@ -14,7 +14,8 @@ import pytest
 from gaussian import Gaussian
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.diffusion import multistep, process, reach, samplers, times
+from diffusion_jax.diffusion import multistep, process, reach, samplers, times, unipc
+from diffusion_jax.diffusion.lcm import lcm
 
 DATA, KEY = Gaussian(), jax.random.key(0)
 NORMAL = np.float32([statistics.NormalDist().inv_cdf((i + 0.5) / 64) for i in range(64)])
@@ -35,9 +36,15 @@ SAMPLERS = {    # name -> (the sampler, its strain)
     "dpm_2": (partial(multistep.dpm_solver, form="eps"), None),
     "dpm_3": (partial(multistep.dpm_solver, form="eps", order=3), None),
     "sde_eps": (partial(multistep.dpm_solver, form="eps", sde=True), reach.fresh_noise),
+    "unipc": (unipc.unipc, None), "unipc_3": (partial(unipc.unipc, order=3), None),
+    "unipc_bh1": (partial(unipc.unipc, variant="bh1"), reach.first_variant),
+    "unipc_eps": (partial(unipc.unipc, form="eps"), reach.second_evaluation),
+    "unipc_eps_bh1": (partial(unipc.unipc, form="eps", variant="bh1"), reach.second_evaluation),
+    "unipc_high": (partial(unipc.unipc, order=3, lower_order_final=False), None),
+    "deis_2": (partial(unipc.deis, order=2), None), "deis_3": (unipc.deis, None), "lcm": (lcm, None),
 }
-SILENT = ("heun", "plms", "dpmpp_2m")
-DIVIDE = ("edm", "plms", "dpm_2", "dpm_3", "sde_eps")
+SILENT = ("heun", "plms", "dpmpp_2m", *(name for name in SAMPLERS if name.startswith(("uni", "deis"))))
+DIVIDE = ("edm", "plms", "dpm_2", "dpm_3", "sde_eps", "unipc_bh1", "unipc_eps", "unipc_eps_bh1", "deis_2", "deis_3")
 CHURN = {"edm": partial(samplers.edm, s_churn=1.0), "euler": partial(samplers.euler, s_churn=1.0)}
 
 
@@ -60,6 +67,9 @@ class Table:
 
     def sigma(self, t):
         return jnp.asarray(self.sigmas)[t]
+
+    def unit(self, t):
+        return self.sigma(t)
 
 
 @functools.cache
@@ -115,9 +125,9 @@ def check(sampler, name, p, cases, chains, strain):
         assert re.search("at once, further than it can: choose .*more steps, or sampler 'dpmpp_2m' or 'ddim'", remark)
 
 
-# One of each family; moments of samplers that draw need many chains.
+# One that always can, one that cannot everywhere, one that draws: moments need many chains.
 @pytest.mark.parametrize("name", [
-    name if name in ("ddim", "edm", "heun", "plms", "dpmpp_2m", "sde") else pytest.param(name, marks=pytest.mark.slow)
+    name if name in ("ddim", "edm", "sde") else pytest.param(name, marks=pytest.mark.slow)
     for name in SAMPLERS])
 def test_few_steps_give_the_moments_or_a_remedy(name):
     make, strain = SAMPLERS[name]
@@ -128,8 +138,9 @@ def test_few_steps_give_the_moments_or_a_remedy(name):
     check(make(p), name, p, cases, chains, strain)
 
 
-@pytest.mark.parametrize("kind", ["linear", "edm"])
-@pytest.mark.parametrize("name", CHURN)
+@pytest.mark.parametrize(("name", "kind"), [
+    pytest.param(name, kind, marks=() if (name, kind) == ("euler", "linear") else pytest.mark.slow)
+    for name in CHURN for kind in ("linear", "edm")])
 def test_few_steps_with_churn(name, kind):
     """Churn asks a process for the time of a noise level, which the table of the others has not."""
     cases = {case: grid for case, grid in grids(kind).items() if case[2] == 3}

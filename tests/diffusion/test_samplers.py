@@ -11,7 +11,8 @@ from gaussian import Gaussian, error, wave
 from golden_routines.replay import replay
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.diffusion import guidance, multistep, process, samplers, times
+from diffusion_jax.diffusion import guidance, multistep, process, samplers, times, unipc
+from diffusion_jax.diffusion.lcm import lcm
 from diffusion_jax.types import Prediction
 
 DATA = Gaussian()
@@ -19,18 +20,29 @@ KEY = jax.random.key(0)
 PROCESSES = {"ddpm": process.DDPM(), "cosine": process.Cosine(), "edm": process.EDM(), "flow": process.Flow()}
 ZERO = process.DDPM("scaled_linear", zero_snr=True)
 
+uni = partial(partial, unipc.unipc, lower_order_final=False)
 ORDERS = {      # sampler -> the order that it shows; the published third-order formulas show the second, see multistep.py
     "ddim": (samplers.ddim, 1), "heun": (samplers.heun, 2), "edm": (samplers.edm, 2), "plms": (multistep.plms, 2),
     "dpmpp_2m": (multistep.dpmpp_2m, 2), "dpmpp_2m_heun": (partial(multistep.dpm_solver, corrector="heun"), 2),
     "dpmpp_3m": (partial(multistep.dpm_solver, order=3), 2),
     "dpm_2": (partial(multistep.dpm_solver, form="eps"), 2), "dpm_3": (partial(multistep.dpm_solver, order=3, form="eps"), 2),
+    "unipc_1": (uni(order=1), 2), "unipc": (uni(), 3), "unipc_3": (uni(order=3), 3), "unipc_bh1": (uni(variant="bh1"), 3),
+    "unipc_eps": (uni(form="eps"), 3), "unip": (uni(uncorrected=1000), 2), "unip_3": (uni(order=3, uncorrected=1000), 3),
+    "deis_2": (partial(unipc.deis, order=2), 2), "deis_3": (unipc.deis, 3),
 }
-EVERYWHERE = ("ddim", "heun", "dpmpp_2m")
+EVERYWHERE = ("ddim", "heun", "dpmpp_2m", "unipc")
 PAIRS = [(name, kind) for name in ORDERS for kind in PROCESSES if kind == "cosine" or name in EVERYWHERE]
+FEW = [("unipc", "cosine"), ("unipc_3", "ddpm")]
 PAIRS += [("edm", "edm"), ("plms", "edm"), ("dpm_2", "edm"), ("dpmpp_3m", "flow")]
 
 
-@pytest.mark.parametrize("name, kind", PAIRS)
+def sparing(cases):
+    """Cases (name, kind), of the kin of UniPC few by default."""
+    kin = ("uni", "deis")
+    return [pytest.param(*case, marks=pytest.mark.slow if case[0].startswith(kin) and case not in FEW else ()) for case in cases]
+
+
+@pytest.mark.parametrize("name, kind", sparing(PAIRS))
 def test_order_of_convergence(name, kind):
     with jax.enable_x64(True):
         make, order = ORDERS[name]
@@ -39,9 +51,15 @@ def test_order_of_convergence(name, kind):
         assert math.log2(coarse / fine) > order - 0.1, (coarse, fine)
 
 
-@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m", "dpmpp_3m"])
-@pytest.mark.parametrize("p", [process.Flow(), process.Flow(shift=3.0), ZERO], ids=["flow", "shifted", "zero_snr"])
-def test_from_pure_noise(name, p):
+PURE = {"flow": process.Flow(), "shifted": process.Flow(shift=3.0), "zero_snr": ZERO}
+FROM_PURE = ("flow-heun", "shifted-dpmpp_3m", "zero_snr-ddim", "zero_snr-dpmpp_2m", "flow-unipc", "shifted-unipc_3")
+
+
+@pytest.mark.parametrize("kind, name", [
+    pytest.param(kind, name, marks=() if f"{kind}-{name}" in FROM_PURE else pytest.mark.slow)
+    for kind in PURE for name in ("ddim", "heun", "dpmpp_2m", "dpmpp_3m", "unipc", "unipc_3")])
+def test_from_pure_noise(kind, name):
+    p = PURE[kind]
     sampler, grid = ORDERS[name][0](p), times.uniform(p, 100)
     x = jnp.linspace(-1, 1, 4)
     out = samplers.sample(DATA.denoiser(p), sampler, x, grid, {}, KEY)
@@ -62,7 +80,9 @@ STOCHASTIC = {
 }
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("name", [
+    name if name in ("ancestral_flow", "euler_ancestral", "sde", "edm_churn") else pytest.param(name, marks=pytest.mark.slow)
+    for name in STOCHASTIC])
 def test_stochastic_samplers_keep_the_distribution(name):
     make, p = STOCHASTIC[name]
     grid = times.log_snr(p, 100, 0.02, 60.0) if p is not PROCESSES["flow"] else times.uniform(p, 100)
@@ -97,10 +117,15 @@ EQUAL = {       # pairs of methods that are one
     "dpm_1 = ddim": (partial(first_order, form="eps"), samplers.ddim),
     "sde_1 = ddim(1)": (partial(first_order, sde=True, noise=wave), ddim_1),
     "edm without churn in range = edm": (partial(samplers.edm, s_churn=40.0, s_min=1e3, noise=wave), samplers.edm),
+    "unip_1 = ddim": (partial(unipc.unipc, order=1, uncorrected=10), samplers.ddim),
+    "unip_2 = dpmpp_2m": (partial(unipc.unipc, uncorrected=10), multistep.dpmpp_2m),
+    "unip_2 of eps = dpm_2": (partial(unipc.unipc, form="eps", uncorrected=10), partial(multistep.dpm_solver, form="eps")),
+    "deis_1 = ddim": (partial(unipc.deis, order=1), samplers.ddim),
 }
 
 
-@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith(("unip", "deis")) else name for name in EQUAL])
 def test_equal_methods(name):
     one, other = EQUAL[name]
     p = PROCESSES["ddpm"]
@@ -162,15 +187,22 @@ STILL = {       # every sampler
     "plms": multistep.plms, "dpmpp_1": dpm(order=1), "dpmpp_2m": dpm(), "dpmpp_2m_heun": dpm(corrector="heun"),
     "dpmpp_2m_sde": dpm(sde=True), "dpmpp_3m": dpm(order=3), "dpm_2": dpm(form="eps", corrector="heun"),
     "dpm_3": dpm(form="eps", order=3), "dpm_2_sde": dpm(form="eps", sde=True),
+    "unipc_1": uni(order=1), "unipc": uni(), "unipc_3": uni(order=3), "unipc_bh1": uni(variant="bh1"),
+    "unipc_eps": uni(form="eps", order=3), "unipc_late": uni(order=3, uncorrected=2),
+    "deis_2": partial(unipc.deis, order=2, lower_order_final=False), "deis_3": partial(unipc.deis, lower_order_final=False),
+    "lcm": lcm,
 }
-SILENT = ("ddim_inversion", "heun", "plms")
+SILENT = ("ddim_inversion", "heun", "plms", *(name for name in STILL if name.startswith(("uni", "deis"))))
 LEVELS = {"ddpm": (999, 700, 300, 0, -1), "rounded": (999, 700, 300, 0, -1), "edm": (80.0, 9.0, 1.0, 0.1, 0.0)}
 STANDS = [(name, "ddpm") for name in STILL] + [(name, "rounded") for name in ("ancestral", "learned_range")]
-STANDS += [(name, "edm") for name in ("ancestral", "heun", "edm", "plms", "dpmpp_3m", "dpm_2")]
+STANDS += [(name, "edm") for name in ("ancestral", "heun", "edm", "plms", "dpmpp_3m", "dpm_2", "unipc_3", "deis_3")]
+
+# One of one step, one that remembers, one that draws, and the published rounding.
+STANDS_OF_EACH = (("ddim", "ddpm"), ("plms", "ddpm"), ("dpmpp_2m_sde", "ddpm"), ("ancestral", "rounded"))
 
 
 @pytest.mark.parametrize("name, kind", [
-    pytest.param(name, kind, marks=pytest.mark.slow if "churn" in name or kind == "edm" else ()) for name, kind in STANDS])
+    pytest.param(*pair, marks=() if pair in STANDS_OF_EACH else pytest.mark.slow) for pair in STANDS])
 def test_a_step_of_length_zero_is_the_identity_and_leaves_no_trace(name, kind):
     """At the start, twice in the middle, next to the end, and at the end; raw variances lie around -1."""
     p = process.DDPM(rounded=True) if kind == "rounded" else PROCESSES[kind]
@@ -199,8 +231,8 @@ def test_a_tiny_step_is_no_slope():
     """Across it the x0 of a network differs by rounding, here of bfloat16, which the next step must not draw out."""
     p = process.Flow()
     rough = lambda x, t, cond, key: Prediction(DATA.x0(p, x, t) + 1e-2 * jnp.cos(1e8 * t))  # noqa: E731
-    for make in (multistep.dpmpp_2m, partial(multistep.dpm_solver, order=3), multistep.dpmpp_2m_sde):
-        sampler = make(p) if make is multistep.dpmpp_2m else make(p, noise=wave)
+    for make in (multistep.dpmpp_2m, partial(multistep.dpm_solver, order=3), multistep.dpmpp_2m_sde, unipc.unipc, uni(order=3)):
+        sampler = make(p, noise=wave) if make is multistep.dpmpp_2m_sde else make(p)
         plain, tiny = np.float32([0.6, 0.3, 0.0]), np.float32([0.6, 0.6 - 1e-6, 0.3, 0.0])
         np.testing.assert_allclose(run(sampler, p, tiny, denoise=rough), run(sampler, p, plain, denoise=rough), atol=0.1)
 
@@ -224,8 +256,8 @@ def test_a_condition_belongs_to_a_step_and_all_its_calls():
     assert calls == [(1.0, 1), (0.75, 1), (0.75, 1), (0.5, 1), (0.5, 0), (0.25, 0)]
 
 
-@pytest.mark.parametrize("name, kind", [(name, "ddpm") for name in STILL] + [
-    ("ddim", "flow"), ("heun", "flow"), ("dpmpp_2m", "flow"), ("edm_churn", "edm"), ("ancestral", "cosine")])
+@pytest.mark.parametrize("name, kind", sparing([(name, "ddpm") for name in STILL] + [
+    ("ddim", "flow"), ("heun", "flow"), ("dpmpp_2m", "flow"), ("edm_churn", "edm"), ("ancestral", "cosine")]))
 def test_images_stay_float32_where_the_default_is_float64(name, kind):
     p = PROCESSES[kind]
     with jax.enable_x64(True):

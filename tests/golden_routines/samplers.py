@@ -12,10 +12,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from golden_routines.replay import nchw, nhwc, record, replay, watched
-from golden_routines.scheduler_grids import Grid, chained, ddpm_of, dpm_grid, euler_grid, inverse, on_x0, ratio, spaced, strided
+from golden_routines.scheduler_grids import (
+    Grid,
+    chained,
+    ddpm_of,
+    deis_grid,
+    dpm_grid,
+    euler_grid,
+    inverse,
+    lcm_grid,
+    on_x0,
+    ratio,
+    spaced,
+    strided,
+    unipc_grid,
+)
 
 from diffusion_jax.build import build
-from diffusion_jax.diffusion import guidance, multistep, process, samplers, scales
+from diffusion_jax.diffusion import guidance, lcm, multistep, process, samplers, scales, unipc
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
 from diffusion_jax.pretrained import schedulers
 
@@ -72,6 +86,27 @@ def dpm_sampler(grid, options, step, noise):
     )
 
 
+def unipc_sampler(grid, options, step, noise):
+    """UniPC; of a list of steps without the corrector that are not the first ones, each loses what it would be corrected by."""
+    off = options.get("disable_corrector", [])
+    first = off == list(range(len(off)))
+    sampler = unipc.unipc(
+        grid.process, options.get("solver_order", 2), "x0" if options.get("predict_x0", True) else "eps",
+        options.get("solver_type", "bh2"), len(off) if first else 0, options.get("lower_order_final", True),
+    )
+
+    def one(*args):
+        x, state = sampler.step(*args)
+        on = ~jnp.isin(state.past.known - 1, jnp.asarray(off))
+        return x, state._replace(owed=on * state.owed, gain=on * state.gain)
+
+    return sampler if first else samplers.Sampler(sampler.init, one)
+
+
+def deis_sampler(grid, options, step, noise):
+    return unipc.deis(grid.process, options.get("solver_order", 2), options.get("lower_order_final", True))
+
+
 METHODS = {
     "DDPMScheduler": Method(chained, ddpm_sampler),
     "DDIMScheduler": Method(strided, ddim_sampler),
@@ -80,6 +115,9 @@ METHODS = {
     "EulerAncestralDiscreteScheduler": Method(euler_grid, lambda g, o, s, n: samplers.euler_ancestral(g.process, noise=n), True),
     "HeunDiscreteScheduler": Method(euler_grid, lambda g, o, s, n: samplers.edm(g.process), True),
     "DPMSolverMultistepScheduler": Method(dpm_grid, dpm_sampler),
+    "UniPCMultistepScheduler": Method(unipc_grid, unipc_sampler),
+    "DEISMultistepScheduler": Method(deis_grid, deis_sampler),
+    "LCMScheduler": Method(lcm_grid, lambda g, o, s, n: lcm.lcm(g.process, o.get("timestep_scaling", 10.0), n)),
 }
 
 
@@ -124,7 +162,8 @@ def draws(name: str, options: dict, step: dict, grid: Grid, r: np.ndarray) -> np
     churned = (step.get("s_churn", 0) > 0) & (step.get("s_tmin", 0) <= r[:-1]) & (r[:-1] <= step.get("s_tmax", np.inf))
     asked = {
         "DDPMScheduler": grid.labels > 0, "DDIMScheduler": step.get("eta", 0) > 0, "EulerAncestralDiscreteScheduler": True,
-        "EulerDiscreteScheduler": churned, "DPMSolverMultistepScheduler": options.get("algorithm_type", "").startswith("sde"),
+        "EulerDiscreteScheduler": churned, "LCMScheduler": np.arange(1, len(grid.labels) + 1) < len(grid.labels),
+        "DPMSolverMultistepScheduler": options.get("algorithm_type", "").startswith("sde"),
     }
     return np.broadcast_to(asked.get(name, False), len(grid.labels)).astype(np.int64)
 
@@ -138,7 +177,7 @@ def scheduler(case) -> dict:
     """A run of one scheduler on the toy network: every state, network output and predicted x0."""
     name, options, step = case.config["scheduler_class"], case.config["scheduler"], case.config["step_kwargs"]
     method, learned = METHODS[name], case.config["learned_variance_channels"]
-    grid = method.grid(options, case.config["set_timesteps"])
+    grid = method.grid(options | case.config.get("set_timesteps_kwargs", {}), case.config["set_timesteps"])
     p, noise = grid.process, nhwc(case.inputs["noise"])
     outputs, calls = [], []
     denoise = scales.denoiser(toy(case.inputs, outputs), p, SCALES[options["prediction_type"]], learned)
@@ -170,6 +209,9 @@ def scheduler(case) -> dict:
         noise_used=each(draws(name, options, step, grid, r)), alphas_cumprod=ddpm_of(options).alpha_bar[1:-1],
         sigmas=np.append(each(r[:-1]), r[-1]) if not options.get("use_flow_sigmas") else p.sigma(ends),
     )
+    if name == "LCMScheduler":
+        alpha, sigma = (np.asarray(value(ends[1:])).reshape(-1, 1, 1, 1, 1) for value in (p.alpha, p.sigma))
+        found["denoised"] = nchw((states - sigma * noise) / alpha)
     if options.get("interpolation_type") == "log_linear":                             # which lists a level that it never reaches
         found["sigmas"] = np.append(found["sigmas"], 0.0)
     return {key: value for key, value in found.items() if key in case.want}

@@ -12,6 +12,7 @@ import numpy as np
 from golden_routines.replay import Shown
 
 from diffusion_jax.diffusion import guidance, process, times
+from diffusion_jax.diffusion.lcm import distilled
 
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squaredcos"}
 
@@ -28,7 +29,10 @@ def ddpm_of(options: dict) -> process.DDPM:
     """The process of a scheduler's options, by default as the schedulers have them."""
     schedule = SCHEDULES[options.get("beta_schedule", "linear")]
     ends = {} if schedule == "squaredcos" else dict(start=options.get("beta_start", 1e-4), end=options.get("beta_end", 0.02))
-    return process.DDPM(schedule, options["num_train_timesteps"], zero_snr=options.get("rescale_betas_zero_snr", False), **ends)
+    return process.DDPM(
+        schedule, options["num_train_timesteps"], zero_snr=options.get("rescale_betas_zero_snr", False),
+        rounded=schedule == "squaredcos", **ends,
+    )
 
 
 def spaced(options: dict, p: process.DDPM, steps: int) -> np.ndarray:
@@ -162,3 +166,37 @@ def dpm_grid(options: dict, steps: int) -> Grid:
     t = np.interp(np.log(r), np.log(table(p).astype(np.float32)), np.arange(p.steps))
     rounds = (options.get("use_karras_sigmas") or options.get("use_lu_lambdas")) and p.schedule != "squaredcos"
     return at_levels(options, p, r, (np.round(t) if rounds else t).astype(np.int32))
+
+
+def unipc_grid(options: dict, steps: int) -> Grid:
+    """UniPC: as DPM-Solver, but levels may have ends of their own, a flow is shifted once, and the last step may only correct."""
+    p = ddpm_of(options)
+    r = levels(options, p, table(p)[-1], table(p)[0], steps)
+    if options.get("use_flow_sigmas"):
+        shift = options.get("flow_shift", 1.0)
+        u = np.linspace(1, 1 / p.steps, steps + 1)[:-1]
+        sigma = shift * u / (1 + (shift - 1) * u) if r is None else r / (1 + r)
+        sigma = np.where(abs(sigma - 1) < 1e-6, sigma - 1e-6, sigma)
+        t = sigma.astype(np.float32)                                      # of a flow that is not shifted, these are its times
+        last = t[-1] if options.get("final_sigmas_type") == "sigma_min" else np.float32(0)
+        labels = (p.steps * sigma).astype(np.int64)
+        return Grid(Shown(process.Flow(), t, labels), np.stack([t, np.append(t[1:], last)], 1), labels)
+    if r is None:
+        return dpm_grid(options, steps)
+    labels = np.interp(np.log(r), np.log(table(p).astype(np.float32)), np.arange(p.steps))
+    labels = (np.round(labels) if options.get("use_karras_sigmas") else labels).astype(np.int32)
+    # A step of length zero corrects nothing here; there it does.
+    return at_levels(options, p, r, labels, r[-1] * (1 - 1e-5) if options.get("final_sigmas_type") == "sigma_min" else 0.0)
+
+
+def deis_grid(options: dict, steps: int) -> Grid:
+    """DEIS: as UniPC to the smallest level."""
+    return unipc_grid(options | {"final_sigmas_type": "sigma_min"}, steps)
+
+
+def lcm_grid(options: dict, steps: int) -> Grid:
+    """LCM: times of the distillation, from a part of which edits begin."""
+    p, teacher = ddpm_of(options), options.get("original_inference_steps") or 50
+    part = int(teacher * options.get("strength", 1.0))
+    t = distilled(replace(p, steps=p.steps // teacher * part), steps, part)
+    return Grid(p, np.stack([t[:-1], t[1:]], 1), t[:-1])

@@ -139,6 +139,7 @@ def test_the_gradient_in_bfloat16_is_close():
 
 @pytest.mark.parametrize("change, size, cond, message", [
     (dict(mults=(1, 2, 2)), (4, 6), {}, "an image of 4x6 does not halve 2 times"),
+    (dict(transformer=(1, 2, 3)), (4, 6), {}, r"transformer of each level are 2 numbers of 1 or more, got \(1, 2, 3\)"),
     (dict(attend=(2, 16)), (4, 6), {}, r"attend=\(2, 16\) names levels that are not there, 2 mults make \[1, 2\]"),
     (dict(heads=3), (4, 6), {}, "16 channels do not divide into heads of 5"),
     (dict(head_channels=6), (4, 6), {}, "16 channels do not divide into heads of 6"),

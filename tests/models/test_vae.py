@@ -23,7 +23,8 @@ def drawn(model, x=X):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-@pytest.mark.parametrize("name", ["sd", "kl-f32", "vq-f4-noattn", "vq-f8-n256"])
+@pytest.mark.parametrize("name", ["sd", "vq-f4-noattn"] + [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("kl-f32", "vq-f8-n256")])
 def test_shapes_of_presets(name):
     model = (VQ if "codes" in PRESETS[name] else KL)(**preset(name))
     image = jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)

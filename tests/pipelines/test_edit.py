@@ -72,7 +72,9 @@ def test_a_switch_at_k_is_two_runs_one_after_the_other():
     np.testing.assert_allclose(swept("switch", [2], second=ONE)[0], x, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, sampler", [("ddpm", "heun"), ("edm", "edm"), ("ddpm", "dpmpp_2m"), ("flow", "heun")])
+@pytest.mark.parametrize("name, sampler", [
+    ("flow", "heun"),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (("ddpm", "heun"), ("edm", "edm"), ("ddpm", "dpmpp_2m")))])
 def test_the_first_steps_of_a_switch_see_the_first_condition_alone(name, sampler):
     """After k steps x is what the first alone makes of it: a corrector's call is made at the time of the switch."""
     task, recipe = make(name), Recipe(sampler=sampler, steps=6)
@@ -127,7 +129,8 @@ def test_a_strength_begins_at_its_own_time(name, recipe, strength, first):
     assert (got[: len(got) - len(left)] == got[0]).all()
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddim,eta=1", "ancestral", "heun", "plms", "dpm_solver,order=3"])
+@pytest.mark.parametrize("sampler", ["ancestral", "heun"] + [
+    pytest.param(sampler, marks=pytest.mark.slow) for sampler in ("ddim", "ddim,eta=1", "plms", "dpm_solver,order=3")])
 def test_the_noise_of_a_strength_is_that_of_its_time(sampler):
     """Of a denoiser that leaves x0 as it is: what comes back is what one step from there makes of the picture."""
     task = Exact(PROCESSES["ddpm"])

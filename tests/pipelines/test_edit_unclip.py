@@ -43,6 +43,7 @@ def test_variations_draw_where_eta_is_not_0(pipe, again):
     assert (rows.images[1][::2] != rows.images[1][1::2]).any()
 
 
+@pytest.mark.slow
 def test_interpolation_begins_and_ends_at_pictures(pipe, again):
     rows = pipe.edit.interpolate(DIGITS, values=[0.0, 0.5, 1.0]).images
     assert rows.shape == (3, 2, 8, 8, 1)

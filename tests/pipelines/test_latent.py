@@ -29,7 +29,11 @@ class Halves:
     needs = ()
     makes = ("image",)
     num_classes = 0
-    init = memory = loss = project = prepare = blank = posterior = unused
+    init = memory = loss = project = prepare = posterior = unused
+
+    def blank(self, raw):
+        """What `encode` makes, of zeros."""
+        return {**raw, "image": jnp.zeros_like(raw["image"][:, ::2, ::2])}
 
     def encode(self, params, images, eps=None):
         b, h, w, c = images.shape

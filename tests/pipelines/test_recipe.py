@@ -8,7 +8,7 @@ import pytest
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion import guidance, scales
-from diffusion_jax.diffusion.process import DDPM
+from diffusion_jax.diffusion.process import DDPM, Flow
 from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.models.augment import Augmented
 from diffusion_jax.models.cond import Joint, Label, LowRes, Nothing
@@ -122,8 +122,9 @@ def test_whole_numbers_of_files_and_of_numpy_are_ints():
 
 @pytest.mark.parametrize("times", GRIDS)
 def test_every_grid_falls_from_noise_to_clean(times):
-    grid = Recipe(times=times, steps=5).grid(DDPM())
-    assert len(grid) == 6 and (np.diff(grid) < 0).all() and grid[-1] == -1
+    process, clean = (Flow(), 0) if times == "flow_match" else (DDPM(), -1)
+    grid = Recipe(times=times, steps=5).grid(process)
+    assert len(grid) == 6 and (np.diff(grid) < 0).all() and grid[-1] == clean
 
 
 def test_no_times_go_to_where_there_is_no_noise_in_one_step():
@@ -185,7 +186,7 @@ PAIRS = [pair for pair in itertools.product(SAMPLERS, TABLE) if pair not in REFU
 
 
 @pytest.mark.parametrize(("sampler", "name"), [
-    pytest.param(*pair, marks=() if pair[0] in ("ddim", "heun") else pytest.mark.slow) for pair in PAIRS])
+    pytest.param(*pair, marks=() if pair == ("heun", "cosine") else pytest.mark.slow) for pair in PAIRS])
 def test_every_sampler_on_every_process_with_all_guidance_at_once(sampler, name):
     with jax.disable_jit(False):                                                       # traced: the types of the scan hold
         for guidance in ({}, CFG, EVERYTHING):
@@ -196,14 +197,14 @@ def test_every_sampler_on_every_process_with_all_guidance_at_once(sampler, name)
     assert len({image.tobytes() for image in got}) == CLASSES                         # its own label and noise for each
 
 
-@pytest.mark.parametrize("guidance", [{}, EVERYTHING], ids=["plain", "guided"])
+@pytest.mark.parametrize("guidance", [pytest.param({}, marks=pytest.mark.slow), EVERYTHING], ids=["plain", "guided"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_check_passes_where_the_default_is_float64(sampler, guidance):
     with jax.disable_jit(False), jax.enable_x64(True):
         Recipe(sampler=sampler, steps=5, **guidance).check(make())
 
 
-@pytest.mark.parametrize("name", [name if name != "ddpm" else pytest.param(name, marks=pytest.mark.slow) for name in TABLE])
+@pytest.mark.parametrize("name", [name if name == "cosine" else pytest.param(name, marks=pytest.mark.slow) for name in TABLE])
 def test_images_are_the_same_where_the_default_is_float64(name):
     recipe = Recipe(sampler="heun", steps=3, **CFG)
     want = images(recipe, name)
@@ -226,10 +227,8 @@ MOVED = parameters(*(0.05 + 2.5 * (m - 0.05) for m in (0.1, -0.2, 0.3)), 0.05)  
     ("options", "same_as"),
     [
         (CFG, {}),
-        (dict(CFG, schedule="constant"), {}),
-        (dict(CFG, interval="0,inf"), {}),
-        (dict(CFG, channels=2), {}),
-        (dict(CFG, clip=9.0), {}),
+        *(pytest.param(dict(CFG, **idle), {}, marks=pytest.mark.slow) for idle in (
+            dict(schedule="constant"), dict(interval="0,inf"), dict(channels=2), dict(clip=9.0))),
         (dict(CFG, threshold=1.0), dict(threshold=1.0)),
         (dict(CFG, clip=0.2), dict(clip=0.2)),
         (dict(CFG, cads="tau1=2,tau2=3"), {}),                                         # gamma is 1 throughout: no noise
@@ -320,11 +319,12 @@ def by_hand(mix, w=2.5, name="ddpm", steps=4):
 
 
 @pytest.mark.parametrize(("options", "mix"), [
-    (dict(), guidance.Mix()),
-    (dict(keep_parallel=0.0), guidance.Mix(remove_parallel=True)),
     (dict(keep_parallel=0.25), guidance.Mix(remove_parallel=True, keep_parallel=0.25)),
-    (dict(plus_plus=True), guidance.Mix(plus_plus=True)),
     (dict(plus_plus=True, keep_parallel=0.5, phi=0.3), guidance.Mix(0.3, None, True, 0.5, None, True)),
+    *(pytest.param(*row, marks=pytest.mark.slow) for row in (
+        (dict(), guidance.Mix()),
+        (dict(keep_parallel=0.0), guidance.Mix(remove_parallel=True)),
+        (dict(plus_plus=True), guidance.Mix(plus_plus=True)))),
 ], ids=str)
 def test_projection_and_cfg_plus_plus_are_those_of_guidance(options, mix):
     got = images(Recipe(steps=4, **CFG, **options))

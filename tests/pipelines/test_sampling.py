@@ -29,8 +29,9 @@ def images(recipe, num, batch, seed=0, task=None, params=PARAMS, guides=Guides()
 
 @pytest.mark.parametrize(
     "options",
-    [dict(sampler="ddim"), dict(sampler="ancestral", guidance=3.0, cads="s=0.5"), dict(sampler="dpmpp_2m_sde", guidance=3.0),
-     dict(sampler="edm,s_churn=2")],
+    [dict(sampler="ancestral", guidance=3.0, cads="s=0.5"),
+     *(pytest.param(options, marks=pytest.mark.slow) for options in (
+         dict(sampler="ddim"), dict(sampler="dpmpp_2m_sde", guidance=3.0), dict(sampler="edm,s_churn=2")))],
     ids=lambda options: options["sampler"],
 )
 def test_an_image_depends_on_its_number_and_seed_only(options):
@@ -99,7 +100,8 @@ def test_guidance_scales_share_a_program():
 
 @pytest.mark.parametrize(
     ("sampler", "guidance", "calls"),
-    [("ddim", 1.0, 5), ("ddim", 3.0, 5), ("dpmpp_2m", 1.0, 5), ("plms", 1.0, 6), ("heun", 1.0, 9), ("edm", 3.0, 9)],
+    [("ddim", 3.0, 5), ("plms", 1.0, 6), ("heun", 1.0, 9),
+     *(pytest.param(*row, marks=pytest.mark.slow) for row in (("ddim", 1.0, 5), ("dpmpp_2m", 1.0, 5), ("edm", 3.0, 9)))],
 )
 def test_the_network_is_called_once_a_step_and_order(sampler, guidance, calls):
     task = make("cosine", calls=True)

@@ -96,7 +96,7 @@ def test_without_a_prompt_a_prior_reads_held_out_captions(prior):
     np.testing.assert_allclose(raw["clip_image"], conditions(prior, prompts=captions, num=2)["clip_image"], atol=1e-5)
 
 
-@pytest.mark.parametrize("best", [1, 3])
+@pytest.mark.parametrize("best", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_of_a_prior_s_embeddings_the_nearest_to_the_text_is_kept(prior, best):
     several = prior._replace(best=best)
     made = unclip.embeddings(several, TOKENS, seed=5)

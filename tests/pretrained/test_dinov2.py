@@ -104,7 +104,7 @@ def of_formula(state, image, heads):
     return normed(x[0], state, "norm")
 
 
-@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("registers", [3, pytest.param(0, marks=pytest.mark.slow)])
 def test_gates_and_registers_are_those_of_the_formula(registers):
     state = weights(RNG, width=128, depth=2, grid=2, gated=24, registers=registers)
     model, image = dinov2.model_of(state), RNG.normal(size=(3, 28, 28))

@@ -67,7 +67,7 @@ def test_both_configs_of_stable_diffusion_1_are_one_network():
     ({"only_cross_attention": True}, "only_cross_attention"), ({"act_fn": "gelu"}, "act_fn"), ({"norm_eps": 1e-6}, "norm_eps"),
     ({"freq_shift": 1}, "time embedding"), ({"addition_embed_type": "text_time"}, "class_embed_type"),
     ({"layers_per_block": [2, 2, 2, 2]}, "layers_per_block"), ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types"),
-    ({"attention_head_dim": [5, 8, 20, 20]}, "attention_head_dim"),
+    ({"transformer_layers_per_block": [1, [2, 2], 1, 1]}, "transformer_layers_per_block"),
 ])
 def test_what_no_network_here_has_is_named(change, option):
     with pytest.raises(ConfigError, match=f"no network here has the {option} of this unet/config.json"):

@@ -30,7 +30,9 @@ def shape_of(tree):
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
 
 
-@pytest.mark.parametrize("name", KEYS)
+@pytest.mark.parametrize("name", [                                  # each width and each patch
+    name if name.removesuffix("_keys") in ("dit_s_8", "dit_b_4", "dit_l_8", "dit_xl_2_512")
+    else pytest.param(name, marks=pytest.mark.slow) for name in KEYS])
 def test_published_key_lists_fill_a_model_that_scans(name):
     doc = KEYS[name]
     options, cond_options = dit.config(structs(doc))

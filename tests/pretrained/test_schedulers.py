@@ -1,7 +1,7 @@
 """Schedulers of diffusers: what their configs become, against diffusers itself, and what is refused.
 
-The times of many configs and states of some are a golden, samplers/imported_configs; here are what is announced and what is
-refused and, where diffusers is installed, its defaults and whole pipelines.
+The times of many configs and states of some are goldens, samplers/imported_configs and imported_solvers; here are what is
+announced and what is refused and, where diffusers is installed, its defaults and whole pipelines.
 """
 import inspect
 import json
@@ -20,6 +20,8 @@ from diffusion_jax.pretrained import schedulers, sd
 from diffusion_jax.train.state import task_of
 
 EULER, DPM, DDIM, PNDM = (f"{name}Scheduler" for name in ("EulerDiscrete", "DPMSolverMultistep", "DDIM", "PNDM"))
+UNIPC, DEIS, LCM = (f"{name}Scheduler" for name in ("UniPCMultistep", "DEISMultistep", "LCM"))
+FLOW = dict(use_flow_sigmas=True, prediction_type="flow_prediction")
 
 
 def grid(kind, steps=5, **options):
@@ -39,6 +41,13 @@ TIMES = {                                      # of five steps, and where the la
     "DDIM, end": (DDIM, dict(set_alpha_to_one=False, steps_offset=1), [801, 601, 401, 201, 1, 0]),
     "PNDM": (PNDM, dict(skip_prk_steps=True), [800, 600, 400, 200, 0, 0]),
     "DDPM": ("DDPMScheduler", dict(timestep_spacing="linspace"), [999, 749, 500, 250, 0, -1]),
+    "UniPC": (UNIPC, {}, [999, 799, 599, 400, 200, -1]),
+    "UniPC, levels": (UNIPC, dict(use_karras_sigmas=True, sigma_max=10.0, final_sigmas_type="sigma_min"),
+                      [673.6655, 476.4272, 198.6388, 31.6412, 0, 0]),
+    "UniPC of a flow": (UNIPC, FLOW, [1, 0.8002, 0.6004, 0.4006, 0.2008, 0]),
+    "DEIS": (DEIS, {}, [999, 799, 599, 400, 200, 0]),
+    "LCM": (LCM, {}, [999, 799, 599, 399, 199, -1]),
+    "LCM of a short distillation": (LCM, dict(original_inference_steps=8), [999, 874, 624, 499, 249, -1]),
     "a key of another class": (EULER, dict(set_alpha_to_one=False, solver_order=3), [999, 749.25, 499.5, 249.75, 0, -1]),
 }
 
@@ -61,6 +70,15 @@ SAMPLERS = {
     "variance": ("DDPMScheduler", dict(variance_type="fixed_large"), "ancestral,variance=fixed_large"),
     "log": ("DDPMScheduler", dict(variance_type="fixed_small_log"), "ancestral,variance=fixed_small"),
     "heun": ("HeunDiscreteScheduler", {}, "edm"),
+    "UniPC": (UNIPC, {}, "unipc"),
+    "UniPC, options": (UNIPC, dict(solver_order=3, predict_x0=False, disable_corrector=[1, 0], final_sigmas_type="sigma_min"),
+                       "unipc,order=3,form=eps,uncorrected=2"),
+    "UniPC, variant": (UNIPC, dict(solver_type="bh1", final_sigmas_type="sigma_min"), "unipc,variant=bh1"),
+    "UniPC, of another class": (UNIPC, dict(solver_type="midpoint"), "unipc"),
+    "DEIS": (DEIS, dict(algorithm_type="dpmsolver++", solver_type="heun"), "deis,order=2"),
+    "DEIS, order": (DEIS, dict(solver_order=3, lower_order_final=False), "deis,lower_order_final=False"),
+    "LCM": (LCM, {}, "lcm"),
+    "LCM, scaling": (LCM, dict(timestep_scaling=5), "lcm,scaling=5.0"),
 }
 
 
@@ -77,7 +95,7 @@ def test_euler_starts_from_noise_alone_but_for_leading_times():
 
 
 REFUSED = {
-    "no class of ours": (dict(_class_name="UniPCMultistepScheduler"), "diffusers' 'UniPCMultistepScheduler': give"),
+    "no class of ours": (dict(_class_name="KDPM2DiscreteScheduler"), "diffusers' 'KDPM2DiscreteScheduler': give"),
     "no class": (dict(_class_name=["DDIMScheduler"]), "no sampler here is diffusers'"),
     "LMS": (dict(_class_name="LMSDiscreteScheduler"), "no sampler here is diffusers' 'LMS"),
     "Runge-Kutta": (dict(_class_name=PNDM), "skip_prk_steps False of PNDMScheduler.*set it to true"),
@@ -106,6 +124,18 @@ REFUSED = {
     "NaN": (dict(_class_name=DDIM, beta_end=float("nan")), "not finite"),
     "a table of a billion": (dict(_class_name=DDIM, num_train_timesteps=10**9), "1 ... 100000"),
     "no table": (dict(_class_name=DDIM, num_train_timesteps=0), "1 ... 100000"),
+    "UniPC of eps to zero": (dict(_class_name=UNIPC, predict_x0=False), "predict_x0 false cannot end at noise 0"),
+    "bh1 to zero": (dict(_class_name=UNIPC, solver_type="bh1"), "solver_type bh1 cannot end at noise 0"),
+    "high order to zero": (dict(_class_name=UNIPC, lower_order_final=False), "lower_order_final false cannot end at noise 0"),
+    "a corrector now and then": (dict(_class_name=UNIPC, disable_corrector=[0, 4]), "for the first steps alone"),
+    "no list of steps": (dict(_class_name=UNIPC, disable_corrector="0"), "disable_corrector .* is a list of steps"),
+    "another predictor": (dict(_class_name=UNIPC, solver_p="DDIMScheduler"), "solver_p 'DDIMScheduler'"),
+    "an end above 0": (dict(_class_name=UNIPC, shift_terminal=0.1, **FLOW), "shift_terminal 0.1"),
+    "noise that is left": (dict(_class_name=UNIPC, use_karras_sigmas=True, sigma_min=0.1, final_sigmas_type="sigma_min"),
+                           "leaves noise in the image"),
+    "DEIS of a flow": (dict(_class_name=DEIS, **FLOW), "stops before the image is clean"),
+    "more than the table has": (dict(_class_name=LCM, original_inference_steps=2000), "original_inference_steps .* 1 ... 1000"),
+    "a scaling of nothing": (dict(_class_name=LCM, timestep_scaling=0), "timestep_scaling"),
     "a list": (dict(_class_name=DDIM, timestep_spacing=["leading"]), "is a word, got"),
 }
 
@@ -153,7 +183,7 @@ def test_defaults_are_those_of_diffusers(kind):
 
 # Whole pipelines ------------------------------------------------------------------------------------------------------------
 
-PIPELINES = [name for name in RUNS if not name.startswith("DPMSolverMultistep_flow")]
+PIPELINES = [name for name in RUNS if "_flow" not in name]
 
 
 @pytest.fixture(scope="module")

@@ -253,7 +253,7 @@ def test_classes_beside_a_text_are_refused(seen, tmp_path, monkeypatch):
 FOLDERS = {                                # a model_index.json, --official, and what is said of them
     "two texts": ({"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, {}, "has a text_encoder_2, which"),
     "an adapter": ({"image_encoder": ["transformers", "X"]}, {}, "has a image_encoder"),
-    "a scheduler of no use": ({"image_encoder": [None, None]}, {}, "'UniPCMultistepScheduler': give the _class_name"),
+    "a scheduler of no use": ({"image_encoder": [None, None]}, {}, "'KDPM2DiscreteScheduler': give the _class_name"),
     "another one": ({}, {"scheduler": {"_class_name": "PNDMScheduler"}}, "skip_prk_steps False"),
     "a misspelt option": ({}, {"schedular": {}}, "--official for a folder 'schedular': did you mean 'scheduler'"),
     "no mapping": ({}, {"scheduler": "DDIMScheduler"}, "scheduler of --official is a mapping"),
@@ -266,7 +266,7 @@ def test_what_a_folder_says_of_itself_is_read_first(name, tmp_path):
     index, official, says = FOLDERS[name]
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"} | index))
-    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "UniPCMultistepScheduler"}))
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": "KDPM2DiscreteScheduler"}))
     with pytest.raises(ConfigError, match=says) as error:
         sd.load(tmp_path, official)
     assert "\n" not in str(error.value)
