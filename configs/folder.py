@@ -403,4 +403,4 @@ def autoencoder(config: ConfigDict, plan: Plan) -> None:
     config.ema = dict(ema=dict(name="diffusion_jax.train.ema:Constant", decay=0.99))
     config.evaluate = dict(num=0)
     if not small:
-        where_installed(config, weight=1.0)
+        where_installed(config, weight=0.25)

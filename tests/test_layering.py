@@ -15,12 +15,13 @@ LAYERS = {
     "runs": 5,
     "pipelines": 6,
     "evaluation": 7, "planning": 7,
-    "modes": 8,
-    "main": 9,
-    "__main__": 10,
+    "studio": 8,
+    "modes": 9,
+    "main": 10,
+    "__main__": 11,
 }
 MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "export_weights", "edit", "encode",
-         "likelihood", "plan", "page")
+         "likelihood", "plan", "page", "studio")
 MIRRORED = ("runs", "pipelines", "evaluation", "planning")
 """Folders whose files and files of tests are one for one."""
 TESTED = (*MIRRORED, "nn", "diffusion", "metrics", "data", "models", "cost")

@@ -1,0 +1,1 @@
+"""A page in the browser on runs that make pictures: people look before they read."""
