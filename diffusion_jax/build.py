@@ -379,7 +379,7 @@ def build(spec: Any, *args: Any, **parts: Any) -> Any:
 
     Example:
       >>> build(dict(name='diffusion_jax.diffusion.process:Flow', shift=3.0))
-      Flow(shift=3.0)
+      Flow(shift=3.0, t_max=1.0, t_clean=0.0)
     """
     check(spec, *args, **parts)
     return _made(spec, args, parts)

@@ -20,8 +20,8 @@ def whole(path: str | Path) -> Iterator[Path]:
     by it.
 
     Example:
-      >>> with whole("figures.json") as unfinished:
-      ...     unfinished.write_text("{}")
+      with whole("figures.json") as unfinished:
+          unfinished.write_text("{}")
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +95,7 @@ def unused(path: str | Path) -> Path:
     """`path` where nothing is there, else the first of name-2, name-3 ... that is free.
 
     Example:
-      >>> unused("edit.png")                          # the second time
-      PosixPath('edit-2.png')
+      unused("edit.png")                          # the second time: PosixPath('edit-2.png')
     """
     path = Path(path)
     number = 2

@@ -111,8 +111,8 @@ class Arrays:
       ConfigError: at first use: a file or column is missing or damaged, or columns differ in length.
 
     Example:
-      >>> Arrays('flowers102/images128.zip', split='train', split_key='random_split', meta=('labels.json',)).names[:2]
-      ('pink primrose', 'hard-leaved pocket orchid')
+      source = Arrays('flowers102/images128.zip', split='train', split_key='random_split', meta=('labels.json',))
+      source.names[:2]                            # ('pink primrose', 'hard-leaved pocket orchid')
     """
 
     path: str
@@ -289,8 +289,7 @@ class Tiles:
       ConfigError: at first use: no such sheets, a damaged one, or one that does not divide into tiles.
 
     Example:
-      >>> Tiles('cifar10', split='test').names[3]
-      'cat'
+      Tiles('cifar10', split='test').names[3]     # 'cat'
     """
 
     path: str

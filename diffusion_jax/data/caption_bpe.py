@@ -37,7 +37,7 @@ class CaptionBPE:
 
     Example:
       >>> CaptionBPE(merges='', length=4)('Hi')
-      array([ 40, 329,   0,   0], dtype=int32)
+      array([ 72, 329,   0,   0], dtype=int32)
     """
 
     length: int

@@ -62,7 +62,7 @@ class ClipBPE:
 
     Example:
       >>> ClipBPE(merges='', context=6)('Hi')
-      array([512,  39, 328, 513,   0,   0], dtype=int32)
+      array([512,  71, 328, 513,   0,   0], dtype=int32)
     """
 
     merges: str | None = None

@@ -62,8 +62,7 @@ class Folder:
       OSError: from a record: the disk refuses it.
 
     Example:
-      >>> Folder('photos', split='test').names
-      ('daisy', 'rose')
+      Folder('photos', split='test').names        # ('daisy', 'rose')
     """
 
     path: str

@@ -85,6 +85,7 @@ class Batches:
         read or decode, or does not fit those beside it.
 
     Example:
+      >>> from diffusion_jax.data.digits import Digits
       >>> Batches(Digits('test'), Decode(8, channels=1), batch=4, seed=0)[100]['image'].shape
       (4, 8, 8, 1)
     """

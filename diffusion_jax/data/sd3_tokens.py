@@ -34,7 +34,7 @@ class SD3Tokens:
       ConfigError: the length leaves T5 no room, or room where there is no T5; at first use what the two tokenizers refuse.
 
     Example:
-      >>> SD3Tokens(length=410, pieces='tokenizer_3/spiece.model')('a cat').shape
+      SD3Tokens(length=410, pieces='tokenizer_3/spiece.model')('a cat').shape
       (410,)
     """
 

@@ -40,7 +40,7 @@ class SentencePieces:
       ConfigError: at first use: no such file, another kind of file, or the package is missing.
 
     Example:
-      >>> SentencePieces('text_encoder_3/spiece.model', context=6)('A cat')
+      SentencePieces('text_encoder_3/spiece.model', context=6)('A cat')
       array([  71, 1712,    1,    0,    0,    0], dtype=int32)
     """
 

@@ -40,7 +40,7 @@ def chain(*guidances: Guidance) -> Guidance:
     """One guidance of several: chain(f, g)(d) = f(g(d)); chain() changes nothing.
 
     Example:
-      >>> guided = chain(Clip(), CADS(process.unit), CFG(4.0, null))(denoise)
+      guided = chain(Clip(), CADS(process.unit), CFG(4.0, null))(denoise)
     """
     return lambda denoise: functools.reduce(lambda inner, guide: guide(inner), reversed(guidances), denoise)
 
@@ -159,7 +159,7 @@ def CFG(scale: Array | float | Schedule, null: Cond, mix: Mix = Mix()) -> Guidan
       mix: anything beside (1).
 
     Example:
-      >>> CFG(7.5, null, Mix(phi=0.7, space=(process, Eps())))
+      CFG(7.5, null, Mix(phi=0.7, space=(process, Eps())))
     """
 
     def guide(denoise: Denoiser) -> Denoiser:

@@ -124,8 +124,8 @@ def denoiser(network: Network, process: Process, scale: Scale, learned_variance:
       learned_variance: whether the second half of the channels is the raw variance, put into `Prediction.logvar`.
 
     Example:
-      >>> guided = chain(Clip(), CFG(4.0, null))(denoiser(network, DDPM(), Eps()))
-      >>> images = sample(guided, ddim(DDPM()), noise, respace(DDPM(), 50), cond, key)
+      guided = chain(Clip(), CFG(4.0, null))(denoiser(network, DDPM(), Eps()))
+      images = sample(guided, ddim(DDPM()), noise, respace(DDPM(), 50), cond, key)
     """
 
     def denoise(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:

@@ -89,7 +89,7 @@ class Options:
       swept: the option that a sweep gives one value after the other; '' for none.
 
     Example:
-      >>> Options(Measure(blur=2.0), Features("runs/judge"), Batch(num=100), changes={"steps": 20})
+      Options(Measure(blur=2.0), Features("runs/judge"), Batch(num=100), changes={"steps": 20})
     """
 
     measure: Measure = Measure()

@@ -41,7 +41,7 @@ class Augmented(nn.Module):
       ConfigError: no augmentation at all; one in another.
 
     Example:
-      >>> Augmented(Label(102, 384), width=384)
+      Augmented(Label(102, 384), width=384)
     """
 
     cond: Conditioner

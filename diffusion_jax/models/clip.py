@@ -201,8 +201,8 @@ class CLIP(nn.Module):
     Parameters: image, text, logit_scale (s).
 
     Example:
-      >>> model = CLIP(ViT(512), TextTower(512))                         # ViT-B/32
-      >>> images, texts, scale = model.apply({'params': params}, x, tokens)     # x [B, 224, 224, 3] in [-1, 1]
+      model = CLIP(ViT(512), TextTower(512))                         # ViT-B/32
+      images, texts, scale = model.apply({'params': params}, x, tokens)     # x [B, 224, 224, 3] in [-1, 1]
     """
 
     image: nn.Module | None
@@ -302,7 +302,7 @@ def preset(name: str, norm: str = "batch") -> dict[str, Any]:
       ConfigError: no such network; names the nearest.
 
     Example:
-      >>> dict(name='diffusion_jax.models.clip:CLIP', **preset('ViT-B/32'))
+      dict(name='diffusion_jax.models.clip:CLIP', **preset('ViT-B/32'))
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

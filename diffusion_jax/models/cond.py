@@ -257,7 +257,7 @@ class Joint(nn.Module):
       ConfigError: a part that augments pictures.
 
     Example:
-      >>> Joint((Label(1000, 768, null_row=False), LowRes(4)))            # ADM's upsampler 64 -> 256
+      Joint((Label(1000, 768, null_row=False), LowRes(4)))            # ADM's upsampler 64 -> 256
     """
 
     parts: tuple[nn.Module, ...]

@@ -140,9 +140,9 @@ class DiffiT(nn.Module):
       scan, remat: see `DiT`.
 
     Example:
-      >>> model = DiffiT(**preset('DiffiT-256'))
-      >>> params = model.init(key, x, noise, {})['params']               # x [B, 32, 32, 4], noise [B]
-      >>> model.apply({'params': params}, x, noise, {'vec': vec})       # [B, 32, 32, 8]; vec [B, 1152]
+      model = DiffiT(**preset('DiffiT-256'))
+      params = model.init(key, x, noise, {})['params']               # x [B, 32, 32, 4], noise [B]
+      model.apply({'params': params}, x, noise, {'vec': vec})       # [B, 32, 32, 8]; vec [B, 1152]
     """
 
     patch: int
@@ -203,7 +203,7 @@ def preset(name: str) -> dict[str, Any]:
       ConfigError: no such network; names the nearest.
 
     Example:
-      >>> dict(name='diffusion_jax.models.diffit:DiffiT', **preset('DiffiT-256'), scan=True)
+      dict(name='diffusion_jax.models.diffit:DiffiT', **preset('DiffiT-256'), scan=True)
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

@@ -87,9 +87,9 @@ class ImageDiffiT(nn.Module):
       remat: what the backward pass computes again: None nothing, 'full' every block, 'dots' all but the products with weights.
 
     Example:
-      >>> model = ImageDiffiT(width=128)
-      >>> params = model.init(key, x, noise, {})['params']               # x [B, 32, 32, 3], noise [B]
-      >>> model.apply({'params': params}, x, noise, {'vec': vec})       # [B, 32, 32, 6]; vec [B, 512]
+      model = ImageDiffiT(width=128)
+      params = model.init(key, x, noise, {})['params']               # x [B, 32, 32, 3], noise [B]
+      model.apply({'params': params}, x, noise, {'vec': vec})       # [B, 32, 32, 6]; vec [B, 512]
     """
 
     width: int

@@ -86,8 +86,8 @@ class DINOv2(nn.Module):
     Parameters: stem, cls [width], pos [1 + patches, width], registers [registers, width] where there are any, block_0 ..., norm.
 
     Example:
-      >>> params = diffusion_jax.pretrained.dinov2.load('dinov2_vitl14_pretrain.pth')
-      >>> DINOv2().apply({'params': params}, prepare_dinov2(images))                        # [B, 1024]
+      params = diffusion_jax.pretrained.dinov2.load('dinov2_vitl14_pretrain.pth')
+      DINOv2().apply({'params': params}, prepare_dinov2(images))                        # [B, 1024]
     """
 
     width: int = 1024

@@ -197,9 +197,9 @@ class DiT(nn.Module):
         traffic is what costs.
 
     Example:
-      >>> model = DiT(**preset('DiT-S/2'))
-      >>> params = model.init(key, x, noise, {})['params']               # x [B, H, W, 4], noise [B]
-      >>> model.apply({'params': params}, x, noise, {'vec': vec})       # [B, H, W, 8]; vec [B, 384]
+      model = DiT(**preset('DiT-S/2'))
+      params = model.init(key, x, noise, {})['params']               # x [B, H, W, 4], noise [B]
+      model.apply({'params': params}, x, noise, {'vec': vec})       # [B, H, W, 8]; vec [B, 384]
     """
 
     patch: int
@@ -362,7 +362,7 @@ def preset(name: str) -> dict[str, int]:
       ConfigError: no such size; names the nearest.
 
     Example:
-      >>> dict(name='diffusion_jax.models.dit:DiT', **preset('DiT-XL/2'), scan=True)
+      dict(name='diffusion_jax.models.dit:DiT', **preset('DiT-XL/2'), scan=True)
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

@@ -213,9 +213,9 @@ class EDM2(nn.Module):
       remat: what the backward pass computes again: None nothing, 'full' every block, 'dots' all but the linear layers.
 
     Example:
-      >>> model = EDM2(**preset('edm2-img512-s'))
-      >>> params = model.init(key, x, noise, {})['params']               # x [B, 64, 64, 4], noise [B]
-      >>> model.apply({'params': params}, x, noise, {'vec': vec})       # [B, 64, 64, 4]; vec [B, model.emb_channels]
+      model = EDM2(**preset('edm2-img512-s'))
+      params = model.init(key, x, noise, {})['params']               # x [B, 64, 64, 4], noise [B]
+      model.apply({'params': params}, x, noise, {'vec': vec})       # [B, 64, 64, 4]; vec [B, model.emb_channels]
     """
 
     width: int

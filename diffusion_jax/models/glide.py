@@ -180,7 +180,7 @@ def preset(name: str, inpaint: bool = False) -> tuple[dict[str, Any], dict[str, 
       ConfigError: no such network; names the nearest.
 
     Example:
-      >>> config.model, config.task.cond = preset('glide-base-64')
+      config.model, config.task.cond = preset('glide-base-64')
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

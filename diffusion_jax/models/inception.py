@@ -254,8 +254,8 @@ class Inception(nn.Module):
     Parameters: trunk, and fc_kernel [2048, 1008] and fc_bias [1008] of the last layer.
 
     Example:
-      >>> params = diffusion_jax.pretrained.inception.load('pt_inception-2015-12-05-6726825d.pth')
-      >>> pool3 = jax.jit(lambda params, x: Inception().apply({'params': params}, x).pool3)(params, x)       # [B, 2048]
+      params = diffusion_jax.pretrained.inception.load('pt_inception-2015-12-05-6726825d.pth')
+      pool3 = jax.jit(lambda params, x: Inception().apply({'params': params}, x).pool3)(params, x)       # [B, 2048]
     """
 
     @nn.compact

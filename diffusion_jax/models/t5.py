@@ -126,8 +126,8 @@ class T5Encoder(nn.Module):
     Parameters: token [vocab, D], bias [buckets, heads], blocks_0 ... or blocks, norm.
 
     Example:
-      >>> tower = T5Encoder(**preset('t5-v1.1-xxl'))
-      >>> states = tower.apply({'params': params}, tokens)              # [B, 256] int -> [B, 256, 4096]
+      tower = T5Encoder(**preset('t5-v1.1-xxl'))
+      states = tower.apply({'params': params}, tokens)              # [B, 256] int -> [B, 256, 4096]
     """
 
     vocab: int = 32128
@@ -190,7 +190,7 @@ def preset(name: str) -> dict[str, int]:
       ConfigError: no such encoder; names the nearest.
 
     Example:
-      >>> dict(name='diffusion_jax.models.t5:T5Encoder', **preset('t5-v1.1-xxl'), scan=True, dtype='bfloat16')
+      dict(name='diffusion_jax.models.t5:T5Encoder', **preset('t5-v1.1-xxl'), scan=True, dtype='bfloat16')
     """
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)

@@ -118,10 +118,10 @@ class TAE(nn.Module):
       scale, shift: of (5).
 
     Example:
-      >>> tae = TAE(latent=32, pool=True)                                           # TAEF2
-      >>> params = tae.init(key, x)['params']                                       # x [B, 256, 256, 3] in [-1, 1]
-      >>> z = tae.apply({'params': params}, x, method='encode').mean                # [B, 32, 32, 32]
-      >>> x = tae.apply({'params': params}, z, method='decode')                     # [B, 256, 256, 3]
+      tae = TAE(latent=32, pool=True)                                           # TAEF2
+      params = tae.init(key, x)['params']                                       # x [B, 256, 256, 3] in [-1, 1]
+      z = tae.apply({'params': params}, x, method='encode').mean                # [B, 32, 32, 32]
+      x = tae.apply({'params': params}, z, method='decode')                     # [B, 256, 256, 3]
     """
 
     channels: int = 3

@@ -38,8 +38,8 @@ def activations(mesh: Mesh, rules: Rules) -> Iterator[None]:
         expression.
 
     Example:
-      >>> with activations(mesh, [('attention/q', (('data', 'fsdp'), None, 'tensor', None))]):
-      ...     jax.jit(step).lower(...)
+      with activations(mesh, [('attention/q', (('data', 'fsdp'), None, 'tensor', None))]):
+          jax.jit(step).lower(...)
     """
     rules = tuple((str(pattern), spec) for pattern, spec in rules)
     _check(mesh, rules)

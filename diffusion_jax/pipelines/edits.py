@@ -77,7 +77,7 @@ class Edits:
     Requests are as in a call of the pipeline: a text, a label, a list, a `Request`, or None.
 
     Example:
-      >>> pipe.edit.switch(3, 7, values=[0, 10, 20, 30, 50]).save("switch.png")
+      pipe.edit.switch(3, 7, values=[0, 10, 20, 30, 50]).save("switch.png")
     """
 
     def __init__(self, maker: Maker):

@@ -93,7 +93,7 @@ class Pipeline:
             cannot have, or a change that would change nothing, with the reason.
 
         Example:
-          >>> pipe.using(steps=30, guidance=5.0, sampler='dpmpp_2m')
+          pipe.using(steps=30, guidance=5.0, sampler='dpmpp_2m')
         """
         recipe = self.recipe.using(**changes)
         # A `Draw` has few fields, of which each always counts.

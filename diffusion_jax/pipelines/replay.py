@@ -79,9 +79,9 @@ def read_request(path: str | Path) -> Replay:
       ConfigError: a file that says nothing of that sort, or that was made from an array.
 
     Example:
-      >>> replay = read_request("cats.png")
-      >>> replay.request.prompt, replay.seed
-      >>> replay.make().save("again.png")
+      replay = read_request("cats.png")
+      replay.request.prompt, replay.seed
+      replay.make().save("again.png")
     """
     return Replay(*origin_in(path))
 

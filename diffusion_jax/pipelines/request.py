@@ -36,7 +36,7 @@ class Request:
       embedding: CLIP's embeddings [N, F] for a decoder of unCLIP, in place of a prior's.
 
     Example:
-      >>> pipe(Request(prompt="a cat", negative="blurry"), num=4)
+      pipe(Request(prompt="a cat", negative="blurry"), num=4)
 
     Raises:
       ConfigError: a text, a class, pictures or embeddings that are none, at construction.

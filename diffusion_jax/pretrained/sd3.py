@@ -84,7 +84,7 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
       ConfigError: something is missing, has no counterpart here or does not fit; the line says what.
 
     Example:
-      >>> page, params = load('stable-diffusion-3.5-medium/', {'t5': False})
+      page, params = load('stable-diffusion-3.5-medium/', {'t5': False})
     """
     path, official = Path(path), official or MappingProxyType({})
     kind = "folder" if path.is_dir() else "file"

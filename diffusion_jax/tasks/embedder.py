@@ -45,8 +45,8 @@ class Embedder:
       unit: whether features are brought to one length, (1).
 
     Example:
-      >>> y = embedder.embed(params, images)                            # [B, F], images [B, H, W, C] in [-1, 1]
-      >>> embedder.decode(params, embedder.encode(params, y))           # y again, but for the parts of a bucket
+      y = embedder.embed(params, images)                            # [B, F], images [B, H, W, C] in [-1, 1]
+      embedder.decode(params, embedder.encode(params, y))           # y again, but for the parts of a bucket
     """
 
     clip: Contrastive

@@ -203,9 +203,9 @@ class Writer:
       ConfigError: from every method: the disk takes no more; what a tracker refuses when it begins.
 
     Example:
-      >>> with Writer(workdir) as writer:
-      ...     writer.resume(0)
-      ...     writer.scalars(1, {"loss": 0.5})
+      with Writer(workdir) as writer:
+          writer.resume(0)
+          writer.scalars(1, {"loss": 0.5})
     """
 
     def __init__(self, workdir: str | os.PathLike[str], trackers: Iterable[Tracker] = ()):

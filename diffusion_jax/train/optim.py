@@ -106,7 +106,7 @@ def optimizer(method: str = "adamw", lr: float = 1e-4, schedule: str = "constant
       ConfigError: an unknown method or schedule, or an option that the method cannot use.
 
     Example:
-      >>> build(dict(name='diffusion_jax.train.optim:optimizer', method='adam', lr=1e-4, warmup=1000, clip=1.0))
+      build(dict(name='diffusion_jax.train.optim:optimizer', method='adam', lr=1e-4, warmup=1000, clip=1.0))
     """
     if method not in DEFAULTS:
         raise unknown("method of the optimizer", method, DEFAULTS)

@@ -75,7 +75,7 @@ def powersgd(rank: int = 4, axis: str | None = None, seed: int = 0) -> optax.Gra
       ConfigError: a rank below 1.
 
     Example:
-      >>> optax.chain(powersgd(rank=4), optax.adam(1e-3))
+      optax.chain(powersgd(rank=4), optax.adam(1e-3))
     """
     if rank < 1:
         raise ConfigError(f"the rank of PowerSGD is at least 1, got {rank}")

@@ -89,7 +89,7 @@ def shardings(mesh: Mesh, shapes: Any, rules: Rules = REPLICATE) -> Any:
       ConfigError: a path that no rule decides; a rule that decides no path (a last '.*' may); an unknown spec or axis.
 
     Example:
-      >>> shardings(mesh, jax.eval_shape(...), ((r'attn/qkv/kernel$', (None, 'tensor')), ('.*', 'fsdp')))
+      shardings(mesh, jax.eval_shape(...), ((r'attn/qkv/kernel$', (None, 'tensor')), ('.*', 'fsdp')))
     """
     rules = tuple((str(pattern), spec) for pattern, spec in rules)
     paths, tree = jax.tree_util.tree_flatten_with_path(shapes)
