@@ -13,6 +13,7 @@ import golden_case
 import pytest
 
 SLOW = (
+    "edm2/edm2_loss_grads", "ldm/plosses_eps_l2", "sdxl/unet_base",
     "sd3/trajectory_img2img", "sd3/trajectory_skip_layers", "sd3/transformer_lowvar", "sd3/transformer_sd35_medium_skip",
     "sdxl/trajectory_euler_rescale", "sdxl/trajectory_refiner_img2img", "sdxl/unet_base_lowvar", "sdxl/unet_refiner",
 )

@@ -138,6 +138,7 @@ def test_what_does_not_go_together_is_one_line(cli, cascade, tmp_path, flags, sa
     assert not (tmp_path / "x.npz").exists()
 
 
+@pytest.mark.slow
 def test_bits_per_dim_and_a_classifier_s_accuracy(cli, folders):
     done = cli("--workdir", folders / "dit", "--mode", "evaluate", "--metric", "bpd", "--num", 6, "--steps", 4)
     assert done.code == 0, done.err

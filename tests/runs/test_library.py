@@ -72,6 +72,7 @@ def trained(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_what_the_loop_trained_goes_on_opens_and_samples(trained):
     rows = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

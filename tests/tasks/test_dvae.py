@@ -127,6 +127,7 @@ class Gap:
 FROZEN = {"first_stage": {"model": {"w": 2.0}}}
 
 
+@pytest.mark.slow
 def test_lpips_is_of_the_images_as_they_are_and_of_what_the_decoder_means(first):
     task = dataclasses.replace(FIRST, levels=17, first_stage=Perceptual(Gap()), perceptual_weight=0.3)
     plain = dataclasses.replace(FIRST, levels=17)
