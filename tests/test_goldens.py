@@ -13,11 +13,12 @@ import golden_case
 import pytest
 
 SLOW = (
-    "edm2/edm2_loss_grads", "ldm/plosses_eps_l2", "sdxl/unet_base",
+    "edm2/edm2_loss_grads", "ldm/plosses_eps_l2", "lora/merge_kohya_locon", "sdxl/unet_base", "sdxl/keys_sdxl_base_diffusers",
+    "sd3/keys_sd35_large_diffusers", "sd3/keys_sd35_medium_diffusers",
     "sd3/trajectory_img2img", "sd3/trajectory_skip_layers", "sd3/transformer_lowvar", "sd3/transformer_sd35_medium_skip",
     "sdxl/trajectory_euler_rescale", "sdxl/trajectory_refiner_img2img", "sdxl/unet_base_lowvar", "sdxl/unet_refiner",
 )
-"""Cases of networks that take seconds to compile, beside another one of the same kind."""
+"""Cases that take seconds to compile or to trace, beside another one of the same kind."""
 FOLDER = Path(os.environ.get("GOLDENS", Path(__file__).parent / "goldens"))
 
 

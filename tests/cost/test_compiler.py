@@ -50,6 +50,7 @@ def test_a_program_is_read_while_its_machine_code_is_still_made():
     assert time.monotonic() - start < 60
 
 
+@pytest.mark.slow
 def test_machine_code_is_waited_for_where_it_is_asked_for():
     assert compiled(lower, "generate code", 0.5, machine_code=True) == Compiled("HloModule m, in cycles", 4096)
 

@@ -18,6 +18,7 @@ def test_texts_of_classes():
     assert contrast.class_texts({"train": digits}, "the digit {}")[3] == "the digit 3"
 
 
+@pytest.mark.slow
 def test_features_do_not_depend_on_the_batch(clip):
     images = np.random.default_rng(0).integers(0, 256, (7, 8, 8, 1), np.uint8)
     whole, parts = (contrast.image_features(clip.model, images, size) for size in (7, 3))

@@ -325,6 +325,7 @@ def test_a_run_that_was_interrupted_has_the_same_curve_bit_for_bit(tmp_path, mon
     assert f"validation of step 6: loss {curve[6]:.4g}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_loss_is_of_the_average_that_the_run_is_judged_by(tmp_path):
     ask("train", tmp_path, config=run_page())
     logged = [line for line in lines(tmp_path) if "val_loss" in line][-1]

@@ -145,6 +145,7 @@ def slopes(f, smooth=True):
 
 
 @each
+@pytest.mark.slow
 def test_forward_derivatives_are_those_of_finite_differences(name):
     slopes(surface(name, "float32"))
 

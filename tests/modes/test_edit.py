@@ -250,6 +250,7 @@ def test_inversion_comes_back_by_ddim_whatever_the_page_says(tiny_run):
         assert pipe.recipe.sampler == "ddim"
 
 
+@pytest.mark.slow
 def test_a_model_without_a_condition_has_none_to_switch(tmp_path):
     config = plain(page("digits_adm"))
     task = task_of(config)

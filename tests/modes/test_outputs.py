@@ -168,6 +168,7 @@ def test_likelihoods_of_other_options_stay(tmp_path, monkeypatch):
     assert np.asarray(Image.open(tmp_path / "reconstructions.png")).max() == 2
 
 
+@pytest.mark.slow
 def test_plans_stay(tmp_path, capsys):
     for name in ("plan.json", "plan-2.json"):
         ask("plan", tmp_path, config=page("digits"), program="estimate", topology=("h100:8",))

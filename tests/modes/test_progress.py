@@ -24,6 +24,7 @@ def images(folder, out, **options):
         return made["arr_0"]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_bar_counts_steps_and_the_pictures_are_the_same(tiny_run, tmp_path, terminal, monkeypatch, capsys):
     steps = dict(sampler="ancestral", times="respace", steps="12")
     got = images(tiny_run, tmp_path / "a.npz", **steps)

@@ -58,6 +58,7 @@ def test_the_report_holds_the_documented_figures(tiny_run):
     assert list(report["variance[pixels] by class"]) == list("0123456789")
 
 
+@pytest.mark.slow
 def test_the_same_command_again_changes_nothing(tiny_run, tmp_path, capsys):
     copy = shutil.copytree(tiny_run, tmp_path / "copy")
     ask("train", copy, config=page("digits"))
@@ -328,6 +329,7 @@ PLACES = {
 
 @pytest.mark.parametrize("place", [
     pytest.param(place, marks=() if place == "data" else pytest.mark.slow) for place in PLACES])
+@pytest.mark.slow
 def test_an_error_anywhere_ends_the_run_with_everything_closed(tmp_path, monkeypatch, place):
     what, changes = PLACES[place]
     monkeypatch.setattr(loader, "RETRIES", ())

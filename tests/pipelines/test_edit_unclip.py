@@ -51,6 +51,7 @@ def test_interpolation_begins_and_ends_at_pictures(pipe, again):
     assert far(rows[1], rows[0]) > 0 and far(rows[1], rows[2]) > 0
 
 
+@pytest.mark.slow
 def test_a_difference_of_texts_begins_at_the_picture(pipe, again):
     rows = pipe.edit.text_diff(DIGITS, ONE, THREE, values=[0.0, 0.5]).images
     assert far(rows[0], again) <= 1 and far(rows[1], again) > 0

@@ -187,6 +187,7 @@ PAIRS = [pair for pair in itertools.product(SAMPLERS, TABLE) if pair not in REFU
 
 @pytest.mark.parametrize(("sampler", "name"), [
     pytest.param(*pair, marks=() if pair == ("heun", "cosine") else pytest.mark.slow) for pair in PAIRS])
+@pytest.mark.slow
 def test_every_sampler_on_every_process_with_all_guidance_at_once(sampler, name):
     with jax.disable_jit(False):                                                       # traced: the types of the scan hold
         for guidance in ({}, CFG, EVERYTHING):
@@ -205,6 +206,7 @@ def test_the_check_passes_where_the_default_is_float64(sampler, guidance):
 
 
 @pytest.mark.parametrize("name", [name if name == "cosine" else pytest.param(name, marks=pytest.mark.slow) for name in TABLE])
+@pytest.mark.slow
 def test_images_are_the_same_where_the_default_is_float64(name):
     recipe = Recipe(sampler="heun", steps=3, **CFG)
     want = images(recipe, name)
@@ -294,6 +296,7 @@ def test_cads_draws_afresh_for_every_image_and_step():
     assert np.unique(np.round(moved, 6)).size == 3                                     # the same label, a different noise each
 
 
+@pytest.mark.slow
 def test_the_ancestral_sampler_takes_the_variance_of_the_task():
     task = make(variance="learned_range", objective="hybrid")                          # raw 0: half-way in log variance
     got = images(Recipe(sampler="ancestral", steps=3), task=task)

@@ -89,6 +89,7 @@ def half(name, **options):
     return {key: rng.normal(size=shape).astype(np.float32) for key, shape in official_shapes(name, **options).items()}
 
 
+@pytest.mark.slow
 def test_halves_of_a_discrete_vae_may_differ_in_width():
     """Each half does what it does in a network of its own width."""
     image = np.random.default_rng(1).uniform(-1, 1, (1, 8, 8, 3)).astype(np.float32)

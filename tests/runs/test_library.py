@@ -99,6 +99,7 @@ def test_what_open_run_would_refuse_is_refused_before_anything_is_written(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_another_page_and_another_writer_are_refused(trained):
     changed = {**PAGE, "model": {**PAGE["model"], "width": 16}}
     with (

@@ -50,6 +50,7 @@ def first():
     return params | {"mean": jnp.full(FEATURES, 0.3), "std": jnp.full(FEATURES, 2.0)}
 
 
+@pytest.mark.slow
 def test_a_diffusion_prior_trains_on_standardised_embeddings(first):
     params = jax.jit(DIFFUSION.init)(jax.random.key(0), BATCH)
     assert set(params) == {"model", "cond"}

@@ -122,6 +122,7 @@ OUTSIDE = {                   # tasks that look at parameters or at their shapes
 
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=() if name == "dalle" else pytest.mark.slow) for name in OUTSIDE])
+@pytest.mark.slow
 def test_boxed_weights_are_opened_wherever_they_are_read(name):
     """Traced only: what reads a box as an array fails there."""
     task, mesh = OUTSIDE[name](), shard.make_mesh(data=2, fsdp=4)

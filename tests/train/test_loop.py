@@ -172,6 +172,7 @@ def test_the_console_shows_the_parameters_and_the_way(tmp_path, capsys):
     assert "inner/kernel" in out and "Total: 784" in out and "starting, 2 steps in all" in out and "step 2/2  loss" in out
 
 
+@pytest.mark.slow
 def test_data_that_ends_or_skips(tmp_path):
     with pytest.raises(ConfigError, match="the data ended before step 3"):
         train(tmp_path / "a", end=3)
