@@ -23,9 +23,9 @@ pip install open_clip_torch:
     python -m diffusion_jax.main --workdir runs/flowers_text --mode sample --guidance 4 \\
         --prompt "a photo of a red rose, a type of flower"
 
-Hardware: 2 CPU cores, an hour at 64x64 (67 minutes beside other work, 384,000 pictures). Expect a loss on held-out flowers of 1.36
-after 1,000 steps, 1.32 after 2,000 and 1.286 at the end, and pictures of most kinds that are named at once (docs/gallery.md). At
-128x128, and from captions, it has not been run to its end and promises no number.
+Hardware: 2 CPU cores, an hour at 64x64 (67 minutes beside other work, 384,000 pictures). Expect a loss on held-out flowers of
+1.36 after 1,000 steps, 1.32 after 2,000 and 1.286 at the end, and pictures most of which are named at once (docs/gallery.md).
+At 128x128, and from captions, it has not been run to its end and promises no number.
 """
 from ml_collections import ConfigDict
 
