@@ -133,7 +133,7 @@ def packaged(net: str) -> tuple[LPIPS, Params]:
     return model, rules.convert(weights, PACKAGE_RULES[net], _target(model))
 
 
-def distances(x: Array, y: Array) -> dict[str, np.ndarray]:
+def distances(x: Array | np.ndarray, y: Array | np.ndarray) -> dict[str, np.ndarray]:
     """LPIPS of each of N pairs of images, x and y [N, H, W, C] in [-1, 1], by name: [N].
 
     'LPIPS (vgg)' and 'LPIPS (alex)', each where its weights are installed and the images are large enough; none where they have
@@ -152,7 +152,7 @@ def distances(x: Array, y: Array) -> dict[str, np.ndarray]:
     return figures
 
 
-def _part(images: Array, start: int) -> np.ndarray:
+def _part(images: Array | np.ndarray, start: int) -> np.ndarray:
     """`PAIRS` images from `start` on; grey ones fill the last such part, which compiles as the others then."""
     part = np.asarray(images[start : start + PAIRS])
     return np.pad(part, ((0, PAIRS - len(part)), *[(0, 0)] * 3))
