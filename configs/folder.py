@@ -133,9 +133,6 @@ def tenth(steps: int) -> int:
     return max(steps // 10, 2)
 
 
-# What there is --------------------------------------------------------------------------------------------------------------
-
-
 def planned(arg: str, size: int | None, preset: str | None, holdout: float, merges: str | None) -> Plan:
     """The folder looked over, and what follows from it."""
     path, variants = split(arg)
@@ -187,9 +184,6 @@ def condition(path: str, variants: tuple[str, ...], contents: Overview) -> str:
     if "edm2" in variants and reads == "tokens":
         raise ConfigError(f"{path}: has captions, which EDM2's network does not read: write ,unet in place of ,edm2")
     return reads
-
-
-# What is denoised -----------------------------------------------------------------------------------------------------------
 
 
 def pictures(plan: Plan, channels: int, flip: bool) -> dict:
@@ -255,9 +249,6 @@ def no_first_stage(plan: Plan) -> str:
     stage = f"{home(plan)}_vae"
     return (f"latents need a first stage: python -m diffusion_jax.main --config folder:{plan.path},vae --workdir {stage}, then "
             f"{encode(plan, stage)}, then --config.first_stage={home(plan)}_latents; or give the folder of an imported one")
-
-
-# What is trained ------------------------------------------------------------------------------------------------------------
 
 
 def denoiser(config: ConfigDict, plan: Plan, space: Space) -> None:
@@ -340,9 +331,6 @@ def conditioner(plan: Plan, width: int, space: Space) -> dict:
 def spelt(plan: Plan) -> Spelling:
     """The tokenizer of the captions."""
     return spelling(plan.contents.captions, plan.merges, None if plan.options is PRESETS["base"] else MERGES)
-
-
-# How it is trained ----------------------------------------------------------------------------------------------------------
 
 
 def by_flow(config: ConfigDict, plan: Plan) -> None:
