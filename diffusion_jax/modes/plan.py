@@ -3,12 +3,13 @@
     python -m diffusion_jax.main --mode plan --config configs/imagenet256_dit_xl2.py \\
         --workdir runs/plan --topology v5e:16x16
 
-Layouts of chips are compared by an estimate, for GPUs too. For TPUs the best are compiled, all but
-for their machine code, until one fits: that needs libtpu (pip install 'diffusion_jax[tpu]', best in
-an environment of its own) and no TPU. The plan is printed, and written to plan.json in the workdir.
+Layouts of chips are compared by an estimate. The best are compiled, for TPUs all but for their
+machine code, until one fits: that needs the compiler (pip install 'diffusion_jax[tpu]', or
+'diffusion_jax[cuda]' for GPUs, best in an environment of its own) and no chip. The plan is printed,
+and written to plan.json in the workdir.
 
     v5e:16x16, v5p-128 ...    TPUs, by their shape or their number
-    h100:64 ...               GPUs: estimates, and nothing is compiled
+    h100:64 ...               GPUs; estimates alone where their compiler is not installed
 """
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from pathlib import Path
 import jax
 
 from diffusion_jax.build import ConfigError, check_options, option
+from diffusion_jax.cost import gpu
 from diffusion_jax.cost.chips import GIB, Topology, topology
 from diffusion_jax.files import unused, whole, writable
 from diffusion_jax.modes.options import PAGE_HELP, Page
@@ -71,8 +73,8 @@ class Options:
     )
     machine_code: bool = option(
         False,
-        "Compile to the end, for XLA's own estimate of the time; for UNets that takes half an "
-        "hour and more",
+        "Compile for TPUs to the end, for XLA's own estimate of the time; for UNets that takes "
+        "half an hour and more",
     )
 
     def __post_init__(self):
@@ -94,6 +96,9 @@ def run(options: Options, workdir: str) -> None:
     config = plain(options.config)
     page.check(config)
     machines = [topology(name) for name in options.topology]
+    gpus = [machine.name for machine in machines if not machine.chip.axes]
+    if options.machine_code and gpus:
+        raise ConfigError(f"--machine_code is of TPUs, {gpus[0]} are GPUs: leave it out")
     layouts = [layout_of(text, machines) for text in options.layout]
     path = unused(Path(workdir, "plan.json"))
     writable(path)
@@ -168,8 +173,10 @@ def plan_train(
         "layers": dict(work.model_flops),
         "estimates": [as_report(each) for each in estimates],
     }
-    # Chips whose links have no axes are GPUs: there is no compiler for those that are not here.
-    if options.program == "estimate" or not machine.chip.axes:
+    missing = not machine.chip.axes and not gpu.installed()
+    if missing:
+        print(f"nothing is compiled for {machine.name}: that needs {gpu.INSTALL}")
+    if options.program == "estimate" or missing:
         return report | {"recommended": list(estimates[0].layout), "compiled": []}
     compiled = compiled_of(work, machine, estimates, options, folder)
     return report | {"compiled": compiled, "recommended": fastest(compiled)}

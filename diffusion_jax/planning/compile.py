@@ -1,22 +1,22 @@
-"""The train step or the sampler of a page, compiled for TPUs that are not there, and what it needs.
+"""The train step or the sampler of a page, compiled for chips that are not there, and what it needs.
 
-The exact program is compiled ahead of time for a topology (cost/compiler.py), which needs libtpu
-and no TPU. The time predicted for a step is a roofline, not a measurement:
+The program is compiled ahead of time for a topology, which needs a compiler and no chip: libtpu for
+TPUs (cost/compiler.py), JAX's CUDA plugin for GPUs (cost/gpu.py). The time predicted for a step is a
+roofline, not a measurement:
 
     step = max(work, hidden collectives) + other collectives                          (1)
     MFU  = model operations / (step * chips * peak)                                   (2)
 
 where work is the sum over instructions of cost/hlo.py and collectives run at the links' published
 speed (cost/chips.py). Model operations are those of a forward and backward pass that recomputes
-nothing, counted layer by layer in the jaxpr. GPUs have no compiler here: for them
-planning/layouts.py estimates.
+nothing, counted layer by layer in the jaxpr.
 """
 from __future__ import annotations
 
 import gzip
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from diffusion_jax.build import ConfigError, build
-from diffusion_jax.cost import compiler, hlo
+from diffusion_jax.cost import compiler, gpu, hlo
 from diffusion_jax.cost.chips import GIB, Topology, collective_seconds
 from diffusion_jax.nn import partition
 from diffusion_jax.pipelines.recipe import Recipe
@@ -100,10 +100,10 @@ def compile_sampler(work: Work, machine: Topology, machine_code: bool) -> Report
       'layout', 'memory' and what `program_of` finds.
 
     Raises:
-      ConfigError: no diffusion model, or chips without a compiler.
+      ConfigError: no diffusion model, or no compiler for these chips.
     """
-    if not isinstance(work.task, kinds.Denoising) or not machine.chip.axes:
-        raise ConfigError("the samplers of diffusion tasks are planned, on TPUs")
+    if not isinstance(work.task, kinds.Denoising):
+        raise ConfigError("the samplers of diffusion tasks are planned")
     layout = Layout(machine.chips, 1, 1)
     mesh = mesh_of(machine, layout)
     program = program_of(mesh, machine, None, machine_code, lower_sampler, work, machine, layout)
@@ -135,6 +135,16 @@ def mesh_of(machine: Topology, layout: Layout) -> Mesh:
     """The mesh over a topology's devices, which need not be there.
 
     Raises:
+      ConfigError: the compiler is not installed, or does not know the topology.
+    """
+    devices = tpus(machine) if machine.chip.axes else gpu.devices(machine)
+    return shard.make_mesh(*layout.sides, devices=devices)
+
+
+def tpus(machine: Topology) -> Sequence[Any]:
+    """The TPUs of a topology.
+
+    Raises:
       ConfigError: libtpu is not installed, or does not know the topology.
     """
     # Else libtpu asks the machine which TPUs it has, for minutes where it has none.
@@ -144,12 +154,11 @@ def mesh_of(machine: Topology, layout: Layout) -> Mesh:
     from jax.experimental import topologies
 
     try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=machine.name)
+        return topologies.get_topology_desc(platform="tpu", topology_name=machine.name).devices
     except Exception as error:  # of several kinds, by the version of libtpu
         install = "pip install libtpu, JAX_PLATFORMS=cpu"
         reason = str(error)[:200]
         raise ConfigError(f"no compiler for {machine.name} ({install}): {reason}") from None
-    return shard.make_mesh(*layout.sides, devices=description.devices)
 
 
 def program_of(
@@ -175,7 +184,10 @@ def program_of(
     """
     start = time.time()
     try:
-        text, memory = compiler.compiled(lower, *args, machine_code=machine_code)
+        if machine.chip.axes:
+            text, memory = compiler.compiled(lower, *args, machine_code=machine_code)
+        else:
+            text, memory = gpu.compiled(lower, *args)
     # What does not fit is an answer, with the compiler's reason; all other errors are errors.
     except compiler.OutOfMemory as error:
         return {"fits": False, "note": str(error), "compile_s": time.time() - start}
@@ -200,7 +212,7 @@ def needs_of(
     links = links_of(cost.collectives, mesh, machine)
     report = {
         "fits": memory <= ROOM * chip.memory,
-        "note": f"{memory / GIB:.2f} before machine code",
+        "note": f"{memory / GIB:.2f} GiB",
         "peak": memory,
         "flops": cost.flops,
         "bytes": cost.bytes,
@@ -237,7 +249,10 @@ class Links(NamedTuple):
 
 def links_of(collectives: Iterable[hlo.Collective], mesh: Mesh, machine: Topology) -> Links:
     """The time of a program's collectives, at the links' published speed."""
-    coordinates = [tuple(device.coords)[: machine.chip.axes] for device in mesh.devices.flat]
+    axes = machine.chip.axes
+    coordinates = [
+        tuple(device.coords)[:axes] if axes else (device.id,) for device in mesh.devices.flat
+    ]
     totals: dict[str, dict[str, float]] = {}
     hidden = 0.0
     exposed = 0.0
