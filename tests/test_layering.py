@@ -15,13 +15,13 @@ LAYERS = {
     "runs": 5,
     "pipelines": 6,
     "evaluation": 7, "planning": 7,
-    "studio": 8,
+    "studio": 8, "lineage": 8,
     "modes": 9,
     "main": 10,
     "__main__": 11,
 }
 MODES = ("train", "sample", "evaluate", "reference", "sweep", "posthoc_ema", "import_weights", "export_weights", "edit", "encode",
-         "likelihood", "plan", "page", "studio")
+         "likelihood", "plan", "page", "studio", "lineage")
 MIRRORED = ("runs", "pipelines", "evaluation", "planning")
 """Folders whose files and files of tests are one for one."""
 TESTED = (*MIRRORED, "nn", "diffusion", "metrics", "data", "models", "cost")

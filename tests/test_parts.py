@@ -19,6 +19,7 @@ from diffusion_jax.train import state
 NAMED = re.compile(r"(diffusion_jax(?:\.[a-z_0-9]+)+):([A-Z][A-Za-z0-9_]*|optimizer|partition)\b")
 EXAMPLES = {"diffusion_jax.module:Name"}
 HARD = {"diffusion_jax.tasks.dvae:DiscreteVAE", "diffusion_jax.tasks.prior:AutoregressivePrior",
+        "diffusion_jax.tasks.consistency:Consistency", "diffusion_jax.tasks.meanflow:MeanFlow",
         "diffusion_jax.diffusion.flow_times:flow_match", "diffusion_jax.models.sd3_text:SD3Text"}
 """Parts that are made of a few others only, which a draw seldom hits; the pages' tests make them."""
 

@@ -11,9 +11,11 @@ import functools
 import gzip
 import itertools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from diffusion_jax.build import ConfigError, number
 
@@ -106,6 +108,22 @@ def fits(count: int, context: int, text: str) -> None:
     if count > context:
         raise ConfigError(f"a text of {count} tokens is longer than the context of {context}: shorten it, or have the last "
                           f"{count - context} dropped with --truncate: {text[:40]!r} ...")
+
+
+def row(numbers: Sequence[int], context: int, fill: int, end: int | None = None) -> np.ndarray:
+    """A text's numbers as a row of so many, int32 [context].
+
+    Args:
+      numbers: as many as there are.
+      context: how many there is room for.
+      fill: what fills up.
+      end: the last number of a row that had to be cut; None for any.
+    """
+    out = np.full(context, fill, np.int32)
+    out[: len(numbers)] = numbers[:context]
+    if len(numbers) > context and end is not None:
+        out[-1] = end
+    return out
 
 
 def room(name: str, length: int, least: int = 1, merges: int = 0) -> None:

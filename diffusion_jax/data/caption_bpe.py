@@ -73,8 +73,7 @@ class CaptionBPE:
             symbols = self._symbols(text, None)
         if not (self.truncate if truncate is None else truncate):
             bpe.fits(len(symbols), self.length, text)
-        numbers = [self._numbers[symbol] for symbol in symbols[: self.length]]
-        return np.array(numbers + [0] * (self.length - len(numbers)), np.int32)
+        return bpe.row([self._numbers[symbol] for symbol in symbols], self.length, 0)
 
     def count(self, text: str) -> int:
         """How many tokens a caption has, before any is cut."""

@@ -112,11 +112,7 @@ class ClipBPE:
         numbers = [self.start, *self.encode(text), self.end]
         if not truncate:
             bpe.fits(len(numbers), self.context, text)
-        out = np.full(self.context, self.end if self.pad_end else 0, np.int32)
-        out[: len(numbers)] = numbers[: self.context]
-        if len(numbers) > self.context:
-            out[-1] = self.end
-        return out
+        return bpe.row(numbers, self.context, self.end if self.pad_end else 0, self.end)
 
     def batch(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [N, context]."""

@@ -73,8 +73,7 @@ class GlideBPE:
         numbers = self.encode(text)
         if not truncate:
             bpe.fits(len(numbers), self.context, text)
-        numbers = numbers[: self.context]
-        return np.array(numbers + [self.end] * (self.context - len(numbers)), np.int32)
+        return bpe.row(numbers, self.context, self.end)
 
     def batch(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [N, context]."""

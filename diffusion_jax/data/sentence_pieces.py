@@ -79,11 +79,7 @@ class SentencePieces:
         numbers = [*self.encode(text), self.end]
         if not truncate:
             bpe.fits(len(numbers), self.context, text)
-        out = np.full(self.context, self.fill, np.int32)
-        out[: len(numbers)] = numbers[: self.context]
-        if len(numbers) > self.context:
-            out[-1] = self.end
-        return out
+        return bpe.row(numbers, self.context, self.fill, self.end)
 
     def batch(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [N, context]."""

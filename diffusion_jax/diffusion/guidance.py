@@ -28,7 +28,7 @@ from diffusion_jax.build import ConfigError, number, unknown
 from diffusion_jax.diffusion.process import bcast, levels
 from diffusion_jax.diffusion.samplers import resolve
 from diffusion_jax.diffusion.scales import Scale, to_output, to_x0
-from diffusion_jax.types import Array, Cond, Denoiser, Guidance, Key, Noise, Prediction, Process
+from diffusion_jax.types import UNTIL, Array, Cond, Denoiser, Guidance, Key, Noise, Prediction, Process
 
 Schedule = Callable[[Array], Array]
 """t -> a guidance scale, or a clock in [0, 1]."""
@@ -150,13 +150,14 @@ def _at(scale: Array | float | Schedule, t: Array) -> Array:
     return scale(t) if callable(scale) else jnp.asarray(scale)
 
 
-def CFG(scale: Array | float | Schedule, null: Cond, mix: Mix = Mix()) -> Guidance:
+def CFG(scale: Array | float | Schedule, null: Cond, mix: Mix = Mix(), together: bool = True) -> Guidance:
     """Classifier-free guidance, (1)-(4), in one network call on 2B rows: the conditional ones first.
 
     Args:
       scale: w, a (traced) value or a schedule. 1 is no guidance, 0 unconditional, negative repels.
       null: the null condition, embedded, with the keys of the condition and the batch of x.
       mix: anything beside (1).
+      together: one call on 2B rows, or two on B rows one after the other, which take half the memory.
 
     Example:
       CFG(7.5, null, Mix(phi=0.7, space=(process, Eps())))
@@ -164,7 +165,11 @@ def CFG(scale: Array | float | Schedule, null: Cond, mix: Mix = Mix()) -> Guidan
 
     def guide(denoise: Denoiser) -> Denoiser:
         def guided(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
-            both = {name: jnp.concatenate([cond[name], null[name]]) for name in cond}
+            # Where a step ends is the same for both.
+            away = {name: cond[name] if name == UNTIL else null[name] for name in cond}
+            if not together:
+                return mix_predictions(denoise(x, t, cond, key), denoise(x, t, away, key), _at(scale, t), x, t, mix)
+            both = {name: jnp.concatenate([cond[name], away[name]]) for name in cond}
             times = jnp.concatenate([t, t]) if jnp.ndim(t) else t
             p = denoise(jnp.concatenate([x, x]), times, both, key)
             c, n = (jax.tree.map(lambda a, half=half: jnp.split(a, 2)[half], p) for half in range(2))

@@ -28,7 +28,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, number, unknown
 from diffusion_jax.diffusion.process import bcast, levels, noised, posterior, ratio, refuse_pure_noise
 from diffusion_jax.diffusion.variance import VARIANCES, log_variance
-from diffusion_jax.types import Array, Cond, Denoiser, Key, Noise, Prediction, Process, Sampler, State
+from diffusion_jax.types import UNTIL, Array, Cond, Denoiser, Key, Noise, Prediction, Process, Sampler, State
 
 RAW = ("image", "label", "tokens", "low_res", "clip_image", "clip_text")
 """Keys of conditions that are not embedded yet."""
@@ -127,9 +127,10 @@ def advance(denoise: Denoiser, sampler: Sampler, progress: Progress, pairs: Arra
         here = cond(t) if callable(cond) else cond
         estimates = []
 
-        def bound(x: Array, t: Array, key: Key) -> Prediction:
+        def bound(x: Array, t: Array, key: Key, until: Array | None = None) -> Prediction:
+            seen = here if until is None else {**here, UNTIL: jnp.broadcast_to(until, x.shape[:1])}
             # Of the type of the images, whatever the network's is: bfloat16, or float64 under jax_enable_x64.
-            prediction = jax.tree.map(lambda a: a.astype(progress.x.dtype), denoise(x, t, here, key))
+            prediction = jax.tree.map(lambda a: a.astype(progress.x.dtype), denoise(x, t, seen, key))
             estimates.append(prediction.x0)
             return prediction
 

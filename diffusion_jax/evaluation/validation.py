@@ -133,8 +133,11 @@ class Validation:
           memory: what the run remembers, `TrainState.memory`.
         """
         # For this call only: training has its own copy on the devices.
-        first = None if model.first is None else shard.replicate(model.first, self.mesh)
-        model = replace(model, first=first)
+        model = replace(
+            model,
+            first=shard.replicate(model.first, self.mesh),
+            teacher=shard.replicate(model.teacher, self.mesh),
+        )
         if isinstance(model.task, kinds.AtTimes):
             return self._of_draws(model)
         return self._of_batches(model, memory)

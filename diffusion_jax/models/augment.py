@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.models.cond import optional_keys
 from diffusion_jax.nn import warp
 from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.mp import MPLayer
@@ -71,6 +72,11 @@ class Augmented(nn.Module):
     def droppable(self) -> tuple[str, ...]:
         """Those of the conditioner: a picture without its label is augmented all the same."""
         return self.cond.droppable
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Those of the conditioner."""
+        return optional_keys(self.cond)
 
     @property
     def num_classes(self) -> int:

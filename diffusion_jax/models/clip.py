@@ -122,7 +122,7 @@ class TextTower(nn.Module):
             raise ConfigError(f"a text of {places} tokens is longer than the tower's context of {self.context}: cut it")
         token = self.param("token", nn.initializers.normal(0.02), (self.vocab, self.width), jnp.float32)
         position = self.param("position", nn.initializers.normal(0.01), (self.context, self.width), jnp.float32)
-        x = jnp.take(token, tokens, axis=0, mode="fill", fill_value=jnp.nan) + position[None, :places]
+        x = jnp.take(token, tokens, axis=0, mode="fill", fill_value=jnp.nan).astype(jnp.float32) + position[None, :places]
         options = self.heads, self.hidden, self.act, self.eps, self.is_causal, self.dtype, text_init(self.width, self.layers)
         states = Transformer(self.layers, *options, name="transformer")(x, None if mask is None else mask.astype(bool))
         norm = LayerNorm(self.eps, name="norm")

@@ -4,6 +4,8 @@ What a conditioner is, `types.Conditioner` says.
 """
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,22 @@ from diffusion_jax.nn.embed import timestep_embedding
 from diffusion_jax.nn.linear import Linear, torch_linear
 from diffusion_jax.nn.mp import MPLayer
 from diffusion_jax.nn.resample import bilinear, shrink
-from diffusion_jax.types import Array, Augments, Cond, Key, Noise, Raw
+from diffusion_jax.types import Array, Augments, Cond, Conditioner, Key, Noise, Raw
+
+
+@runtime_checkable
+class ReadsMore(Protocol):
+    """A conditioner that also reads raw keys which nobody has to give."""
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """These keys; what is missing has its default."""
+        ...
+
+
+def optional_keys(cond: Conditioner | nn.Module) -> tuple[str, ...]:
+    """The raw keys that a conditioner reads where they are there, beside its `keys`."""
+    return cond.optional if isinstance(cond, ReadsMore) else ()
 
 
 class Label(nn.Module):
@@ -281,6 +298,11 @@ class Joint(nn.Module):
     def droppable(self) -> tuple[str, ...]:
         """Those of all parts."""
         return tuple(key for part in self.parts for key in part.droppable)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Those of all parts."""
+        return tuple(key for part in self.parts for key in optional_keys(part))
 
     @property
     def num_classes(self) -> int:

@@ -34,13 +34,15 @@ from diffusion_jax.nn.linear import Linear
 from diffusion_jax.nn.masked_attention import masked_attention
 from diffusion_jax.nn.norm import LayerNorm, layer_norm
 from diffusion_jax.nn.resample import bilinear
-from diffusion_jax.types import Array, Cond, Params
+from diffusion_jax.types import UNTIL, Array, Cond, Params
 
 TIME_CHANNELS = 256
 DTYPES = ("float32", "bfloat16")
 BLOCKS = ("adaln_zero", "adaln", "cross_attention", "in_context")
 CONDITIONS = ("vec", "cat")
 TOKENS = ("seq", "seq_mask")
+SLOW = 1e-3
+"""What noise labels are multiplied by where a network is differentiated by them (2505.13447's code)."""
 REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -195,6 +197,9 @@ class DiT(nn.Module):
       remat: what the backward pass computes again: None nothing, 'full' every block, 'dots' all but the products with weights.
         On a CPU a small network trains fastest with scan=True, remat='dots', slowest with scan=True, remat=None: there memory
         traffic is what costs.
+      interval: see `until` of the condition too, for mean flows: the embedding of noise - until is added to c of (2), and both
+        are of thousandths, so that derivatives by time are not large.
+      skip: numbers of blocks that are passed over, for diffusion/skip_layers.py.
 
     Example:
       model = DiT(**preset('DiT-S/2'))
@@ -214,6 +219,8 @@ class DiT(nn.Module):
     dtype: str = "float32"
     scan: bool = False
     remat: str | None = None
+    interval: bool = False
+    skip: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: Array, noise: Array, cond: Cond) -> Array:
@@ -223,7 +230,8 @@ class DiT(nn.Module):
           x: [B, H, W, C], already scaled.
           noise: [B], the DDPM step 0 ... 999; may be fractional.
           cond: any of vec [B, width]; cat [B, h, w, c], a smaller image, enlarged and stacked behind x; with the blocks
-            'cross_attention' and 'in_context' also seq [B, L, width], of which those count where seq_mask [B, L] is True.
+            'cross_attention' and 'in_context' also seq [B, L, width], of which those count where seq_mask [B, L] is True; with
+            `interval` also until [B], a noise label, without which it is `noise`.
 
         Returns:
           [B, H, W, C], or [B, H, W, 2C] with learn_sigma, float32.
@@ -237,7 +245,10 @@ class DiT(nn.Module):
             x = jnp.concatenate([x, bilinear(cond["cat"], h, w)], axis=-1)
         z = Linear(self.width, dtype=self.dtype, name="patch")(patchify(x, self.patch))  # [B, T, D]
         z = z + jnp.asarray(sincos_2d(h // self.patch, w // self.patch, self.width, self.grid), z.dtype)[None]
-        c = TimeEmbedding(self.width, name="time")(noise)  # [B, D]
+        scale = SLOW if self.interval else 1
+        c = TimeEmbedding(self.width, name="time")(scale * noise)  # [B, D]
+        if self.interval:
+            c = c + TimeEmbedding(self.width, name="interval")(scale * (noise - cond.get(UNTIL, noise)))
         y = [c[:, None], *([cond["vec"][:, None]] if "vec" in cond else []), *([cond["seq"]] if "seq" in cond else [])]
         tokens, mask = jnp.concatenate(y, axis=1).astype(self.dtype), cond.get("seq_mask")
         if mask is not None:
@@ -257,11 +268,14 @@ class DiT(nn.Module):
         if self.block not in BLOCKS:
             raise unknown("block", self.block, BLOCKS)
         known = CONDITIONS if self.block.startswith("adaln") else CONDITIONS + TOKENS
+        known = (*known, UNTIL) if self.interval else known
         check(f"DiT with {self.block} blocks", cond, known, self.width, self.heads, self.dtype, self.remat)
+        if any(not 0 <= i < self.depth for i in self.skip):
+            raise ConfigError(f"the blocks of this network are 0 ... {self.depth - 1}, skip is {self.skip}")
 
     def _blocks(self, z: Array, cond: Tokens) -> Array:
         options = (self.heads, self.mlp_ratio, self.dtype, self.block)
-        return run_blocks(Block, options, self.depth, self.scan, self.remat, z, cond)
+        return run_blocks(Block, options, self.depth, self.scan, self.remat, z, cond, self.skip)
 
 
 def check(title: str, cond: Cond, known: Sequence[str], width: int, heads: int, dtype: str, remat: str | None) -> None:
@@ -291,7 +305,8 @@ def check(title: str, cond: Cond, known: Sequence[str], width: int, heads: int, 
 
 
 def run_blocks(
-    block: type[nn.Module], options: Sequence[Any], depth: int, scan: bool, remat: str | None, z: Array, cond: Any
+    block: type[nn.Module], options: Sequence[Any], depth: int, scan: bool, remat: str | None, z: Array, cond: Any,
+    skip: tuple[int, ...] = (),
 ) -> Array:
     """Tokens through `depth` blocks, which belong to the module whose compact method calls this.
 
@@ -300,17 +315,23 @@ def run_blocks(
       depth, scan, remat: see `DiT`.
       z: tokens [B, T, D].
       cond: arrays that every block sees.
+      skip: numbers of blocks that are passed over.
     """
     if remat is not None:
         block = nn.remat(block, prevent_cse=not scan, policy=REMAT[remat])
     if not scan:
         for i in range(depth):
-            z = block(*options, name=f"blocks_{i}")(z, cond)
+            after = block(*options, name=f"blocks_{i}")(z, cond)
+            z = z if i in skip else after
         return z
-    over_layers = nn.scan(
-        lambda layer, z: (layer(z, cond), None), variable_axes={"params": 0}, split_rngs={"params": True}, length=depth
-    )
-    return over_layers(block(*options, name="blocks"), z)[0]
+
+    def step(layer: nn.Module, z: Array, keep: Array) -> tuple[Array, None]:
+        after = layer(z, cond)
+        return (jnp.where(keep, after, z) if skip else after), None
+
+    over_layers = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
+    kept = jnp.asarray([i not in skip for i in range(depth)])
+    return over_layers(block(*options, name="blocks"), z, kept)[0]
 
 
 def stack_layers(params: Params) -> Params:

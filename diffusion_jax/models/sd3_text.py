@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.models import two_clips
 from diffusion_jax.models.clip import TextTower
 from diffusion_jax.models.t5 import T5Encoder
-from diffusion_jax.types import Array, Cond, Key, Noise, Raw
+from diffusion_jax.types import Cond, Key, Noise, Raw
 
 T5_EMPTY = (1, 0)
 """T5's tokens of the empty text: the end, and what fills up."""
@@ -65,9 +66,7 @@ class SD3Text(nn.Module):
             raise ConfigError(f"width {self.width} has no room for the {both} channels of both CLIPs: make it larger")
         if self.t5 is not None and self.t5.width != self.width:
             raise ConfigError(f"the conditioner's width is T5's, {self.t5.width}, not {self.width}")
-        least = min(self.clip_l.layers, self.clip_g.layers)
-        if not 0 <= self.clip_skip < least:
-            raise ConfigError(f"clip_skip leaves out 0 ... {least - 1} of the {least} layers of a CLIP, got {self.clip_skip}")
+        two_clips.check_skip((self.clip_l, self.clip_g), self.clip_skip)
 
     @property
     def length(self) -> int:
@@ -98,14 +97,9 @@ class SD3Text(nn.Module):
 
     def empty(self) -> np.ndarray:
         """The tokens of the empty text, int32 [length]."""
-        start, end = self.clip_l.vocab - 2, self.clip_l.vocab - 1
-        row = np.zeros(self.length, np.int32)
-        row[: self.context] = end
-        row[self.context + 1] = end
-        row[[0, self.context]] = start
-        row[2 * self.context :] = T5_EMPTY[1]
-        row[2 * self.context : 2 * self.context + 1] = T5_EMPTY[0]
-        return row
+        of_t5 = np.full(self.length - 2 * self.context, T5_EMPTY[1], np.int32)
+        of_t5[:1] = T5_EMPTY[0]
+        return np.concatenate([*two_clips.empty_rows(self.clip_l, self.context), of_t5])
 
     def check(self, raw: Raw) -> None:
         """Refuses what is no batch of such tokens.
@@ -113,7 +107,4 @@ class SD3Text(nn.Module):
         Raises:
           ConfigError: says what it is.
         """
-        tokens: Array = np.asarray(raw["tokens"])
-        if tokens.ndim != 2 or tokens.dtype.kind != "i" or tokens.shape[1] != self.length:
-            raise ConfigError(f"texts are tokens [B, {self.length}] int, twice {self.context} of CLIP and those of T5, not "
-                              f"{tokens.dtype} {tokens.shape}")
+        two_clips.check_tokens(raw, self.length, f"twice {self.context} of CLIP and those of T5")

@@ -9,7 +9,8 @@ where pooled is CLIP's own embedding of a text, projected, and s are the sizes t
 
     height and width of the picture before it was resized | top and left of the crop | height and width of what was asked for
 
-of which the refiner has a score of beauty in place of the last two. `sizes` are those of a whole, large picture.
+of which the refiner has a score of beauty in place of the last two. `sizes` are those of a whole, large picture;
+raw['sizes'], and of it raw['original_size'], raw['crop'] and raw['target_size'], [B, 2] each, stand in their place.
 
 A text is one row of tokens, [those of l | of g]. Where nothing is said, seq and pooled are zeros: that is XL's null, and the
 tokens of it are -1. An empty text is a text, which is encoded.
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.models import two_clips
 from diffusion_jax.models.clip import TextTower
 from diffusion_jax.nn.embed import timestep_embedding
 from diffusion_jax.nn.linear import torch_linear
@@ -29,6 +31,8 @@ from diffusion_jax.types import Array, Cond, Key, Noise, Raw
 
 ABSENT = -1
 """The token of no text."""
+PLACES = {"original_size": 0, "crop": 2, "target_size": 4}
+"""Raw key -> where its two numbers stand among the sizes."""
 
 
 class XLText(nn.Module):
@@ -67,14 +71,17 @@ class XLText(nn.Module):
     derived = ()
     num_classes = 0
 
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The sizes, and those of their parts that it has."""
+        return ("sizes", *(name for name, at in PLACES.items() if at + 2 <= len(self.sizes)))
+
     def __post_init__(self):
         super().__post_init__()
         if self.negative_sizes and len(self.negative_sizes) != len(self.sizes):
             raise ConfigError(f"sizes are {len(self.sizes)} numbers, negative_sizes {len(self.negative_sizes)}: give as many")
-
-        least = min(tower.layers for tower in (self.clip_g, self.clip_l) if tower is not None)
-        if not 0 <= self.clip_skip < least:
-            raise ConfigError(f"clip_skip leaves out 0 ... {least - 1} of the {least} layers of a CLIP, got {self.clip_skip}")
+        towers = [tower for tower in (self.clip_g, self.clip_l) if tower is not None]
+        two_clips.check_skip(towers, self.clip_skip)
 
     @property
     def length(self) -> int:
@@ -82,10 +89,18 @@ class XLText(nn.Module):
         return self.context * (1 if self.clip_l is None else 2)
 
     def __call__(self, raw: Raw) -> Cond:
-        """raw['tokens'] [B, length] int, and raw['sizes'] [B, n] where it is there -> seq [B, context, D] and vec [B, width]."""
+        """raw['tokens'] [B, length] int, and of `optional` what is there -> seq [B, context, D], vec [B, width]."""
         seq, pooled = self.texts(raw["tokens"])
-        sizes = raw["sizes"] if "sizes" in raw else self._whole(self.sizes, pooled)
-        return {"seq": seq, "vec": self.vec(pooled, sizes)}
+        return {"seq": seq, "vec": self.vec(pooled, self.sizes_of(raw, pooled))}
+
+    def sizes_of(self, raw: Raw, like: Array) -> Array:
+        """What every row of an array is told of its size, [B, n]."""
+        sizes = raw["sizes"] if "sizes" in raw else self._whole(self.sizes, like)
+        for name in self.optional[1:]:
+            if name in raw:
+                at = PLACES[name]
+                sizes = jnp.concatenate([sizes[:, :at], raw[name], sizes[:, at + 2 :]], axis=1)
+        return sizes
 
     @nn.compact
     def vec(self, pooled: Array, sizes: Array) -> Array:
@@ -128,10 +143,7 @@ class XLText(nn.Module):
         """The tokens of no text, int32 [length]: of none, or of the empty one."""
         if self.zeros:
             return np.full(self.length, ABSENT, np.int32)
-        start, end = self.clip_g.vocab - 2, self.clip_g.vocab - 1
-        small, large = np.full(self.context, end, np.int32), np.zeros(self.context, np.int32)
-        small[0] = large[0] = start
-        large[1] = end
+        small, large = two_clips.empty_rows(self.clip_g, self.context)
         return large if self.clip_l is None else np.concatenate([small, large])
 
     def check(self, raw: Raw) -> None:
@@ -140,10 +152,10 @@ class XLText(nn.Module):
         Raises:
           ConfigError: says what it is.
         """
-        tokens: Array = np.asarray(raw["tokens"])
-        if tokens.ndim != 2 or tokens.dtype.kind != "i" or tokens.shape[1] != self.length:
-            raise ConfigError(f"texts are tokens [B, {self.length}] int, {self.context} of each CLIP, not {tokens.dtype} "
-                              f"{tokens.shape}")
+        two_clips.check_tokens(raw, self.length, f"{self.context} of each CLIP")
         sizes = np.asarray(raw.get("sizes", np.zeros((1, len(self.sizes)))))
         if sizes.ndim != 2 or sizes.shape[1] != len(self.sizes):
             raise ConfigError(f"sizes are [B, {len(self.sizes)}], as those of the conditioner, not {sizes.shape}")
+        for name in PLACES.keys() & raw.keys():
+            if np.shape(raw[name])[1:] != (2,):
+                raise ConfigError(f"{name} is [B, 2], not {np.shape(raw[name])}")

@@ -166,7 +166,7 @@ class T5Encoder(nn.Module):
         near = Near(table[bucket].transpose(2, 0, 1), None if mask is None else mask.astype(bool))
         token = self.param("token", nn.initializers.normal(1.0), (self.vocab, self.width), jnp.float32)
         # Sums are kept in float32 where products are not: with the published weights they leave what bfloat16 tells apart.
-        x = jnp.take(token, tokens, axis=0, mode="fill", fill_value=jnp.nan)
+        x = jnp.take(token, tokens, axis=0, mode="fill", fill_value=jnp.nan).astype(jnp.float32)
         options = self.heads, self.head_channels, self.hidden, self.eps, self.dtype
         x = run_blocks(Block, options, self.layers, self.scan, self.remat, x, near)
         return RMSNorm(self.eps, name="norm")(x)

@@ -1,9 +1,9 @@
 """The UNet of DDPM and ADM (Ho et al. 2006.11239; Dhariwal & Nichol 2105.05233), which GLIDE (2112.10741) and latent diffusion
 (2112.10752) use too.
 
-With x the image, t the noise label and vec, cat, seq the condition:
+With x the image, t the noise label and vec, cat, seq, guidance the condition:
 
-    e     = MLP(sincos(t)) + vec                                                      (1)
+    e     = MLP(sincos(t) + W guidance) + vec                                         (1)
     h     = conv([x, bilinear(cat)])                                                  (2)
     res   h + conv(dropout(silu(film(conv(silu(norm(h)))))))                          (3)
           film(y) = (1 + scale) norm(y) + shift,   scale, shift = W silu(e)           (4)   or  norm(y + W silu(e))
@@ -37,7 +37,7 @@ from diffusion_jax.nn.resample import bilinear, double
 from diffusion_jax.types import Array, Cond
 
 RESAMPLE = ("res", "conv", "pool")
-CONDITIONS = ("vec", "cat", "seq", "seq_mask")
+CONDITIONS = ("vec", "cat", "seq", "seq_mask", "guidance")
 
 
 def _products(primitive: Any, *_: Any, **params: Any) -> bool:
@@ -162,9 +162,9 @@ class Backbone(nn.Module):
         kernel, bias = self._init
         return Conv(features, 3, stride, padding, kernel, self.dtype, bias_init=bias, name=name)
 
-    def _time(self, noise: Array) -> Array:
-        """The embedding of the noise label, [B, 4 * width]."""
-        return TimeEmbedding(self.width, self.ddpm, self._init, name="time")(noise)
+    def _time(self, noise: Array, guidance: Array | None = None) -> Array:
+        """The embedding of the noise label and of the weight of guidance, [B, 4 * width]."""
+        return TimeEmbedding(self.width, self.ddpm, self._init, name="time")(noise, guidance)
 
     def _maybe_remat(self, block: type[nn.Module]) -> type[nn.Module]:
         return block if self.remat is None else nn.remat(block, policy=REMAT[self.remat])
@@ -231,7 +231,8 @@ class UNet(Backbone):
           x: [B, H, W, C], already scaled; H and W halve len(mults) - 1 times.
           noise: [B], the DDPM step 0 ... 999; may be fractional.
           cond: any of vec [B, 4 * width], added to the embedding of the noise; cat [B, h, w, c], a smaller image, enlarged and
-            stacked behind x; seq [B, L, D], tokens that every attention block sees, those where seq_mask [B, L] is True.
+            stacked behind x; seq [B, L, D], tokens that every attention block sees, those where seq_mask [B, L] is True;
+            guidance [B, G], the embedded weight of guidance, added to the waves of the noise.
 
         Returns:
           [B, H, W, C], [B, H, W, 2C] with learn_sigma, [B, H, W, out_channels] or [B, H, W, codes] with these; float32.
@@ -240,7 +241,7 @@ class UNet(Backbone):
           ConfigError: a size that does not divide, an unknown option or a condition that this network cannot take.
         """
         self._check(x, cond)
-        emb = self._time(noise)
+        emb = self._time(noise, cond.get("guidance"))
         if "vec" in cond:
             emb = emb + cond["vec"]
         if "cat" in cond:

@@ -42,12 +42,16 @@ def waves(noise: Array, width: int, ddpm: bool = False) -> Array:
 
 
 class TimeEmbedding(nn.Module):
-    """The embedding of the noise label, MLP(sincos(t)), in float32 and four times as wide as the network.
+    """The embedding of the noise label, MLP(sincos(t) + W g), in float32, four times as wide as the network.
+
+    g embeds the weight of guidance (models/cond.py:GuidanceWeight); without it W g is 0.
 
     Attributes:
       width: channels of the sines and cosines.
       ddpm: sines before cosines, with the frequencies 10000^(-i / (half - 1)).
       start: how the layers start.
+
+    Parameters: fc1, fc2, and with g guidance, W, without a bias.
     """
 
     width: int
@@ -55,10 +59,13 @@ class TimeEmbedding(nn.Module):
     start: Init = TORCH
 
     @nn.compact
-    def __call__(self, noise: Array) -> Array:
-        """noise [B] -> [B, 4 * width]."""
+    def __call__(self, noise: Array, guidance: Array | None = None) -> Array:
+        """noise [B], guidance [B, G] or None -> [B, 4 * width]."""
         linear = partial(Linear, 4 * self.width, self.start.kernel, bias_init=self.start.bias)
-        h = linear(name="fc1")(waves(noise, self.width, self.ddpm))
+        h = waves(noise, self.width, self.ddpm)
+        if guidance is not None:
+            h = h + Linear(self.width, self.start.kernel, use_bias=False, name="guidance")(guidance)
+        h = linear(name="fc1")(h)
         return linear(name="fc2")(nn.silu(h))
 
 

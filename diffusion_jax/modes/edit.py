@@ -64,7 +64,7 @@ from diffusion_jax.pipelines.lora import opened
 from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
 from diffusion_jax.pipelines.progress import bar_of_steps
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.pipelines.request import SEEDS, Helpers, Request
+from diffusion_jax.pipelines.request import SEEDS, SIZES, Helpers, Request
 from diffusion_jax.pipelines.session import (
     changes_of,
     corners,
@@ -94,7 +94,7 @@ TAKES = {
 OPTIONAL = ("num", "session", "strength", "upsampler", "to_label", "to_prompt")
 UNCLIP = ("variations", "interpolate", "text_diff", "components")
 UNSET = (None, (), "")
-OF_CONDITIONS = ("prompt", "label", "negative", "truncate")
+OF_CONDITIONS = ("prompt", "label", "negative", "truncate", *SIZES)
 MOST = 4096
 """Pictures of each value, which are made at once."""
 
@@ -200,7 +200,7 @@ def check_recipe(options: Options) -> None:
     changes = options.sampling.changes
     if op in INVERTED and changes.get("sampler", "ddim") != "ddim":
         raise ConfigError(f"op {op} comes back the way that DDIM went: leave --sampler out")
-    guidance = [name for name in (*OF_GUIDANCE, "guidance", "plus_plus") if name in changes]
+    guidance = [name for name in (*OF_GUIDANCE, "guidance", "plus_plus", "skip") if name in changes]
     if op in ("guidance", "phi") and op in changes:
         raise ConfigError(f"op {op} takes its own from --values: leave --{op} out")
     if op == "invert" and guidance:

@@ -3,6 +3,7 @@
 It samples like one that was trained here:
 
     --system dit --source DiT-XL-2-256x256.pt --first_stage runs/sd_vae --workdir runs/dit_xl2
+    --system sd3 --source stable-diffusion-3-medium/ --dtype bfloat16 --workdir runs/sd3
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from typing import Any
 
 import jax
 
-from diffusion_jax.build import ConfigError, option
+from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.files import writable
 from diffusion_jax.pretrained import systems
 from diffusion_jax.runs import first_stage
@@ -30,12 +31,14 @@ class Options:
     source: str = option("", systems.SOURCE_HELP)
     official: str | None = option(None, systems.OFFICIAL_HELP)
     first_stage: str | None = option(None, systems.FIRST_STAGE_HELP)
+    dtype: str = option("float32", systems.DTYPE_HELP, choices=systems.DTYPES)
 
     def __post_init__(self):
         for name in ("system", "source"):
             if not getattr(self, name):
                 raise ConfigError(f"mode import_weights needs --{name}")
-        systems.find(self.system)
+        check_options(self)
+        systems.check_dtype(systems.find(self.system), self.dtype)
 
 
 def run(options: Options, workdir: str) -> None:
@@ -57,7 +60,7 @@ def run(options: Options, workdir: str) -> None:
     writable(f"{workdir}/")
     if new:  # what is refused leaves nothing behind
         Path(workdir).rmdir()
-    page, params = systems.load(options.system, options.source, options.official)
+    page, params = systems.load(options.system, options.source, options.official, options.dtype)
     # Karlo is a decoder, a prior and an upsampler: each of them is a run of its own.
     parts = params.get("parts", {})
     of_run = {name: part for name, part in params.items() if name not in (FIRST, "parts")}

@@ -64,6 +64,10 @@ class Options:
         "How images become bytes: nearest, or down as in ADM's files, for its evaluator",
         choices=("nearest", "down"),
     )
+    offload: bool = option(
+        False,
+        "Keep text towers in the host's memory, and on the device only while they embed a prompt",
+    )
     request: Request = group(Request)
     weights: Weights = group(Weights)
     sampling: Sampling = group(Sampling)
@@ -100,7 +104,14 @@ def run(options: Options, workdir: str) -> None:
       ConfigError: what `helped` and `Pipeline.start` refuse, or samples that are not finite.
     """
     weights = options.weights
-    pipe = helped(workdir, options.helpers, weights.which, weights.step, loras=weights.loras)
+    pipe = helped(
+        workdir,
+        options.helpers,
+        weights.which,
+        weights.step,
+        loras=weights.loras,
+        offload=options.offload,
+    )
     pipe = pipe.using(**options.sampling.changes)
     num = options.num or number_of(pipe, options.request)
     out = checked_out(options.out or str(unused(Path(workdir, "samples.png"))), animated=True)

@@ -3,9 +3,10 @@
     --workdir runs/digits                                       http://127.0.0.1:7860
     --workdir runs/digits --host 0.0.0.0 --auth users.txt       for others too, who have a password
 
-Four tabs: Make makes pictures, seen as they arise; Edit makes anew what is painted over; Lab changes one number and shows
-what it does; Look has the reports of the runs side by side. The page needs no network, asks nothing of other machines, and serves
-no file but those that it made or was sent. It is an extra: pip install 'diffusion_jax[studio]'.
+Four tabs: Make makes pictures, seen as they arise; Edit makes anew what is painted over; Lab
+changes one number and shows what it does; Look has the reports of the runs side by side. The page
+needs no network, asks nothing of other machines, and serves no file but those that it made or was
+sent. It is an extra: pip install 'diffusion_jax[studio]'.
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,21 +29,29 @@ from PIL import Image
 
 from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.modes.options import Weights, group
+from diffusion_jax.pipelines.jobs import Device
 from diffusion_jax.pipelines.pipeline import Pipeline, pipeline
 from diffusion_jax.studio import bounds
 from diffusion_jax.studio.desk import Desk
 
 HERE = ("127.0.0.1", "localhost")
 """Addresses that no other machine reaches."""
+PATIENCE = 10
+"""Seconds, at most, for which a page that is ready waits until the first picture's programs are."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Where the page is, and who may see it."""
 
-    host: str = option("127.0.0.1", "Address to listen at; one that other machines reach needs --password or --auth")
+    host: str = option(
+        "127.0.0.1",
+        "Address to listen at; one that other machines reach needs --password or --auth",
+    )
     port: int = option(7860, "Port to listen at; 0 for any that is free", least=0, most=65535)
-    password: str | None = option(None, "Password of the page, with any user name; lists of processes show it, not --auth")
+    password: str | None = option(
+        None, "Password of the page, with any user name; lists of processes show it, not --auth"
+    )
     auth: str | None = option(None, "File of user:password lines, who may see the page")
     weights: Weights = group(Weights)
 
@@ -64,8 +74,8 @@ def run(options: Options, workdir: str) -> None:
       workdir: the folder of a run that makes pictures, or several with commas between them.
 
     Raises:
-      ConfigError: gradio is missing, a folder holds nothing that the studio can ask for pictures, or a file of passwords that
-        does not read.
+      ConfigError: gradio is missing, a folder holds nothing that the studio can ask for pictures,
+        or a file of passwords that does not read.
       OSError: the port is taken.
     """
     if find_spec("gradio") is None:
@@ -75,24 +85,35 @@ def run(options: Options, workdir: str) -> None:
     # A folder of its own: whatever lies in gradio's is served.
     with tempfile.TemporaryDirectory(prefix="diffusion_jax-studio-") as folder:
         settle(folder)
-        from diffusion_jax.studio import page  # not before: gradio reads its settings while it is imported
+        device = Device()
+        # What the first picture needs is compiled while gradio is imported and the page built.
+        warming = threading.Thread(target=desk.warm, args=(device,), daemon=True)
+        warming.start()
+        # Not before: gradio reads its settings while it is imported.
+        from diffusion_jax.studio import page
         from diffusion_jax.studio.calls import Calls
 
-        calls = Calls(desk)
-        blocks = page.build(calls).queue(max_size=bounds.WAITING)
+        # gradio itself does so at the first event, when somebody waits.
+        import_module("matplotlib.pyplot")
+        blocks = page.build(Calls(desk, device)).queue(max_size=bounds.WAITING)
         port = options.port or free_port(options.host)
         blocks.launch(**door(options.host, port, passwords), **page.LOOKS_LIKE)
-        threading.Thread(target=calls.warm, daemon=True).start()
-        print(f"studio of {', '.join(desk.pipes)}: http://{options.host}:{port} (Ctrl-C ends it)", flush=True)
-        # A signal ends it here. The server's threads end with the process: to wait for them would outlast the time that is left.
+        warming.join(PATIENCE)
+        address = f"http://{options.host}:{port}"
+        print(f"studio of {', '.join(desk.pipes)}: {address} (Ctrl-C ends it)", flush=True)
+        # A signal ends it here. The server's threads end with the process: to wait for them would
+        # outlast the time that is left.
         while True:
             time.sleep(1)
 
 
 def opened(workdir: str, weights: Weights) -> dict[str, Pipeline]:
-    """The runs of a --workdir, by the names of their folders, or by their paths where two have one name."""
-    whole = Path(workdir).is_dir()  # a folder may have a comma in its name
-    folders = [workdir] if whole else [os.path.expanduser(part.strip()) for part in workdir.split(",") if part.strip()]
+    """The runs of a --workdir, by the names of their folders, or by their paths where two have one
+    name."""
+    parts = [part.strip() for part in workdir.split(",") if part.strip()]
+    folders = [os.path.expanduser(part) for part in parts]
+    if Path(workdir).is_dir():  # a folder may have a comma in its name
+        folders = [workdir]
     names = [Path(folder).resolve().name for folder in folders]
     if len(set(names)) < len(names):
         names = folders
@@ -109,9 +130,12 @@ def allowed(options: Options) -> dict[str, str] | None:
     if options.auth is None:
         return None
     file = Path(options.auth).expanduser()
-    pairs = [line.partition(":") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition(":") for line in lines if line.strip()]
     if not pairs or not all(user and password for user, _, password in pairs):
-        raise ConfigError(f"--auth {options.auth}: write a line user:password for each who may see the page")
+        raise ConfigError(
+            f"--auth {options.auth}: write a line user:password for each who may see the page"
+        )
     return {user: password for user, _, password in pairs}
 
 
@@ -120,16 +144,20 @@ def checked(passwords: dict[str, str]) -> Callable[[str, str], bool]:
 
     def is_right(user: str, password: str) -> bool:
         wanted = passwords.get("", passwords.get(user))
-        return hmac.compare_digest(password.encode(), (wanted or "").encode()) and wanted is not None
+        is_same = hmac.compare_digest(password.encode(), (wanted or "").encode())
+        return is_same and wanted is not None
 
     return is_right
 
 
 def settle(folder: str) -> None:
-    """What gradio and Pillow are told before they are used: where files go, how large a picture may be, and to ask nobody."""
+    """What gradio and Pillow are told before they are used: where files go, how large a picture may
+    be, and to ask nobody."""
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]  # some of them would open folders, or the page to everybody
-    os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_OFFLINE"] = "1"
     Image.MAX_IMAGE_PIXELS = bounds.PIXELS
 
 
@@ -143,16 +171,33 @@ def free_port(host: str) -> int:
 def door(host: str, port: int, passwords: dict[str, str] | None) -> dict[str, Any]:
     """What `launch` is told so that nobody comes in by another way."""
     return dict(
-        server_name=host, server_port=port, auth=None if passwords is None else checked(passwords), share=False, quiet=True,
-        prevent_thread_lock=True, show_error=False, allowed_paths=[], max_file_size=bounds.UPLOAD, enable_monitoring=False,
-        ssr_mode=False, mcp_server=False, pwa=False, run_history=False, strict_cors=True, footer_links=[],
-        state_session_capacity=bounds.WAITING, app_kwargs={"middleware": [(Guard, (), {})]})
+        server_name=host,
+        server_port=port,
+        auth=None if passwords is None else checked(passwords),
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        show_error=False,
+        allowed_paths=[],
+        max_file_size=bounds.UPLOAD,
+        enable_monitoring=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        run_history=False,
+        strict_cors=True,
+        footer_links=[],
+        state_session_capacity=bounds.WAITING,
+        app_kwargs={"middleware": [(Guard, (), {})]},
+    )
 
 
 class Guard:
-    """Refuses what would have the server read elsewhere, and what is too large, before gradio sees it.
+    """Refuses what would have the server read elsewhere, and what is too large, before gradio sees
+    it.
 
-    gradio checks itself that a file which a client names is one that it was sent or made; an address it would fetch.
+    gradio checks itself that a file which a client names is one that it was sent or made; an
+    address it would fetch.
     """
 
     def __init__(self, app: Any):
@@ -167,7 +212,8 @@ class Guard:
         if not code:
             await self.app(scope, receive, send)
             return
-        await send({"type": "http.response.start", "status": code, "headers": [(b"content-type", b"text/plain")]})
+        headers = [(b"content-type", b"text/plain")]
+        await send({"type": "http.response.start", "status": code, "headers": headers})
         await send({"type": "http.response.body", "body": b"refused"})
 
 
@@ -196,7 +242,8 @@ async def looked_at(scope: Any, receive: Any) -> tuple[int, Any]:
 
 
 def names_address(body: bytes) -> bool:
-    """Whether a file that a request names is an address; true too for what is no JSON, which nothing here needs."""
+    """Whether a file that a request names is an address; true too for what is no JSON, which
+    nothing here needs."""
     try:
         entries = [json.loads(body or b"{}")]
     except (ValueError, RecursionError):

@@ -36,7 +36,7 @@ from diffusion_jax.pipelines.pipeline import Pipeline
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import generate
 from diffusion_jax.runs import broken as broken_files
-from diffusion_jax.runs import first_stage, lora, page
+from diffusion_jax.runs import first_stage, lora, page, teacher
 from diffusion_jax.runs.filled import filled
 from diffusion_jax.runs.folder import Model, Run, holds_run, open_run
 from diffusion_jax.runs.initial import initial_of
@@ -136,6 +136,7 @@ class Start(NamedTuple):
       data: what tells the data from others.
       initial: what a new run starts from; None where it goes on.
       first: its first stage, which is not yet copied.
+      taught: its teacher, neither.
       base: what its LoRA changes, not yet copied either.
       recipe: how to sample; None where the task makes nothing.
       raw: conditions of the samples that are shown.
@@ -150,6 +151,7 @@ class Start(NamedTuple):
     data: Mapping[str, Any]
     initial: Mapping[str, Params] | None
     first: first_stage.Joined
+    taught: teacher.Joined
     base: lora.Joined
     recipe: Recipe | None
     raw: Raw
@@ -174,6 +176,8 @@ def checked(config: Page, workdir: str) -> Start:
     first = first_stage.read(config, workdir)
     # First of all that reads pictures: what a page leaves out is filled from one that may be broken.
     config = filled(broken_files.settled(first.config, broken, workdir))
+    taught = teacher.read(config, workdir)
+    config = taught.config
     task = task_of(config)
     base = lora.read(config, workdir)
     config = base.config
@@ -181,7 +185,7 @@ def checked(config: Page, workdir: str) -> Start:
     which = next(iter(config["ema"]), "params")
     batches = page.batches_of(config, jax.process_index(), jax.process_count())
     mesh = shard.make_mesh(**config["mesh"])
-    model = Model(params=base.placed(mesh), first=first.params, task=task)
+    model = Model(base.placed(mesh), first.params, task, taught.params)
     run = Run(workdir, 0, which, config, model, classes=batches.source.names)
     lora.trained(run)
     page.fits(task, batches, mesh, config["accumulate"])
@@ -200,7 +204,19 @@ def checked(config: Page, workdir: str) -> Start:
     optimizer = build(config["optim"])
     held_out = validation.of_page(config, task, mesh)
     return Start(
-        run, batches, mesh, optimizer, averages, data, initial, first, base, recipe, raw, held_out
+        run,
+        batches,
+        mesh,
+        optimizer,
+        averages,
+        data,
+        initial,
+        first,
+        taught,
+        base,
+        recipe,
+        raw,
+        held_out,
     )
 
 
@@ -217,6 +233,7 @@ def train(start: Start, trace: Trace | None, tracked: Iterable[Tracker] = ()) ->
         )
         checkpoints = files.enter_context(saved)
         start.first.keep()
+        start.taught.keep()
         start.base.keep()
         writer = files.enter_context(Writer(run.folder, tracked))
         watch = Watch(run, start.recipe, start.raw, writer, start.held_out)

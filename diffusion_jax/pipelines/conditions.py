@@ -16,7 +16,9 @@ import numpy as np
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.data import pictures
 from diffusion_jax.data.image import to_channels, to_unit
-from diffusion_jax.pipelines import unclip
+from diffusion_jax.models.cond import check_labels, optional_keys
+from diffusion_jax.pipelines import sizes, unclip
+from diffusion_jax.pipelines.guidance_input import refuse_second
 from diffusion_jax.pipelines.request import Pictures, Request, check_pictures
 from diffusion_jax.runs import held_out
 from diffusion_jax.runs.folder import Model, Run
@@ -52,7 +54,8 @@ def conditions(
     if texts and texts[0] not in raw:
         raise ConfigError("a CLIP guides towards a text: give a prompt (--prompt)")
     negative = ("negative",) if "tokens" in task.cond.keys else ()
-    names = (*task.cond.keys, *task.cond.droppable, *texts, *negative)
+    optional = optional_keys(task.cond)
+    names = (*task.cond.keys, *task.cond.droppable, *optional, *texts, *negative)
     # Only what is read goes on: raw conditions of a cascade go through all of its stages, and a key
     # that no one reads would still compile another program.
     raw = {name: value[:num] for name, value in raw.items() if name in names}
@@ -60,7 +63,7 @@ def conditions(
     if labels is not None and not classes:
         raise ConfigError("this model takes no label: leave label (--label) out")
     if labels is not None:
-        _check_labels(labels, classes)
+        check_labels({"label": labels}, classes)
         raw["label"] = labels.astype(np.int32)
     elif classes and "label" not in raw:
         # In turn and not at random: picture i of a seed does not depend on `num`.
@@ -80,12 +83,6 @@ def _classes(task: Any, guide: Any) -> int:
             "they must be the same"
         )
     return guide.num_classes
-
-
-def _check_labels(labels: np.ndarray, classes: int) -> None:
-    outside = labels[(labels < 0) | (labels >= classes)]
-    if outside.size:
-        raise ConfigError(f"label {outside[0]} is outside 0 ... {classes - 1}")
 
 
 def _check_raw(task: Any, raw: Raw, num: int) -> None:
@@ -173,6 +170,7 @@ def conditions_of(
         # Its file may bring labels; those of the request, below, come before them.
         raw |= low_resolution(request.low_res, task)
     raw |= _texts_of(run, request, num, seed, guide, prior)
+    raw |= sizes.conditions(task, request.sizes, num)
     labels = label_numbers(run, request, num)
     return conditions(task, num, labels, raw, None if guide is None else guide.task)
 
@@ -215,6 +213,7 @@ def _texts_of(
     """What a request's texts give: tokens, the features that a CLIP guides towards, embeddings
     of unCLIP."""
     _check_texts(run, request, prior)
+    refuse_second(run.task, negative=request.negative is not None)
     prompts = request.prompts
     if run.task.embedder is not None:
         truncate = request.truncate

@@ -35,6 +35,7 @@ from diffusion_jax.pipelines.cascade import Stage
 from diffusion_jax.pipelines.progress import Meter, Pace
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
 from diffusion_jax.pipelines.sampling import embedded, per_image
+from diffusion_jax.pipelines.skipping import skip_guidance
 from diffusion_jax.pipelines.unclip import Prior
 from diffusion_jax.runs.folder import Model, Run
 from diffusion_jax.types import Array, Cond, Denoiser, Key, Process, Raw, Sampler
@@ -262,7 +263,8 @@ def means(
     task = model.task
     process = task.process
     noise = jax.random.normal if index is None else per_image(index)
-    guidance = recipe.make_guidance(task, strengths, course.null, noise)
+    skip = skip_guidance(recipe, strengths, model, away=course.null is not None)
+    guidance = recipe.make_guidance(task, strengths, course.null, noise, skip=skip)
     denoise = guidance(task.denoiser(model.params))
     if index is None:
         return denoise, ddim_inversion(process), course.cond

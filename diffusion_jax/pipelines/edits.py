@@ -99,7 +99,8 @@ class Edits:
         if self._recipe.temperature != 1:
             raise ConfigError(f"op invert starts from {OWN_NOISE}")
         # The one sampler that undoes its inversion, and only under the same guidance both ways.
-        recipe = replace(self._recipe, sampler="ddim", guidance=1.0, phi=0.0, plus_plus=False)
+        plain = dict(guidance=1.0, phi=0.0, plus_plus=False, skip="")
+        recipe = replace(self._recipe, sampler="ddim", **plain)
         recipe.check(self._run.task)
         image, raw = self._pictures(images, request_of(request, self._run), num, seed)
         x0 = latent.encode(self._run.model, jnp.asarray(image))

@@ -1,15 +1,38 @@
-"""Whether times go with a sampler: they begin in noise, and no step is longer than the method can
-make."""
+"""Whether a sampler goes with a model, and times with a sampler: they begin in noise, and no step is
+longer than the method can make."""
 from __future__ import annotations
 
 import functools
 import sys
+from typing import Any
 
 import numpy as np
 
+from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion import reach
 from diffusion_jax.pipelines.spelling import parse
+from diffusion_jax.tasks import kinds
 from diffusion_jax.types import Process
+
+
+def check_task(task: Any, sampler: str) -> None:
+    """Refuses a sampler that reads of a model what it does not know.
+
+    Args:
+      task: what is sampled from.
+      sampler: as a recipe has it, with its options.
+
+    Raises:
+      ConfigError: says what to choose instead.
+    """
+    name, _ = parse(sampler)
+    if isinstance(task, kinds.FewSteps):
+        task.check_sampler(name)
+    elif name == "meanflow":
+        raise ConfigError(
+            "meanflow steps by mean velocities, which this model was not trained to tell: choose "
+            "ddim, or train tasks.meanflow:MeanFlow"
+        )
 
 
 def check_grid(process: Process, times: np.ndarray, sampler: str, variance: str) -> None:

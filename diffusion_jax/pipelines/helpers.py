@@ -14,6 +14,7 @@ from diffusion_jax.pipelines import unclip
 from diffusion_jax.pipelines.lora import Loras
 from diffusion_jax.pipelines.pipeline import Folder, Pipeline, pipeline
 from diffusion_jax.pipelines.request import Helpers
+from diffusion_jax.pipelines.texts import offloaded
 from diffusion_jax.runs.folder import Run, open_run
 from diffusion_jax.tasks import kinds
 
@@ -25,6 +26,7 @@ def helped(
     step: int | None = None,
     own_upsampler: bool = True,
     loras: Loras | None = None,
+    offload: bool = False,
 ) -> Pipeline:
     """Opens a run to make pictures, sampling as its page says, and what helps it.
 
@@ -35,9 +37,11 @@ def helped(
       own_upsampler: whether the upsampler that came with an imported model follows where the
         helpers name none.
       loras: files of LoRAs to merge into the weights, with their strengths.
+      offload: whether text towers are kept on the host, see `texts.offloaded`.
 
     Raises:
-      ConfigError: what `pipeline` refuses, or options of a prior where there is none.
+      ConfigError: what `pipeline` and `texts.offloaded` refuse, or options of a prior where there
+        is none.
     """
     upsamplers = helpers.upsampler
     if not upsamplers and own_upsampler:
@@ -54,7 +58,8 @@ def helped(
         step=step,
         lora=loras,
     )
-    return _with_prior(pipe, helpers)
+    pipe = _with_prior(pipe, helpers)
+    return offloaded(pipe) if offload else pipe
 
 
 def _weak(helpers: Helpers) -> Run | None:

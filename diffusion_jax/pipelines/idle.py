@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from diffusion_jax.build import ConfigError
+from diffusion_jax.pipelines.guidance_input import refusal
 from diffusion_jax.pipelines.spelling import (
     CADS,
     GRIDS,
@@ -18,13 +20,14 @@ from diffusion_jax.pipelines.spelling import (
     SCHEDULES,
     defaults_of,
     parse,
+    skip_of,
 )
-from diffusion_jax.types import Raw
+from diffusion_jax.types import Augments, Cond, Params, Raw
 
 if TYPE_CHECKING:
     from diffusion_jax.pipelines.recipe import Recipe
 
-OF_GUIDANCE = ("schedule", "phi", "interval", "channels", "keep_parallel")
+OF_GUIDANCE = ("cfg_batch", "schedule", "phi", "interval", "channels", "keep_parallel")
 """Fields that change guidance, and nothing where there is none."""
 TABLES = {"sampler": SAMPLERS, "times": GRIDS, "schedule": SCHEDULES, "cads": {"": CADS}}
 OF_CHURN = dict.fromkeys(("s_min", "s_max", "s_noise"), ("s_churn", 0))
@@ -51,6 +54,8 @@ def reason(recipe: Recipe, name: str, task: Any, classifier: bool = False, swept
       swept: the field that takes other values than its own, in a sweep.
     """
     value = getattr(recipe, name)
+    if name in (*OF_GUIDANCE, "plus_plus") and refusal(task, name):
+        return refusal(task, name)
     if name in OF_GUIDANCE and not recipe.guides and swept != "guidance":
         return f"{name} (--{name}) is of guidance, which is 1 here, none: give guidance too"
     if name == "classifier_scale" and not classifier:
@@ -65,9 +70,34 @@ def reason(recipe: Recipe, name: str, task: Any, classifier: bool = False, swept
         return f"channels (--channels) {value} are all that the model has: leave it out"
     if name == "clip" and recipe.threshold and value >= 1 and swept not in (name, "threshold"):
         return "clip (--clip) finds nothing beyond 1 after threshold (--threshold): choose one"
+    if name == "skip" and swept != "steps":
+        return _of_skip(recipe, task)
     if name == "interval" and value.replace(" ", "") in ("0,inf", "0.0,inf"):
         return "interval (--interval) 0,inf is all levels: leave it out"
     return of_text(value, TABLES[name]) if name in TABLES else ""
+
+
+def _of_skip(recipe: Recipe, task: Any) -> str:
+    """Why skip-layer guidance changes nothing."""
+    skip = skip_of(recipe.skip)
+    steps = len(recipe.grid(task.process)) - 1
+    if skip is None or (skip.scale and skip.steps(steps).any()):
+        return ""
+    if not skip.scale:
+        return "skip (--skip) with scale 0 is none: leave it out"
+    return (
+        f"skip (--skip) guides from {skip.start:g} to {skip.stop:g} of the steps, both excluded, "
+        f"and none of {steps} lies there: give more steps (--steps), or a larger stop"
+    )
+
+
+def refuse_halves(recipe: Recipe, weak: bool) -> None:
+    """Raises ConfigError where guidance by two networks, one of them weak, is to be cut in halves."""
+    if weak and recipe.cfg_batch == 1:
+        raise ConfigError(
+            "cfg_batch (--cfg_batch) is of guidance by one network, and a weak model is another: "
+            "leave it out"
+        )
 
 
 def of_text(text: str, table: Mapping[str, str]) -> str:
@@ -105,3 +135,23 @@ def _augments(task: Any) -> bool:
     # By tracing the conditioner, which may be a stack of several: a level that it adds is read.
     raw = {"low_res": jax.ShapeDtypeStruct((1, 8, 8, task.shape[-1]), jnp.float32)}
     return "level" in jax.eval_shape(prepared, raw)
+
+
+def embeds(task: Any) -> bool:
+    """Whether the network sees a vec or a seq, as far as labels and what is made of images tell;
+    texts are always embedded."""
+    # A vec that says how pictures are augmented says nothing in sampling.
+    cond: Any = task.cond.cond if isinstance(task.cond, Augments) else task.cond
+    if not set(cond.keys) <= {"label", *cond.derived}:
+        return True
+    raw = {
+        "image": jax.ShapeDtypeStruct((1, *task.shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
+    }
+    key = jax.random.key(0)
+
+    def embedded(raw: Raw) -> tuple[Cond, Params]:
+        return cond.init_with_output(key, cond.prepare(raw, key))
+
+    seen, _ = jax.eval_shape(embedded, raw)
+    return not {"vec", "seq"}.isdisjoint(seen)

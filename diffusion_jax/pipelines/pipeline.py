@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from diffusion_jax.pipelines.request import (
     check_whole,
 )
 from diffusion_jax.pipelines.samples import Job, Origin, Samples, recipe_fields
+from diffusion_jax.pipelines.texts import Texts, repeated
 from diffusion_jax.runs.folder import Run, check_kind, open_run
 from diffusion_jax.tasks import kinds
 from diffusion_jax.types import Raw
@@ -61,6 +62,7 @@ class Pipeline:
       judge: a classifier or a CLIP that keeps the best of several.
       candidates: pictures that are made for each that the judge keeps.
       meter: counts steps of samplers as they are made, those of edits too; None for nobody.
+      texts: what became of the last texts, see pipelines/texts.py.
     """
 
     run: Run
@@ -72,6 +74,7 @@ class Pipeline:
     judge: Run | None = None
     candidates: int = 1
     meter: Meter | None = None
+    texts: Texts = field(default_factory=Texts)
 
     def __post_init__(self):
         # `replace` and files of pictures come here too, not flags alone, which are checked before.
@@ -171,10 +174,10 @@ class Pipeline:
             # It continues a text; where the user gives none, those that it was tested on.
             prompts = request.prompts or tuple(self.run.captions(total))
             images = tokens.batches(self.run, self.recipe, request, prompts, total, seed, batch)
-            return Job(origin, total, images, None, _repeated(prompts, total))
+            return Job(origin, total, images, None, repeated(prompts, total))
         raw = self.conditions(request, total, seed)
         images = self.images(raw, total, seed, batch)
-        return Job(origin, total, images, raw.get("label"), _repeated(request.prompts, total))
+        return Job(origin, total, images, raw.get("label"), repeated(request.prompts, total))
 
     def conditions(self, request: Request, total: int, seed: int = 0) -> Raw:
         """What the model is conditioned on for `total` pictures of a request."""
@@ -184,7 +187,10 @@ class Pipeline:
                 "of a picture anew"
             )
         check_negative(request, self.recipe.guides)
-        return conditions_of(self.run, request, total, seed, self.guide, self.prior)
+        raw = conditions_of(self.run, request, total, seed, self.guide, self.prior)
+        # A weak model and upsamplers read the texts themselves.
+        alone = self.weak is None and not self.upsamplers
+        return self.texts.ready(self.run.model, raw, self.recipe.guides) if alone else raw
 
     def images(
         self,
@@ -206,8 +212,9 @@ class Pipeline:
         stages = self.stages
         # All stages before the first picture of the first.
         cascade.check(stages, raw)
+        model = self.texts.network(self.run.model)
         made = stream.generated(
-            *(self.run.model, self.diffusion, raw, total, seed, batch, self.guides, starts),
+            *(model, self.diffusion, raw, total, seed, batch, self.guides, starts),
             meter=self.meter,
         )
         if len(stages) > 1:
@@ -254,12 +261,12 @@ class Pipeline:
                 "stream shows the steps of one model: call the pipeline itself where upsamplers or "
                 "a judge follow"
             )
-        recipe = self.diffusion
         request = request_of(request, self.run, self.guide, self.judge)
         check_numbers(num, seed)
         total = num * request.rows
         raw = self.conditions(request, total, seed)
-        steps = stream.watched(self.run.model, recipe, raw, total, seed, every, self.guides)
+        model = self.texts.network(self.run.model)
+        steps = stream.watched(model, self.diffusion, raw, total, seed, every, self.guides)
         # No `yield`, so that what is refused is refused at the call.
         return ((step, self._pictures(x)) for step, x in steps)
 
@@ -283,7 +290,7 @@ class Pipeline:
         if labels is None and request.prompts is None:
             raise ConfigError("a judge ranks pictures of a prompt or a label: give one")
         rows = request.rows
-        prompts = _repeated(request.prompts, rows)
+        prompts = repeated(request.prompts, rows)
         goals = rerank.goals(judge, self.run, prompts, labels, request.truncate)
         pool = replace(self, judge=None, candidates=1).start(
             request, num * self.candidates, origin.seed, origin.batch
@@ -291,7 +298,7 @@ class Pipeline:
         images = rerank.chosen(judge, goals, pool.batches(), num)
         labels = None if labels is None else np.repeat(labels, num)  # [rows num]
         # `origin` is of the call as the user made it, which makes the same pictures again.
-        return Job(origin, rows * num, images, labels, _repeated(prompts, rows * num))
+        return Job(origin, rows * num, images, labels, repeated(prompts, rows * num))
 
     def origin(self, request: Request, num: int, seed: int, batch: int) -> Origin:
         """What pictures of a call are made from, for their files."""
@@ -312,13 +319,6 @@ class Pipeline:
             request, num, seed, batch, recipe_fields(self.recipe), self.run.identity, helpers
         )
         return origin._replace(classes=self.run.class_names)
-
-
-def _repeated(prompts: Sequence[str] | None, total: int) -> tuple[str, ...] | None:
-    """The prompt of each of `total` pictures: all of the first, then of the second ..."""
-    if prompts is None:
-        return None
-    return tuple(prompt for prompt in prompts for _ in range(total // len(prompts)))
 
 
 def pipeline(

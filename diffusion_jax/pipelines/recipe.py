@@ -6,7 +6,6 @@ guidance are numbers, which are traced where one compiles.
 """
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -19,35 +18,39 @@ import numpy as np
 from diffusion_jax.build import ConfigError, build, check_options, number, option, short, unknown
 from diffusion_jax.diffusion import guidance as g
 from diffusion_jax.diffusion.samplers import sample
+from diffusion_jax.models.guidance_weight import reads_weight
 from diffusion_jax.pipelines import idle
-from diffusion_jax.pipelines.grid import check_grid
+from diffusion_jax.pipelines.grid import check_grid, check_task
+from diffusion_jax.pipelines.guidance_input import refuse_second
 from diffusion_jax.pipelines.spelling import (
     CADS,
     GRIDS,
     SAMPLERS,
     SCHEDULES,
+    defaults_of,
+    interval_of,
     named,
     parse,
+    skip_of,
     spec_of,
     takes_noise,
 )
 from diffusion_jax.types import (
     Array,
-    Augments,
     Cond,
     Denoiser,
     Guidance,
     Key,
     Noise,
-    Params,
     Prediction,
     Process,
-    Raw,
     Sampler,
 )
 
 MOST_STEPS = 100_000
 """Times are made before the first step: without a bound a slip would fill the memory."""
+TRACED = ("s", "psi")
+"""Options of CADS that are numbers of its formula, and not its clock or what it averages over."""
 RESPACING = re.compile(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*|ddim[1-9]\d{0,5}|fast27", re.ASCII)
 
 
@@ -69,11 +72,15 @@ class Strengths(NamedTuple):
         the cost.
       classifier: scale of a classifier's gradient.
       phi: rescaled phi; None for none.
+      cads: `TRACED` options of CADS by name; None where the recipe's own hold.
+      skip: scale of skip-layer guidance; None for none.
     """
 
     guidance: Array | float | None = None  # None is part of a pytree's structure, and so static
     classifier: Array | float = 1.0
     phi: Array | float | None = None
+    cads: Mapping[str, Array] | None = None
+    skip: Array | float | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class Recipe:
       steps: network calls of a first-order sampler, or an official respacing ('ddim50', '10,15,20',
         'fast27') with times 'respace'.
       guidance: classifier-free guidance scale; 1 is none.
+      cfg_batch: how many halves of guidance the network sees at a time: 2, or 1 in less memory.
       phi: rescaled phi, in the space of what the network predicts.
       interval: 'low,high': guide only where low < sigma / alpha <= high.
       channels: guide only the first so many channels; 0 is all.
@@ -92,6 +100,7 @@ class Recipe:
         is all of it.
       plus_plus: CFG++: the step's eps is that of the null prediction (2406.08070).
       cads: options of CADS; '' is none.
+      skip: skip-layer guidance (2411.18664): which blocks, how strongly, in which steps; '' none.
       clip: clip x0 to [-clip, clip]; 0 is not.
       threshold: quantile of dynamic thresholding; 0 is none.
       classifier_scale: that of a classifier's gradient, where there is a classifier.
@@ -119,6 +128,7 @@ class Recipe:
     schedule: str = option(
         "constant", "Of the scale: constant, dynamic_cfg, 'power_cosine,power=4'"
     )
+    cfg_batch: int = option(2, "Halves of guidance at once: 2, or 1 in less memory", least=1, most=2)
     phi: float = option(0.0, "Rescaled phi of guidance")
     interval: str = option("", "Noise levels to guide in: 'low,high' in sigma / alpha")
     channels: int = option(0, "Guide only the first so many channels", least=0)
@@ -130,6 +140,11 @@ class Recipe:
     )
     plus_plus: bool = option(False, "CFG++: take the step's noise from the null prediction")
     cads: str = option("", "CADS options: 's=0.1,tau1=0.6,tau2=0.9,psi=1'")
+    skip: str = option(
+        "",
+        "Skip-layer guidance, away from a transformer without some blocks: "
+        "'layers=7.8.9,scale=2.8,start=0.01,stop=0.2'",
+    )
     clip: float = option(0.0, "Clip x0 to [-clip, clip]; 0 is not", least=0)
     threshold: float = option(0.0, "Quantile of dynamic thresholding; 0 is none", least=0, most=1)
     classifier_scale: float = option(1.0, "Scale of a classifier's gradient")
@@ -152,7 +167,8 @@ class Recipe:
         named("times", self.times, GRIDS)
         named("schedule", self.schedule, SCHEDULES)
         if self.interval:
-            self._check_interval()
+            interval_of(self.interval)
+        skip_of(self.skip)
         self._check_steps()
         name, options = parse(self.cads)
         if name:
@@ -177,14 +193,6 @@ class Recipe:
             )
         if parse(self.times)[0] != "respace":
             raise ConfigError(f"steps {steps!r} is a respacing: it goes with times 'respace'")
-
-    def _check_interval(self) -> None:
-        bounds = self._interval
-        # The high end alone may be infinite; NaN is neither below nor above.
-        if not (len(bounds) == 2 and 0 <= bounds[0] < bounds[1]):
-            raise ConfigError(
-                f"interval {self.interval!r}: write 'low,high' in units of sigma / alpha, 0 or more"
-            )
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Recipe:
@@ -217,17 +225,18 @@ class Recipe:
         phi = jnp.float32(self.phi) if self.phi else None
         # Their defaults in the static part, so that recipes which differ in scales are equal there.
         static = replace(self, guidance=1.0, classifier_scale=1.0, phi=0.0)
-        return static, Strengths(guidance, jnp.float32(self.classifier_scale), phi)
-
-    @property
-    def _interval(self) -> tuple[float, ...]:
-        """The bounds that `interval` names; () where it does not read."""
-        try:
-            low, high = self.interval.split(",")
-            top = math.inf if high.strip() == "inf" else number("interval", high)
-            return number("interval", low), top
-        except ValueError:
-            return ()
+        strengths = Strengths(guidance, jnp.float32(self.classifier_scale), phi)
+        skip = skip_of(self.skip)
+        if skip is not None:
+            static = replace(static, skip=skip.text)
+            strengths = strengths._replace(skip=jnp.float32(skip.scale))
+        if not self.cads:
+            return static, strengths
+        options = defaults_of(CADS) | parse(self.cads)[1]
+        cads = {name: jnp.float32(options.pop(name)) for name in TRACED}
+        # All others, written out, so that no text of CADS is empty, which is none.
+        text = ",".join(f"{name}={value}" for name, value in options.items())
+        return replace(static, cads=text), strengths._replace(cads=cads)
 
     def grid(self, process: Process) -> np.ndarray:
         """The times, [N + 1]."""
@@ -250,6 +259,7 @@ class Recipe:
         noise: Noise,
         classifier: Guidance | None = None,
         weak: Denoiser | None = None,
+        skip: Guidance | None = None,
     ) -> Guidance:
         """All guidance in its order: on x0 (clips what was thresholded), then a classifier's, then
         CADS, then classifier-free guidance where `null` is given, or autoguidance where `weak` is.
@@ -264,6 +274,7 @@ class Recipe:
           noise: the source of noise of CADS.
           classifier: guidance by a classifier's gradient.
           weak: what to guide away from in place of `null`.
+          skip: skip-layer guidance, on top of these two.
         """
         process = task.process
         # `chain` applies the last part first: what stands further up sees the guided x0.
@@ -273,8 +284,9 @@ class Recipe:
             parts += [classifier] if self.ancestral else [g.Fold(process), classifier]
         # In front of CFG, so that the null condition which that adds stays unperturbed.
         if self.cads:
-            _, options = parse(self.cads)
-            parts.append(build(spec_of(CADS, options, self.cads), process.unit, noise=noise))
+            spec = spec_of(CADS, parse(self.cads)[1], self.cads)
+            parts.append(build(spec, process.unit, noise=noise, **(strengths.cads or {})))
+        parts += [skip] if skip is not None else []
         if null is not None or weak is not None:
             parts.append(self._away(task, strengths, null, weak))
         return g.chain(*parts)
@@ -293,8 +305,11 @@ class Recipe:
             plus_plus=self.plus_plus,
         )
         scale = build(named("schedule", self.schedule, SCHEDULES), strengths.guidance, process.unit)
-        away = g.CFG(scale, null or {}, mix) if weak is None else g.Autoguidance(scale, weak, mix)
-        return g.interval(away, process, *self._interval) if self.interval else away
+        if weak is not None:
+            away = g.Autoguidance(scale, weak, mix)
+        else:
+            away = g.CFG(scale, null or {}, mix, together=self.cfg_batch == 2)
+        return g.interval(away, process, *interval_of(self.interval)) if self.interval else away
 
     @property
     def ancestral(self) -> bool:
@@ -320,7 +335,10 @@ class Recipe:
           ConfigError: times, sampler or guidance that do not go with the task's process,
             parametrisation or conditions.
         """
-        if self.guides and not task.cond.droppable and not weak:
+        refuse_second(task, weak=weak, plus_plus=self.plus_plus)
+        idle.refuse_halves(self, weak)
+        can_be_guided = task.cond.droppable or weak or reads_weight(task.cond)
+        if self.guides and not can_be_guided:
             raise ConfigError(
                 "this model has no condition that could guide it: leave guidance at 1, or give a "
                 "--weak model"
@@ -330,7 +348,7 @@ class Recipe:
                 "CFG++ changes the noise of a step, which the ancestral sampler and DPM-Solver++ do "
                 "not read: choose ddim"
             )
-        if self.cads and not _embeds(task):
+        if self.cads and not idle.embeds(task):
             raise ConfigError(
                 "CADS perturbs an embedded label or text, which this model does not see: leave "
                 "cads out"
@@ -342,6 +360,7 @@ class Recipe:
 
         times = self.grid(task.process)
         # First of all what no grid would mend.
+        check_task(task, self.sampler)
         sampler = self.make_sampler(task, jax.random.normal)
         check_grid(task.process, times, self.sampler, task.variance)
         cond = {"vec": jnp.zeros((1, 2))} if self.cads else {}
@@ -378,23 +397,3 @@ class Recipe:
             reason = idle.reason(self, name, task, classifier, swept)
             if reason:
                 raise ConfigError(reason)
-
-
-def _embeds(task: Any) -> bool:
-    """Whether the network sees a vec or a seq, as far as labels and what is made of images tell;
-    texts are always embedded."""
-    # A vec that says how pictures are augmented says nothing in sampling.
-    cond: Any = task.cond.cond if isinstance(task.cond, Augments) else task.cond
-    if not set(cond.keys) <= {"label", *cond.derived}:
-        return True
-    raw = {
-        "image": jax.ShapeDtypeStruct((1, *task.shape), jnp.float32),
-        "label": jax.ShapeDtypeStruct((1,), jnp.int32),
-    }
-    key = jax.random.key(0)
-
-    def embedded(raw: Raw) -> tuple[Cond, Params]:
-        return cond.init_with_output(key, cond.prepare(raw, key))
-
-    seen, _ = jax.eval_shape(embedded, raw)
-    return not {"vec", "seq"}.isdisjoint(seen)

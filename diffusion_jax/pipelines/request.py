@@ -17,6 +17,12 @@ Pictures = np.ndarray | str | Path
 """Images uint8 [N, H, W, C], or the file or folder that they are in."""
 SEEDS = 2**32
 """How many seeds there are: of a larger one `jax.random.key` would drop bits without a word."""
+Pair = Sequence[int] | str
+"""Two sizes, (1024, 768) or '1024,768'."""
+SIZES = {"original_size": 1, "crop": 0, "target_size": 1}
+"""Fields of a request that are such a pair, and their least value."""
+LARGEST = 2**16
+"""Of sizes, in pixels."""
 MOST = 10**7
 """Pictures of one call: their conditions are made before the first."""
 
@@ -34,6 +40,8 @@ class Request:
       low_res: images for an upsampler.
       complete: images whose upper halves a token model completes.
       embedding: CLIP's embeddings [N, F] for a decoder of unCLIP, in place of a prior's.
+      original_size, crop, target_size: what Stable Diffusion XL is told of a picture, in place of
+        its page's sizes; pipelines/sizes.py.
 
     Example:
       pipe(Request(prompt="a cat", negative="blurry"), num=4)
@@ -61,6 +69,17 @@ class Request:
         None, "Images whose upper halves a token model completes: x.npz, an image or a folder"
     )
     embedding: np.ndarray | None = None
+    original_size: Pair | None = option(
+        None,
+        "Height and width that Stable Diffusion XL is told the picture had before it was resized: "
+        "1024,768",
+    )
+    crop: Pair | None = option(
+        None, "Top and left of the crop that Stable Diffusion XL is told: 0,0 is none"
+    )
+    target_size: Pair | None = option(
+        None, "Height and width that Stable Diffusion XL is told the picture has: 1024,768"
+    )
 
     def __post_init__(self):
         _check_each("prompt", self.prompt, str, "a text, or several")
@@ -77,6 +96,9 @@ class Request:
         for name in ("low_res", "complete"):
             check_pictures(name, getattr(self, name))
         _check_embedding(self.embedding)
+        for name, value in self.sizes.items():
+            if value is not None:
+                pair(name, value)
 
     @classmethod
     def of(cls, what: Any) -> Request:
@@ -108,6 +130,11 @@ class Request:
     def labels(self) -> tuple[int | str, ...] | None:
         """The classes; None without one."""
         return None if self.label is None else _several(self.label)
+
+    @property
+    def sizes(self) -> dict[str, Pair | None]:
+        """What a model is told of a picture's size, by name; None where nothing is said."""
+        return {name: getattr(self, name) for name in SIZES}
 
     @property
     def rows(self) -> int:
@@ -237,6 +264,21 @@ def _listed(value: Any) -> list[Any]:
     # A scalar array has no length.
     is_list = isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim)
     return list(value) if is_list else []
+
+
+def pair(name: str, value: Pair) -> tuple[int, int]:
+    """Two sizes, of text or of numbers.
+
+    Raises:
+      ConfigError: they are no two whole numbers, or out of bounds.
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, (list, tuple, np.ndarray)) or len(parts) != 2:
+        raise ConfigError(f"{name} (--{name}) is two whole numbers, 1024,768: got {short(value)}")
+    first, second = (
+        number(f"{name} (--{name})", part, SIZES[name], LARGEST, integer=True) for part in parts
+    )
+    return int(first), int(second)
 
 
 def check_rects(rects: Any) -> None:

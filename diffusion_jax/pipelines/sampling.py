@@ -24,8 +24,12 @@ from diffusion_jax.data.rows import filled
 from diffusion_jax.diffusion.guidance import Gradient
 from diffusion_jax.diffusion.process import carried
 from diffusion_jax.diffusion.samplers import sample, start
+from diffusion_jax.models.guidance_weight import reads_weight
 from diffusion_jax.nn import partition
+from diffusion_jax.pipelines.guidance_input import with_weight
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
+from diffusion_jax.pipelines.skipping import check_blocks, skip_guidance
+from diffusion_jax.pipelines.spelling import skip_of
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.train import shard
 from diffusion_jax.types import (
@@ -158,8 +162,9 @@ def embedded(
     """Conditions [B, ...] as the networks see them; the key and the noise are those of
     conditioning augmentation."""
     task = model.task
+    raw = with_weight(task, raw, strengths.guidance)
     raw = task.cond.prepare(raw, key, noise, recipe.augment)
-    guides = strengths.guidance is not None
+    guides = strengths.guidance is not None and not reads_weight(task.cond)
     # Guidance leads away from one of both: the null condition, or the weaker model's prediction
     # under the same condition.
     null = task.embed(model.params, task.away(raw)) if guides and weak is None else None
@@ -185,7 +190,9 @@ def guided(
     weak = None
     if guides.weak is not None and conds.weak is not None:
         weak = weak_denoiser(guides.weak, conds.weak, process)
-    guidance = recipe.make_guidance(model.task, strengths, conds.null, noise, gradient, weak)
+    away = conds.null is not None or weak is not None
+    skip = skip_guidance(recipe, strengths, model, away)
+    guidance = recipe.make_guidance(model.task, strengths, conds.null, noise, gradient, weak, skip)
     return guidance(model.task.denoiser(model.params))
 
 
@@ -216,6 +223,9 @@ def check(model: Model, recipe: Recipe, raw: Raw, guides: Guides = Guides()) -> 
     and its conditions."""
     task = model.task
     recipe.check(task, guides.weak is not None)
+    skip = skip_of(recipe.skip)
+    if skip is not None:
+        check_blocks(task, skip.layers)
     if guides.weak:
         other = guides.weak.task
         # It may read less, an unconditional one nothing, but the same images.
@@ -281,8 +291,8 @@ def prepared(model: Model, recipe: Recipe, seed: int, batch: int, guides: Guides
 
 
 def _placed(model: Model, sharding: jax.sharding.Sharding) -> Model:
-    """A model without its first stage, which samplers do not use, on the devices of a sharding."""
-    return jax.device_put(replace(model, first=None), sharding)
+    """A model with what samplers use of it, its own weights, on the devices of a sharding."""
+    return jax.device_put(replace(model, first=None, teacher=None), sharding)
 
 
 def batch_at(work: Work, raw: Raw, first: int, size: int, num: int) -> Batch:

@@ -24,13 +24,13 @@ from diffusion_jax.pipelines.edit import rectangles
 from diffusion_jax.pipelines.edited import Edited
 from diffusion_jax.pipelines.edits import Edits
 from diffusion_jax.pipelines.recipe import Recipe
-from diffusion_jax.pipelines.request import SEEDS, Request, check_whole
+from diffusion_jax.pipelines.request import SEEDS, SIZES, Request, check_whole
 from diffusion_jax.pipelines.sampling import to_pixels
 
 LIMIT = 2**20
 """Bytes of a session's file."""
 OF_STORY = ("image", "edits")
-OF_REQUEST = ("prompt", "label", "negative", "truncate")
+OF_REQUEST = ("prompt", "label", "negative", "truncate", *SIZES)
 OF_EDIT = ("strength", "seed")
 """Fields of an edit in a session's file, beside rect; all others are of `Recipe`."""
 OF_RECIPE = tuple(field.name for field in fields(Recipe))

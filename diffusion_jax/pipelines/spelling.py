@@ -2,10 +2,12 @@
 line share.
 
     sampler   'ddim', 'ddim,eta=0.5', 'unipc,order=3' ...    diffusion/samplers.py, multistep.py,
-                                                             unipc.py, lcm.py
+                                                             unipc.py, lcm.py, few_steps.py
     times     'uniform', 'trailing', 'karras,rho=7' ...      diffusion/times.py, lcm.py
     schedule  'constant', 'dynamic_cfg,tau2=0.8' ...         `constant`, diffusion/guidance.py
     cads      's=0.1', 's=0.25,tau1=0.6,tau2=0.9,psi=1'      options of guidance.CADS
+    skip      'layers=7.8.9', 'layers=7,scale=2.8,stop=0.2'  fields of diffusion/skip_layers.py:Skip
+    interval  '0.3,3', '0.3,inf'                             two noise levels
 
 A name is a function of that file, or of a package of the user's own that is allowed (build.py),
 'mypkg.samplers:mine'; its options follow, separated by commas. What an option may be,
@@ -14,12 +16,15 @@ its default tells: a number, a whole one, True or False, or a word; `BOUNDS` has
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from diffusion_jax.build import PACKAGE, ConfigError, number, symbol, unknown
 from diffusion_jax.diffusion import guidance as g
+from diffusion_jax.diffusion.skip_layers import Skip
 from diffusion_jax.types import Array
 
 
@@ -35,7 +40,7 @@ def _in(module: str, *names: str) -> dict[str, str]:
 
 SAMPLERS = _in("samplers", "ancestral", "ddim", "euler", "euler_ancestral", "heun", "edm") | _in(
     "multistep", "plms", "dpm_solver", "dpmpp_2m", "dpmpp_2m_sde"
-) | _in("unipc", "unipc", "deis") | _in("lcm", "lcm")
+) | _in("unipc", "unipc", "deis") | _in("lcm", "lcm") | _in("few_steps", "meanflow")
 GRIDS = _in(
     "times", "respace", "leading", "trailing", "linspace", "karras", "log_snr", "uniform"
 ) | _in("scheduler_times", "scheduler") | _in("flow_times", "flow_match") | _in("lcm", "distilled")
@@ -44,6 +49,7 @@ CADS = "diffusion_jax.diffusion.guidance:CADS"
 LITERALS = (bool, int, float, str, type(None))
 """What an option may be; parameters with another default, or without one, are the program's."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+LAYERS = re.compile(r"\d{1,4}(\.\d{1,4})*", re.ASCII)
 WORDS = {"True": True, "False": False}
 
 
@@ -117,6 +123,49 @@ def named(kind: str, text: str, table: Mapping[str, str]) -> dict[str, Any]:
     """
     name, options = parse(text)
     return spec_of(_symbol_of(kind, name, table), options, text)
+
+
+def interval_of(text: str) -> tuple[float, float]:
+    """The two noise levels of 'low,high'; the high end alone may be 'inf'.
+
+    Raises:
+      ConfigError: they do not read, or are in the wrong order.
+    """
+    try:
+        low, high = text.split(",")
+        top = math.inf if high.strip() == "inf" else number("interval", high, 0)
+        bottom = number("interval", low, 0)
+    except ValueError:
+        bottom, top = 0.0, 0.0
+    if not bottom < top:
+        raise ConfigError(
+            f"interval {text!r}: write 'low,high' in units of sigma / alpha, 0 or more"
+        )
+    return bottom, top
+
+
+def skip_of(text: str) -> Skip | None:
+    """Skip-layer guidance as its text spells it; None for ''.
+
+    Raises:
+      ConfigError: no blocks, an unknown option, or a number out of bounds.
+    """
+    if not text:
+        return None
+    name, options = parse(text)
+    # As it is written: 7.10 are two blocks, and no number.
+    spelt = dict(part.split("=") for part in text.split(",") if part.count("=") == 1)
+    layers = next((value.strip() for key, value in spelt.items() if key.strip() == "layers"), "")
+    if name or not LAYERS.fullmatch(layers):
+        raise ConfigError(
+            f"skip {text!r}: write options, the numbers of the blocks among them, for example "
+            "'layers=7.8.9,scale=2.8,start=0.01,stop=0.2'"
+        )
+    for key in options:
+        if key not in Skip.__annotations__:
+            raise unknown("option of skip", key, [field.name for field in fields(Skip)])
+    del options["layers"]
+    return Skip(tuple(int(layer) for layer in layers.split(".")), **options)
 
 
 def _symbol_of(kind: str, name: str, table: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Pictures as they arise: a run of a sampler in parts of some steps, looked at or counted.
+"""Pictures as they arise: a run of a sampler in parts of some steps, looked at, walked or counted.
 
 The parts are one compiled program, whatever their length, so that a look costs no more than
 fetching a picture; what was embedded and the sampler's memory stay on the devices between them.
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.diffusion.samplers import Conds, Progress, advance, begin, pairs_of
@@ -30,7 +31,7 @@ from diffusion_jax.pipelines.sampling import (
 )
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.train import shard
-from diffusion_jax.types import Array, Denoiser, Key, Raw, Sampler
+from diffusion_jax.types import Array, Denoiser, Key, Process, Raw, Sampler
 
 
 class Begun(NamedTuple):
@@ -202,6 +203,73 @@ def _watched(work: Work, batch: Batch, every: int) -> Iterator[tuple[int, np.nda
         image = begun.progress.x if done == total else begun.progress.x0
         # A copy, since the next part takes over the buffers of this one.
         yield done, np.array(image)  # [num, H, W, C]
+
+
+# Paths --------------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where a batch is on its way.
+
+    Attributes:
+      step: steps done.
+      t: the time, at which the next step begins.
+      alpha, sigma: how much of the images and of noise there is.
+      x: the images under noise, [num, H, W, C], as the sampler has them.
+      x0: the images as the next step's first call of the denoiser takes them; at the end x itself.
+    """
+
+    step: int
+    t: float
+    alpha: float
+    sigma: float
+    x: np.ndarray
+    x0: np.ndarray
+
+
+def walked(
+    model: Model,
+    recipe: Recipe,
+    raw: Raw,
+    num: int,
+    seed: int,
+    every: int = 1,
+    guides: Guides = Guides(),
+) -> Iterator[Place]:
+    """`generate` of one batch, whose places are looked at: before the first step, after every few
+    steps and at the end, where x is what `generate` makes, bit for bit.
+
+    Args:
+      model, recipe, raw, num, seed, guides: as for `generate`.
+      every: steps between two places; the last may have less.
+
+    Raises:
+      ConfigError: what `generate` refuses, or less than a step between two places.
+    """
+    parts = batches_of(model, recipe, raw, num, seed, num, guides, None)
+    check_whole("every", every, 1, MOST_STEPS)
+    return _walked(*next(parts), every)
+
+
+def _walked(work: Work, batch: Batch, every: int) -> Iterator[Place]:
+    process = work.model.task.process
+    times = work.recipe.grid(process)
+    begun = _started(work, batch)
+    total = len(begun.keys)
+    for done in range(0, total, every):
+        # A copy is sent ahead by a step for its x0: x is to come out of the program without looks.
+        ahead = begun._replace(progress=jax.tree.map(jnp.copy, begun.progress))
+        ahead = _moved(work, batch, ahead, done, done + 1, looks=True)
+        x = np.array(begun.progress.x)  # [num, H, W, C]
+        yield _place(process, done, times[done], x, np.array(ahead.progress.x0))
+        begun = _moved(work, batch, begun, done, min(done + every, total), looks=False)
+    x = np.array(begun.progress.x)
+    yield _place(process, total, times[-1], x, x)
+
+
+def _place(process: Process, step: int, t: np.ndarray, x: np.ndarray, x0: np.ndarray) -> Place:
+    here = jnp.asarray(t)
+    return Place(step, float(t), float(process.alpha(here)), float(process.sigma(here)), x, x0)
 
 
 # Counts -------------------------------------------------------------------------------------------

@@ -8,10 +8,10 @@ import numpy as np
 from diffusion_jax.build import ConfigError
 from diffusion_jax.pipelines import dalle
 from diffusion_jax.pipelines.conditions import pictures_of
-from diffusion_jax.pipelines.request import Request
+from diffusion_jax.pipelines.request import SIZES, Request
 from diffusion_jax.runs.folder import Run
 
-REFUSED = ("negative", "label", "low_res", "embedding")
+REFUSED = ("negative", "label", "low_res", "embedding", *SIZES)
 """Parts of a request that a token model cannot read."""
 GREY = 128
 """Pixels whose tokens are not drawn yet: 0, the middle of [-1, 1], as a byte."""

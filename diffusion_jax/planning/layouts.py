@@ -126,8 +126,9 @@ def work_of(config: Mapping[str, Any]) -> Work:
     Raises:
       ConfigError: a first stage that is no autoencoder, a LoRA, or what `build` refuses.
     """
-    if "lora" in config:
-        raise ConfigError("what is planned is the training of whole weights: leave config.lora out")
+    for part in ("lora", "teacher"):
+        if config.get(part):
+            raise ConfigError(f"plans are of whole weights and one model: leave config.{part} out")
     config, frozen = _with_first_stage(config)
     config = filled(config)
     task = task_of(config)
@@ -136,10 +137,14 @@ def work_of(config: Mapping[str, Any]) -> Work:
     init = functools.partial(create, task, build(config["optim"]), averages)
     state = jax.eval_shape(init, _key(), batch)
 
-    # Of one example, times the batch: what is counted is the same, and shapes stay small.
-    one = _rows(batch, 1)
-    of_model = flops.count(_gradient(_without_remat(config, task)), state.params, frozen, one)
-    of_step = flops.count(_gradient(task), state.params, frozen, one)
+    # Of one example more, times the batch: what is done once for all, a null text, hardly counts.
+    def each_more(counted: Task) -> Counter[str]:
+        step, rows = _gradient(counted), (_rows(batch, number) for number in (1, 2))
+        one, two = (flops.count(step, state.params, frozen, part) for part in rows)
+        return two - one
+
+    of_model = each_more(_without_remat(config, task))
+    of_step = each_more(task)
 
     # What grows with the batch is kept for each example; the rest are copies of the weights.
     saved = [_saved(task, state.params, frozen, _rows(batch, number)) for number in (1, 2)]

@@ -58,7 +58,7 @@ def diffusers(page: Page, params: Params, class_names: tuple[str, ...] = ()) -> 
     """
     official = dit.write(page, {name: part for name, part in params.items() if name != "first_stage"})
     options = official.files[CONFIG]
-    only(TITLE, build(page["model"]), mlp_ratio=4.0)
+    only(TITLE, build(page["model"]), mlp_ratio=4.0, skip=())
     refuse(TITLE, {
         "has a row for 'no label' (task.cond.null_row)": not options["class_dropout_prob"],
         f"takes {IMAGENET} labels at most": options["num_classes"] > IMAGENET,

@@ -35,6 +35,7 @@ TRANSFORMER = [
     *layer(rf"{_BLOCK}\.ff\.net\.0\.proj", rf"{_OURS}/ff_in"),
     *layer(rf"{_BLOCK}\.ff\.net\.2", rf"{_OURS}/ff_out"),
     *norm(rf"{_BLOCK}\.norm(1|2|3)", rf"{_OURS}/norm\3"),
+    Rule(r"time_embed\.cond_proj\.weight", "model/time/guidance/kernel", TRANSPOSE),
     *norm(r"id_predictor\.0", "model/final_norm"),
     *layer(r"id_predictor\.1", "model/final_linear", POINT),
 ]
@@ -45,6 +46,7 @@ LAYERS = (
 )
 _NAMES = (
     (r"^time_embedding\.linear_1\.", "time_embed.0."), (r"^time_embedding\.linear_2\.", "time_embed.2."),
+    (r"^time_embedding\.cond_proj\.", "time_embed.cond_proj."),
     (r"^conv_in\.", "stem."), (r"^conv_norm_out\.", "out.0."), (r"^conv_out\.", "out.2."), (r"^class_embedding\.", "label_emb."),
     (r"^mid_block\.resnets\.", "mid_res_"), (r"^mid_block\.attentions\.0\.", "mid_attn."),
     (r"^(down|up)_blocks\.(\d+)\.resnets\.", r"\1_\2_res_"), (r"^(down|up)_blocks\.(\d+)\.attentions\.", r"\1_\2_attn_"),
@@ -72,6 +74,7 @@ def renamed(keys: Mapping[str, Any], model: UNet) -> dict[str, Any]:
 
 _BACK = (
     (r"^time_embed\.0\.", "time_embedding.linear_1."), (r"^time_embed\.2\.", "time_embedding.linear_2."),
+    (r"^time_embed\.cond_proj\.", "time_embedding.cond_proj."),
     (r"^stem\.", "conv_in."), (r"^out\.0\.", "conv_norm_out."), (r"^out\.2\.", "conv_out."),
     (r"\.in_layers\.0\.", ".norm1."), (r"\.in_layers\.2\.", ".conv1."),
     (r"\.emb_layers\.1\.", ".time_emb_proj."), (r"\.out_layers\.0\.", ".norm2."), (r"\.out_layers\.3\.", ".conv2."),
@@ -119,7 +122,7 @@ PLAIN = {
     "dual_cross_attention": False, "conv_in_kernel": 3, "conv_out_kernel": 3, "encoder_hid_dim": None,
     "encoder_hid_dim_type": None, "resnet_skip_time_act": False, "resnet_out_scale_factor": 1.0,
     "time_embedding_type": "positional", "time_embedding_dim": None, "time_embedding_act_fn": None, "timestep_post_act": None,
-    "time_cond_proj_dim": None, "cross_attention_norm": None, "projection_class_embeddings_input_dim": None,
+    "cross_attention_norm": None, "projection_class_embeddings_input_dim": None,
     "class_embeddings_concat": False, "mid_block_only_cross_attention": False, "attention_type": "default",
     "mid_block_type": "UNetMidBlock2DCrossAttn", "reverse_transformer_layers_per_block": None, "addition_time_embed_dim": None,
 }
@@ -130,6 +133,7 @@ READ = (
     "only_cross_attention", "class_embed_type", "addition_embed_type", "addition_embed_type_num_heads", "norm_eps", "act_fn",
     "resnet_time_scale_shift", "downsample_padding", "transformer_layers_per_block", "dropout", "norm_num_groups",
     "num_class_embeds", "cross_attention_dim", "use_linear_projection", "upcast_attention",
+    "time_cond_proj_dim",
 )
 """Options that are read here or off the weights; upcast_attention is of half precision."""
 
@@ -189,6 +193,7 @@ def shapes(model: UNet, cond: nn.Module, state_dict: Mapping[str, Any]) -> Param
     channels = state_dict["stem.weight"].shape[1]
     side = 2 ** (len(model.mults) - 1)
     tokens = [value.shape[1] for key, value in state_dict.items() if key.endswith("attn2.to_k.weight") and key.startswith("mid_")]
+    weights = guidance_channels(state_dict)
     one = jnp.zeros(1, jnp.int32)
 
     def init() -> Params:
@@ -198,10 +203,19 @@ def shapes(model: UNet, cond: nn.Module, state_dict: Mapping[str, Any]) -> Param
             conditions["cat"] = jnp.zeros((1, side, side, channels - model.channels))
         if tokens:
             conditions["seq"] = jnp.zeros((1, 1, tokens[0]))
+        if weights:
+            conditions["guidance"] = jnp.zeros((1, weights))
         params = model.init(key, jnp.zeros((1, side, side, model.channels)), one, conditions)["params"]
         return {"model": params, "cond": cond.init(key, {"label": one}).get("params", {})}
 
     return shapes_of(init)
+
+
+def guidance_channels(state_dict: Mapping[str, Any]) -> int:
+    """The channels of the embedded weight of guidance that a network reads, 0 for none; of weights in either
+    layout, arrays or shapes."""
+    projections = [value.shape[1] for key, value in state_dict.items() if key.endswith(".cond_proj.weight")]
+    return projections[0] if projections else 0
 
 
 def table(model: UNet, new_order: bool, cond: nn.Module) -> list[Rule]:

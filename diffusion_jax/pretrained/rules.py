@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.core import Tracer
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.pretrained import memory
 from diffusion_jax.types import Array, Params
 
 Shape = tuple[int, ...]
@@ -249,7 +250,10 @@ def _ours(value: Array | np.ndarray, layout: Layout) -> Array | np.ndarray | Non
 
 def _typed(value: Array | np.ndarray, dtype: Any) -> Array:
     """`value` in a type; NumPy changes it on the host, where JAX would compile a program for each shape."""
-    return jnp.asarray(value.astype(dtype, copy=False) if isinstance(value, np.ndarray) else value, dtype)
+    dtype = memory.stored_type(dtype)
+    if isinstance(value, np.ndarray):
+        return memory.to_device(memory.typed(value, dtype))
+    return jnp.asarray(value, dtype)
 
 
 def _on_host(value: Any) -> Any:

@@ -36,6 +36,8 @@ LETTERS = 514
 """Tokens of CLIP's tokenizer that are no merges: each byte twice, start and end."""
 PREDICTIONS = {"epsilon": "Eps", "eps": "Eps", "v_prediction": "V", "v": "V", "sample": "X0", "x0": "X0",
                "flow_prediction": "Velocity"}
+CONSISTENCY_STEPS, CONSISTENCY_GUIDANCE = 4, 8.5
+"""How diffusers samples networks that read the weight of guidance, its LatentConsistencyModelPipeline."""
 STABLE = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 LARGEST = 4096
 """Side of latents; what is sampled at a size of its own asks for memory."""
@@ -94,8 +96,9 @@ def from_file(state_dict: Mapping[str, Any], official: Mapping[str, Any]) -> tup
     scale = float(state_dict[FACTOR]) if FACTOR in state_dict else factor
     extra = options["in_channels"] - options["out_channels"]
     process = table(state_dict, official)
-    sections = page(model, cond or label, process, prediction, side, autoencoder, scale, extra)
-    return sections, _joined(params, extra)
+    weight = ldm_unet.guidance_channels(network)
+    sections = page(model, cond or label, process, prediction, side, autoencoder, scale, extra, weight)
+    return sections, joined(params, sections)
 
 
 def _whole(state_dict: Mapping[str, Any], network: Mapping[str, Any], first: Mapping[str, Any]) -> None:
@@ -197,7 +200,10 @@ def from_folder(folder: Path, official: Mapping[str, Any] = MappingProxyType({})
     extra = unet.get("in_channels", 4) - unet.get("out_channels", 4)
     if extra < 0:
         raise ConfigError("this unet predicts more channels than it reads, which no scheduler of a pipeline here takes")
-    params = ldm_unet.convert(weights(folder / "unet"), build(model), build(cond))
+    network = weights(folder / "unet")
+    weight = ldm_unet.guidance_channels(network)
+    params = ldm_unet.convert(network, build(model), build(cond))
+    del network                                                                # not two copies of it beside the rest
     if (folder / "text_encoder").is_dir():
         _alone(cond)
         text = prefixed(weights(folder / "text_encoder"))
@@ -210,9 +216,9 @@ def from_folder(folder: Path, official: Mapping[str, Any] = MappingProxyType({})
     params["first_stage"] = {"model": vae.convert(weights(folder / "vae"), build(autoencoder))}
     side = int(number("sample_size of unet/config.json", unet.get("sample_size") or 64, 1, LARGEST, integer=True))
     scale = number("scaling_factor of vae/config.json", config.get("scaling_factor", SCALE))
-    sections = page(model, cond, schedule.process, schedule.prediction, side, autoencoder, scale, extra)
+    sections = page(model, cond, schedule.process, schedule.prediction, side, autoencoder, scale, extra, weight)
     sections["sample"] |= schedule.sample
-    return sections, _joined(params, extra)
+    return sections, joined(params, sections)
 
 
 def _of_stable_diffusion(folder: Path) -> bool:
@@ -230,15 +236,27 @@ def _of_stable_diffusion(folder: Path) -> bool:
     return index.get("_class_name", "StableDiffusionPipeline" if texts else "") in STABLE
 
 
-def _joined(params: Params, extra: int) -> Params:
-    """The parameters with those of the conditioner where `page` puts it beside a stacked picture."""
-    return params | {"cond": {"parts_0": params["cond"]}} if extra and params.get("cond") else params
+def joined(params: Params, sections: Mapping[str, Any]) -> Params:
+    """The parameters with those of the conditioner where its page puts it beside others."""
+    beside = sections["task"]["cond"]["name"].endswith(":Joint")
+    return params | {"cond": {"parts_0": params["cond"]}} if beside and params.get("cond") else params
+
+
+def with_weight(cond: Spec, waves: int) -> Spec:
+    """A conditioner beside the weight of guidance, which the network reads in so many channels; 0 for none."""
+    if not waves:
+        return cond
+    weight = dict(name="diffusion_jax.models.guidance_weight:GuidanceWeight", waves=waves)
+    parts = cond["parts"] if cond["name"].endswith(":Joint") else [cond]
+    return dict(name="diffusion_jax.models.cond:Joint", parts=[*parts, weight])
 
 
 def page(
-    model: Spec, cond: Spec, process: Spec, prediction: str, side: int, autoencoder: Spec, scale: float, extra: int
+    model: Spec, cond: Spec, process: Spec, prediction: str, side: int, autoencoder: Spec, scale: float, extra: int,
+    weight: int = 0,
 ) -> dict[str, Any]:
-    """The sections model, task, data and sample of a page; `extra` channels of the network's input are not x's."""
+    """The sections model, task, data and sample of a page; `extra` channels of the network's input are not x's, and
+    `weight` channels embed the weight of guidance."""
     if prediction not in PREDICTIONS:
         raise ConfigError(f"no network here predicts {prediction!r}; known: {', '.join(PREDICTIONS)}")
     factor = 2 ** (len(autoencoder["mults"]) - 1)
@@ -254,7 +272,8 @@ def page(
         shape=(side * factor, side * factor, autoencoder["channels"]),
     )
     task = dict(
-        name="diffusion_jax.tasks.diffusion:Diffusion", cond=cond, process=process, shape=(side, side, autoencoder["latent"]),
+        name="diffusion_jax.tasks.diffusion:Diffusion", cond=with_weight(cond, weight), process=process,
+        shape=(side, side, autoencoder["latent"]),
         scale=dict(name=f"diffusion_jax.diffusion.scales:{PREDICTIONS[prediction]}"), first_stage=first,
     )
     decode: Spec = dict(name="diffusion_jax.data.image:Decode", size=side * factor)
@@ -263,8 +282,9 @@ def page(
         decode["tokenizer"] = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=text["context"],
                                    pad_end=text["empty"][-1] != 0, **({} if vocab == clip.VOCAB else merges(vocab)))
     guided = 7.5 if "tokenizer" in decode else 1.0
+    few = dict(steps=CONSISTENCY_STEPS, guidance=CONSISTENCY_GUIDANCE) if weight else {}
     return dict(model=model, task=task, data=dict(decode=decode),
-                sample=dict(sampler="ddim", steps=50, times="leading,offset=1,last=0", guidance=guided))
+                sample=dict(sampler="ddim", steps=50, times="leading,offset=1,last=0", guidance=guided) | few)
 
 
 def merges(vocab: int) -> Spec:

@@ -61,7 +61,9 @@ def published(state_dict: Mapping[str, Any]) -> Spec:
 def with_maps(state_dict: Weights) -> dict[str, Any]:
     """A state dict, of either layout, with the identity for the maps that it does not have."""
     whole = dict(state_dict)
-    latent = state_dict["decoder.conv_in.weight"].shape[1]
+    if "decoder.conv_in.weight" not in whole:                      # no autoencoder: whoever reads it says so
+        return whole
+    latent = whole["decoder.conv_in.weight"].shape[1]
     for name, times in MAPS.items():
         if f"{name}.weight" not in whole:
             whole[f"{name}.weight"] = np.eye(times * latent, dtype=np.float32)[:, :, None, None]

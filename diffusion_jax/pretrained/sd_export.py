@@ -15,6 +15,7 @@ from diffusion_jax.build import build
 from diffusion_jax.models.bert import TextEncoder
 from diffusion_jax.models.clip import TextTower
 from diffusion_jax.models.cond import Joint, Label, Nothing
+from diffusion_jax.models.guidance_weight import GuidanceWeight, reads_weight
 from diffusion_jax.models.text_cond import LabelToken, Stack, TowerText
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.pretrained import adm_export, clip_export, ldm_text, ldm_unet, names, schedulers_export, sd, vae_export
@@ -66,7 +67,7 @@ def parts_of(title: str, page: Page, params: Params) -> Parts:
     refuse(title, {"makes latents (task.first_stage)": not page["task"].get("first_stage")})
     cond = build(page["task"]["cond"])
     several = cond.parts if isinstance(cond, Joint) else (cond,)
-    others = [i for i, part in enumerate(several) if not isinstance(part, (Stack, Nothing))]
+    others = [i for i, part in enumerate(several) if not isinstance(part, (Stack, Nothing, GuidanceWeight))]
     refuse(title, {"sees a text or a label, and a picture (task.cond)": len(others) > 1})
     weights = params.get("cond") or {}
     if others and isinstance(cond, Joint):
@@ -86,6 +87,7 @@ def write(page: Page, params: Params) -> Package:
       ConfigError: the official code has no such option; the line names it.
     """
     parts = parts_of(TITLE, page, params)
+    refuse_weight(TITLE, build(page["task"]["cond"]))
     first = page["task"]["first_stage"]
     network, unet = _unet(page, parts)
     weights = {f"{sd.UNET}{key}": value for key, value in network.items()}
@@ -103,6 +105,11 @@ def write(page: Page, params: Params) -> Package:
     }
     code = CODE.replace("REPOSITORY", _repository(options))
     return Package({WEIGHTS: weights, CONFIG: options}, TITLE, code, notes=stage.notes)
+
+
+def refuse_weight(title: str, cond: nn.Module) -> None:
+    """Refuses a network that reads the weight of guidance."""
+    refuse(title, {"reads no weight of guidance, as diffusers' networks do (--to diffusers)": reads_weight(cond)})
 
 
 def _repository(options: Spec) -> str:
@@ -271,7 +278,8 @@ def hf_unet(page: Page, parts: Parts) -> tuple[dict[str, Array], Spec]:
         downsample_padding=1, mid_block_type="UNetMidBlock2DCrossAttn",
     )
     named = {ldm_unet.diffusers_name(key, model): shape for key, shape in shapes.items()}
-    return ldm_unet.revert({"model": parts.params["model"]}, named, model), config
+    weights = ldm_unet.revert({"model": parts.params["model"]}, named, model)
+    return weights, config | {"time_cond_proj_dim": ldm_unet.guidance_channels(weights) or None}
 
 
 def _hf_text(parts: Parts) -> tuple[dict[str, Array], Spec]:

@@ -64,6 +64,7 @@ class Parts(NamedTuple):
       side: of the latents.
       zeros: whether nothing said is zeros.
       sizes: how many sizes the network is told, `WHOLE` or `SCORED`.
+      weight: channels of the weight of guidance that the network reads, 0 for none.
     """
 
     network: tuple[Spec, Params]
@@ -75,6 +76,7 @@ class Parts(NamedTuple):
     side: int
     zeros: bool
     sizes: int
+    weight: int
 
 
 def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
@@ -104,7 +106,8 @@ def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[d
     if not isinstance(own, Mapping):
         raise ConfigError(f"scheduler of --official is a mapping of its options, got {short(own)}")
     parts = (from_folder if kind == "folder" else from_file)(path, official)
-    return page(parts), joined(parts)
+    sections = page(parts)
+    return sections, sd.joined(joined(parts), sections)
 
 
 # A folder -------------------------------------------------------------------------------------------------------------------
@@ -127,7 +130,7 @@ def from_folder(folder: Path, official: Mapping[str, Any]) -> Parts:
         (spec, ldm_unet.convert(network, build(spec))["model"]), (embedding(added, spec["width"]), wave_channels),
         (first, vae.convert(weights(folder / "vae"), build(first))), (small, large),
         number("scaling_factor of vae/config.json", autoencoder.get("scaling_factor", SCALE)), schedulers.read(schedule), side,
-        bool(index.get("force_zeros_for_empty_prompt", sizes == WHOLE)), sizes,
+        bool(index.get("force_zeros_for_empty_prompt", sizes == WHOLE)), sizes, ldm_unet.guidance_channels(network),
     )
 
 
@@ -196,6 +199,7 @@ def from_file(path: Path, official: Mapping[str, Any]) -> Parts:
         (spec, ldm_unet.convert(network, build(spec))["model"]), (embedding(added, spec["width"]), waves),
         (autoencoder, vae.convert(first, build(autoencoder))), texts, SCALE,
         schedulers.read({**EULER, **official.get("scheduler", {})}), side, sizes == WHOLE, sizes,
+        ldm_unet.guidance_channels(network),
     )
 
 
@@ -308,7 +312,8 @@ def page(parts: Parts) -> dict[str, Any]:
                  shape=(side, side, autoencoder["channels"]))
     prediction = sd.PREDICTIONS[parts.scheduler.prediction]
     task = dict(
-        name="diffusion_jax.tasks.diffusion:Diffusion", cond=cond, process=parts.scheduler.process, first_stage=first,
+        name="diffusion_jax.tasks.diffusion:Diffusion", cond=sd.with_weight(cond, parts.weight),
+        process=parts.scheduler.process, first_stage=first,
         scale=dict(name=f"diffusion_jax.diffusion.scales:{prediction}"), shape=(parts.side, parts.side, autoencoder["latent"]),
     )
     few = {} if large["vocab"] == clip.VOCAB else sd.merges(large["vocab"])
@@ -316,7 +321,8 @@ def page(parts: Parts) -> dict[str, Any]:
     if small is None:
         tokenizer = dict(name="diffusion_jax.data.clip_bpe:ClipBPE", context=context, pad_end=False, **few)
     decode = dict(name="diffusion_jax.data.image:Decode", size=side, tokenizer=tokenizer)
-    sample = dict(steps=STEPS, guidance=GUIDANCE) | parts.scheduler.sample
+    few = dict(steps=sd.CONSISTENCY_STEPS, guidance=sd.CONSISTENCY_GUIDANCE) if parts.weight else {}
+    sample = dict(steps=STEPS, guidance=GUIDANCE) | few | parts.scheduler.sample
     return dict(model=network, task=task, data=dict(decode=decode), sample=sample)
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from diffusion_jax.build import build
-from diffusion_jax.models.cond import Nothing
+from diffusion_jax.models.cond import Joint, Nothing
+from diffusion_jax.models.guidance_weight import reads_weight
 from diffusion_jax.models.sdxl_text import XLText
 from diffusion_jax.models.unet import UNet
 from diffusion_jax.models.vae import KL
@@ -50,6 +51,9 @@ def parts_of(title: str, page: Page, params: Params) -> Parts:
     stage = page["task"].get("first_stage") or {}
     refuse(title, {"makes latents (task.first_stage)": "model" not in stage or "first_stage" not in params})
     model, cond = build(page["model"]), build(page["task"]["cond"])
+    conditions = params["cond"]
+    if isinstance(cond, Joint) and reads_weight(cond):
+        cond, conditions = cond.parts[0], conditions["parts_0"]
     refuse(title, {
         "reads a text with XLText (task.cond)": not isinstance(cond, XLText),
         "makes latents of a KL (task.first_stage.model)": not isinstance(build(stage["model"]), KL),
@@ -61,7 +65,8 @@ def parts_of(title: str, page: Page, params: Params) -> Parts:
         if tower is not None:
             only(title, tower, is_causal=True)
             refuse(title, {"reads a text at its largest token (task.cond)": tower.end not in (None, tower.vocab - 1)})
-    return Parts(model, cond, params, sd_export.Parts(model, Nothing(), None, {"model": params["model"]}))
+    used = {"model": params["model"], "cond": conditions}
+    return Parts(model, cond, used, sd_export.Parts(model, Nothing(), None, {"model": params["model"]}))
 
 
 def _pipeline(cond: XLText) -> str:
@@ -79,6 +84,7 @@ def write(page: Page, params: Params) -> Package:
       ConfigError: there is no such file; the line names the option.
     """
     parts = parts_of(TITLE, page, params)
+    sd_export.refuse_weight(TITLE, build(page["task"]["cond"]))
     model, cond = parts.model, parts.cond
     only(TITLE, model, learn_sigma=False, scale_shift=False, resample="conv", ddpm=False, mid_attention=True, codes=0, groups=32,
          heads_up=None, out_channels=None, attention="softmax")
@@ -91,13 +97,13 @@ def write(page: Page, params: Params) -> Package:
                               params["first_stage"]["model"])
     keys = adm_export.official_names(sd_export.unet_shapes(model, parts.unet, linear=True), model)
     network = ldm_unet.revert(parts.unet.params, keys, model)
-    network |= sdxl.embedding_back(params["cond"], ("label_emb.0.0", "label_emb.0.2"))
+    network |= sdxl.embedding_back(parts.params["cond"], ("label_emb.0.0", "label_emb.0.2"))
     files = {f"{sdxl.NETWORK}{key}": value for key, value in network.items()}
     files |= {f"{sdxl.FIRST}{key}": value for key, value in vae_export.weights(stage.params).items()}
     large = sdxl.ALONE if cond.clip_l is None else sdxl.LARGE
-    files |= {f"{large}{key}": value for key, value in clip_export.weights(params["cond"]["clip_g"], cond.clip_g).items()}
+    files |= {f"{large}{key}": value for key, value in clip_export.weights(parts.params["cond"]["clip_g"], cond.clip_g).items()}
     if cond.clip_l is not None:
-        small = clip_export.hf_weights(params["cond"]["clip_l"], cond.clip_l)
+        small = clip_export.hf_weights(parts.params["cond"]["clip_l"], cond.clip_l)
         files |= {f"{sdxl.SMALL}{key}": value for key, value in small.items()}
     code = CODE.replace("PIPELINE", _pipeline(cond))
     return Package({WEIGHTS: files}, TITLE, code, notes=(*stage.notes, *_unsaid(page, parts, stage.factor)))
@@ -143,7 +149,7 @@ def diffusers(page: Page, params: Params, class_names: tuple[str, ...] = ()) -> 
     cond, first = parts.cond, page["task"]["first_stage"]
     scheduler, notes = schedulers_export.of_page(page)
     network, config = sd_export.hf_unet(page, parts.unet)
-    network |= sdxl.embedding_back(params["cond"], ("add_embedding.linear_1", "add_embedding.linear_2"))
+    network |= sdxl.embedding_back(parts.params["cond"], ("add_embedding.linear_1", "add_embedding.linear_2"))
     config |= dict(addition_embed_type="text_time", addition_time_embed_dim=cond.waves,
                    projection_class_embeddings_input_dim=cond.clip_g.features + len(cond.sizes) * cond.waves)
     autoencoder, folded = vae_export.hf_files(build(first["model"]), first, params["first_stage"]["model"], "vae/")
@@ -155,7 +161,7 @@ def diffusers(page: Page, params: Params, class_names: tuple[str, ...] = ()) -> 
         tower = getattr(cond, name)
         if tower is not None:
             files[f"{folder}/{CONFIG}"] = clip_export.text_config(tower) | {"architectures": [kind]}
-            files[f"{folder}/{WEIGHTS}"] = clip_export.hf_weights(params["cond"][name], tower)
+            files[f"{folder}/{WEIGHTS}"] = clip_export.hf_weights(parts.params["cond"][name], tower)
     tokens, without = _tokenizers(page, cond)
     files["model_index.json"] = index(cond, scheduler, tokens)
     code = HF_CODE.replace("PIPELINE", _pipeline(cond))

@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffusion_jax.pretrained import rules
+from diffusion_jax.pretrained import memory, rules
 from diffusion_jax.types import Params
 
 _BLOCK = re.compile(r"((?:.*/)?)blocks_(\d+)/(.+)")
@@ -53,11 +52,10 @@ def _joined(one: Callable[[str], jax.Array], paths: list[str]) -> jax.Array:
         return one(paths[0])
     order = sorted(paths, key=lambda path: int(_BLOCK.fullmatch(path)[2]))
     first = np.asarray(one(order[0]))
-    out = np.empty((len(order), *first.shape), first.dtype)
+    out = memory.empty((len(order), *first.shape), first.dtype)
     for i, path in enumerate(order):
         out[i] = np.asarray(one(path)) if i else first
-    # Waits for the copy to the device: one that is under way would hold what it copies.
-    return jax.block_until_ready(jnp.asarray(out))
+    return memory.to_device(out)
 
 
 def unstacked_shapes(shapes: Params) -> Params:

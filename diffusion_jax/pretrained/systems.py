@@ -25,6 +25,8 @@ SUFFIXES = ".safetensors, .npz, .pt, .pth, .ckpt or .bin"
 """Of the files that `reader.read` reads."""
 
 
+DTYPES = ("float32", "bfloat16")
+"""What weights are kept in."""
 MALFORMED = (AttributeError, ArithmeticError, LookupError, TypeError, ValueError)
 """What comes of options and shapes of other kinds than they are published with."""
 
@@ -44,6 +46,7 @@ class System(NamedTuple):
         transformers; None where neither has a class for it.
       latents: 'module:NAME' of how a model of latents whose files have no first stage uses Stable
         Diffusion's; None for the systems that bring their own or need none.
+      halves: whether its weights may be kept in bfloat16, as the large models are published.
     """
 
     name: str
@@ -55,6 +58,7 @@ class System(NamedTuple):
     write: str
     diffusers: str | None = None
     latents: str | None = None
+    halves: bool = False
 
 
 _TABLE = (
@@ -164,6 +168,7 @@ _TABLE = (
         export=f"{HERE}.sd_export:export",
         write=f"{HERE}.sd_export:write",
         diffusers=f"{HERE}.sd_export:diffusers",
+        halves=True,
     ),
     System(
         name="sd3",
@@ -175,6 +180,7 @@ _TABLE = (
         export=f"{HERE}.sd3_export:export",
         write=f"{HERE}.sd3_export:write",
         diffusers=f"{HERE}.sd3_export:diffusers",
+        halves=True,
     ),
     System(
         name="sdxl",
@@ -186,6 +192,7 @@ _TABLE = (
         export=f"{HERE}.sdxl_export:export",
         write=f"{HERE}.sdxl_export:write",
         diffusers=f"{HERE}.sdxl_export:diffusers",
+        halves=True,
     ),
     System(
         name="tae",
@@ -199,11 +206,11 @@ _TABLE = (
     ),
     System(
         name="vae",
-        weights="first stages, KL and VQ, of latent and Stable Diffusion",
+        weights="first stages of latent diffusion, Stable Diffusion 1 to 3, FLUX",
         source="a file of either layout, or a folder of diffusers",
-        official="scaling_factor, of the latents",
-        load=f"{HERE}.vae:load",
-        export=f"{HERE}.vae:export",
+        official="scaling_factor and shift_factor, of the latents",
+        load=f"{HERE}.first_stage:load",
+        export=f"{HERE}.first_stage:export",
         write=f"{HERE}.vae_export:write",
         diffusers=f"{HERE}.vae_export:diffusers",
     ),
@@ -212,6 +219,8 @@ SYSTEMS: dict[str, System] = {system.name: system for system in _TABLE}
 """Name -> system."""
 WITH_LATENTS = tuple(system.name for system in _TABLE if system.latents is not None)
 """The systems of latents whose files have no first stage."""
+HALVES = tuple(system.name for system in _TABLE if system.halves)
+"""The systems whose weights may be kept in bfloat16."""
 
 
 def _listed(field: str) -> str:
@@ -233,6 +242,12 @@ FIRST_STAGE_HELP = (
 )
 
 
+DTYPE_HELP = (
+    "What weights are kept in, float32 or bfloat16, which takes half the room: for the large models "
+    f"of {', '.join(HALVES)}"
+)
+
+
 def find(name: str) -> System:
     """The system of a name.
 
@@ -245,7 +260,7 @@ def find(name: str) -> System:
 
 
 def load(
-    name: str, source: Source, official: Source | None = None
+    name: str, source: Source, official: Source | None = None, dtype: str = "float32"
 ) -> tuple[dict[str, Any], Params]:
     """Published weights as (page, params).
 
@@ -253,6 +268,7 @@ def load(
       name: of the system.
       source: see `System.source`.
       official: a JSON file, see `System.official`.
+      dtype: that weights of floating point are kept in, of `DTYPES`.
 
     Returns:
       The sections of a page (model, task and, where they are known, data and sample), and the
@@ -268,9 +284,12 @@ def load(
     system = find(name)
     if official is not None and not system.official:
         raise ConfigError(f"--official is not for {name}: its weights say everything")
+    check_dtype(system, dtype)
     options = None if official is None else _read_options(Path(official))
+    memory = importlib.import_module(f"{HERE}.memory")  # late, as `resolve`
     try:
-        return resolve(system.load)(source, options)
+        with memory.stored_in(dtype):
+            return resolve(system.load)(source, options)
     except KeyError as error:  # of a state dict or of the options, both from elsewhere
         files = source if official is None else f"--official {official}, or in {source}"
         missing = error.args[0]
@@ -283,6 +302,17 @@ def load(
             f"{source} is not as system {name} has it ({type(error).__name__}: {says}): "
             "get it again, or look at its options"
         ) from error
+
+
+def check_dtype(system: System, dtype: str) -> None:
+    """Raises ConfigError for a type that the weights of a system are not kept in."""
+    if dtype not in DTYPES:
+        raise unknown("type of weights", dtype, DTYPES)
+    if dtype != DTYPES[0] and not system.halves:
+        raise ConfigError(
+            f"--dtype {dtype} is for the large models of {', '.join(HALVES)}: those of {system.name} "
+            "are kept in float32, leave it out"
+        )
 
 
 def export(

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build import ConfigError, build
+from diffusion_jax.build import ConfigError
 from diffusion_jax.models.vae import Autoencoder
 from diffusion_jax.pretrained import folder, names, rules
-from diffusion_jax.pretrained.reader import read
 from diffusion_jax.pretrained.rules import CONV, POINT, Rule, layer, norm
 from diffusion_jax.pretrained.shapes import shapes_of
 from diffusion_jax.types import Array, Params
@@ -191,42 +189,3 @@ def revert(params: Params, shapes: Mapping[str, rules.Shape]) -> dict[str, Array
     """Parameters (or gradients) as an official state dict of the given shapes, in either layout."""
     names = compvis({key: key for key in shapes})
     return rules.revert_renamed(params, RULES, shapes, names)
-
-
-def export(
-    page: Mapping[str, Any], params: Params, shapes: Mapping[str, rules.Shape]
-) -> dict[str, Array]:
-    """A run's parameters as an official state dict of the given shapes; the inverse of `load`."""
-    return revert(params["model"], shapes)
-
-
-def load(path: str | Path, official: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], Params]:
-    """A published first stage as (config, params): sd-vae-ft-mse for example.
-
-    Args:
-      path: a file of either layout, see `reader.read`, or a folder of diffusers; of a whole model's file the first stage.
-      official: {'scaling_factor': of the latents}, which is that of Stable Diffusion for its own autoencoder, else 1.
-
-    Returns:
-      The sections model and task of a page, and {'model': the parameters}.
-
-    Raises:
-      ConfigError: see `read`, `published` and `convert`.
-    """
-    options = dict(official or {})
-    if Path(path).is_dir():
-        options = folder.options(Path(path)) | options
-        state_dict = folder.weights(Path(path))
-    else:
-        state_dict = read(path, "state_dict")
-    first = {key.removeprefix(FIRST): value for key, value in state_dict.items() if key.startswith(FIRST)}
-    state_dict = compvis(first or state_dict)
-    spec = diffusers_config(options) if "block_out_channels" in options else published(state_dict)
-    of_sd = spec["latent"] == 4 and "codes" not in spec                 # Stable Diffusion's autoencoder
-    task = dict(
-        name="diffusion_jax.tasks.autoencoder:Autoencoder",
-        shape=(256, 256, spec["channels"]),
-        scale=options.get("scaling_factor", SCALE if of_sd else 1.0),
-    )
-    return dict(model=spec, task=task), {"model": convert(state_dict, build(spec))}
-

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffusion_jax.build import build
 from diffusion_jax.models.vae import KL, VQ, Autoencoder
-from diffusion_jax.pretrained import vae
+from diffusion_jax.pretrained import sd3_vae, vae
 from diffusion_jax.pretrained.package import CONFIG, WEIGHTS, Package, Page, Spec, only, refuse
 from diffusion_jax.types import Array, Params
 
@@ -127,7 +127,14 @@ def diffusers(page: Page, params: Params, class_names: tuple[str, ...] = ()) -> 
     Raises:
       ConfigError: diffusers' network has no such option; the line names it.
     """
-    files, notes = hf_files(build(page["model"]), page["task"], params["model"])
+    model, task, weights = build(page["model"]), page["task"], params["model"]
+    shift = task.get("shift", 0.0)
+    is_bare = isinstance(model, KL) and np.ndim(shift) == 0 and shift != 0 and not sd3_vae.has_maps(weights)
+    files, notes = hf_files(model, {**task, "shift": 0.0} if is_bare else task, weights)
+    if is_bare:                                                # Stable Diffusion 3's form, which pipelines of others do not read
+        files[CONFIG] |= {"shift_factor": float(shift), "use_quant_conv": False, "use_post_quant_conv": False}
+        kept = files[HF_WEIGHTS].items()
+        files[HF_WEIGHTS] = {key: value for key, value in kept if not key.startswith(tuple(sd3_vae.MAPS))}
     return Package(files, "diffusers' AutoencoderKL", HF_CODE, "diffusers", notes)
 
 
@@ -148,7 +155,7 @@ def hf_files(
     levels = len(model.mults)
     config = dict(
         _class_name="AutoencoderKL", in_channels=model.channels, out_channels=model.channels,
-        block_out_channels=[model.width * mult for mult in model.mults], down_block_types=["DownEncoderBlock2D"] * levels,
+        block_out_channels=[round(model.width * mult) for mult in model.mults], down_block_types=["DownEncoderBlock2D"] * levels,
         up_block_types=["UpDecoderBlock2D"] * levels, layers_per_block=model.depth, latent_channels=model.latent,
         norm_num_groups=model.groups, act_fn="silu", sample_size=task["shape"][0], scaling_factor=stage.factor,
         mid_block_add_attention=model.mid_attention,

@@ -37,6 +37,8 @@ STEPS = "checkpoints"
 """The folder, in that of a run, of its checkpoints (train/checkpoint.py)."""
 FIRST = "first_stage"
 """The folder, in that of a run, of the frozen part that it was trained on."""
+TEACHER = "teacher"
+"""The folder, in that of a run, of the diffusion model that it learns from."""
 BASE = "base"
 """The folder, in that of a run, of the run whose weights its LoRA changes."""
 LORA_FILE = "lora.safetensors"
@@ -50,17 +52,20 @@ class Model:
     Attributes:
       params: the task's parameters.
       first: those of its frozen first stage; None where it has none.
+      teacher: those of the model that it learns from, while it trains; None elsewhere.
       task: what was trained, a `Task`; tasks/kinds.py says what it can do. Static under `jax.jit`.
     """
 
     params: Params
     first: Params | None
     task: Any = flax.struct.field(pytree_node=False)
+    teacher: Params | None = None
 
     @property
     def frozen(self) -> Params:
-        """What a task's loss takes beside its parameters: {'first_stage': ...}, or None."""
-        return None if self.first is None else {FIRST: self.first}
+        """What a task's loss takes beside its parameters, by name; None where that is nothing."""
+        parts = {FIRST: self.first, TEACHER: self.teacher}
+        return {name: part for name, part in parts.items() if part is not None} or None
 
 
 class Run(NamedTuple):

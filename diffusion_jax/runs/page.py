@@ -35,6 +35,8 @@ SECTIONS = {
     "trains on, or 'lpips=vgg', the installed LPIPS (runs/first_stage.py)",
     "init": "folder of a run or of imported weights, whose average the run starts from, or "
     "{'path of parameters': 'folder:path'}",
+    "teacher": "folder of a diffusion model that a consistency model learns from "
+    "(runs/teacher.py)",
     "lora": "rank, alpha and layers (regex of parameters' paths) of low-rank factors that are "
     "trained beside the weights of the run that init names; base, their digest, is filled in",
     "loss_scale": "factor of the loss while gradients are taken; only for float16 networks",
@@ -62,6 +64,7 @@ OPTIONAL = (
     "sample",
     "first_stage",
     "init",
+    "teacher",
     "lora",
     "loss_scale",
     "snapshots",
@@ -177,11 +180,12 @@ def check_stored(config: Any) -> None:
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"a config is a mapping of sections, got {short(config)}")
-    check_names(config)
-    for key, value in config.items():
+    for key in config:
         if key not in SECTIONS:
             raise unknown("config key", key, SECTIONS)
-        of_text = ("first_stage", "init")
+    check_names(config)
+    for key, value in config.items():
+        of_text = ("first_stage", "init", "teacher")
         kinds = (str, Mapping) if key in of_text else (list, tuple) if key in LISTS else Mapping
         mapped = key in (*PARTS, *OBJECTS, "ema", "sample", *of_text)
         if (mapped or key in LISTS) and not isinstance(value, kinds):

@@ -1,40 +1,37 @@
-"""What the page calls: every function yields a value for each of its outputs, and its errors are the library's lines."""
+"""What the page calls: every function yields a value for each of its outputs, and its errors are
+the library's lines."""
 from __future__ import annotations
 
-import contextlib
-import functools
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.data.animation import animated
 from diffusion_jax.data.pictures import grid
-from diffusion_jax.studio import bounds, html, lab
-from diffusion_jax.studio.desk import Desk, Form, filled
-from diffusion_jax.studio.device import Device
-from diffusion_jax.studio.pictures import Session, captions, form_of, make, painted
+from diffusion_jax.evaluation import experiments
+from diffusion_jax.pipelines.captions import captions
+from diffusion_jax.pipelines.edit_steps import steps_of
+from diffusion_jax.pipelines.history import History
+from diffusion_jax.pipelines.jobs import Counter, Device, Tell, making
+from diffusion_jax.pipelines.paint import cropped, mask, rectangles
+from diffusion_jax.studio import bounds, html
+from diffusion_jax.studio.desk import Desk, Form, changes_of, filled
 
 SIDE = 384
 """Pixels, about, of a picture that is painted on."""
+EMPTY = "Load a picture, or send one from Make."
 
 
 class Calls:
-    """On the runs of a desk."""
+    """On the runs of a desk, which share a device."""
 
-    def __init__(self, desk: Desk):
-        self.desk, self.device = desk, Device()
-        name = next(iter(desk.pipes))
-        self.first = filled(name, desk.pipe(name))
-
-    def warm(self) -> None:
-        """Compiles what the first picture needs, so that nobody waits for it on an open page."""
-        with contextlib.suppress(ConfigError):  # it wants a text, for example
-            any(news.images is not None for news in self.device.watched(functools.partial(make, self.desk, self.first)))
+    def __init__(self, desk: Desk, device: Device):
+        self.desk = desk
+        self.device = device
 
     def watched(self, job: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
         """(what the stage shows, the result once it is there) of a job."""
@@ -42,78 +39,114 @@ class Calls:
         for news in self.device.watched(job):
             if news.images is not None:
                 inner = html.picture(grid(news.images, gap=1), news.images.shape[1])
-            words = f"Step {news.done} of {news.total}" if news.done else "Begins (what is new is compiled first)"
-            yield "" if news.result is not None else html.stage(words, news.done, news.total, inner), news.result
+            step = f"Step {news.done} of {news.total}"
+            words = step if news.done else "Begins (what is new is compiled first)"
+            stage = html.stage(words, news.done, news.total, inner)
+            yield "" if news.result is not None else stage, news.result
 
     def make(self, *values: Any) -> Iterator[Any]:
         """Stage, gallery, pictures that can be edited."""
-        for stage, samples in self.watched(functools.partial(make, self.desk, Form(*values))):
+        for stage, samples in self.watched(making(*self.desk.asked(Form(*values)))):
             if samples is None:
                 yield stage, gr.update(visible=False), gr.skip()
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 samples.save(f"{folder}/")
-                items = list(zip(map(str, sorted(Path(folder).glob("*.png"))), captions(samples), strict=True))
+                files = map(str, sorted(Path(folder).glob("*.png")))
+                items = list(zip(files, captions(samples), strict=True))
                 yield stage, gr.update(value=items, visible=True), samples.images
 
     def fill(self, data: bytes | None) -> Iterator[Any]:
         """The form that a picture was made from."""
-        yield [gr.update(**one) for one in self.desk.shown(form_of(self.desk, data))]
+        yield [gr.update(**one) for one in self.desk.shown(self.desk.form_of(data))]
 
     def run(self, name: str) -> Iterator[Any]:
-        """The form of another run, and what is to be seen of edits and experiments."""
-        form = self.desk.shown(filled(name, self.desk.pipe(name)))
-        tools = (*lab.EDITS, *lab.LAB, "interpolation")  # which takes a second picture
-        seen = [gr.update(visible=tool in self.desk.offers[name].tools) for tool in tools]
-        yield [*(gr.update(**one) for one in form), *seen, None, None, "Load a picture, or send one from Make."]
+        """The form of another run, and which edits and experiments are to be seen."""
+        updates = self.desk.shown(filled(name, self.desk.pipe(name)))
+        # The last shows the field of a second picture.
+        for tool in (*experiments.EXPERIMENTS, "interpolation"):
+            updates.append({"visible": tool in self.desk.tools[name]})
+        yield [*(gr.update(**one) for one in updates), None, None, EMPTY]
 
-    def begin(self, session: Session) -> Any:
-        """Session, the picture to paint on, how many edits there are."""
-        factor = max(1, SIDE // max(session.now.shape[:2]))
-        large = session.now.repeat(factor, 0).repeat(factor, 1).repeat(3 // session.now.shape[-1], 2)  # in colour
-        told = f"Edits: {len(session.edits)}. Paint over what is to be made anew, as the form says."
-        return session, {"background": large, "layers": [], "composite": large}, told
+    def begin(self, history: History) -> Any:
+        """History, the picture to paint on, how many edits there are."""
+        factor = max(1, SIDE // max(history.now.shape[:2]))
+        large = history.now.repeat(factor, 0).repeat(factor, 1)
+        large = large.repeat(3 // large.shape[-1], 2)  # in colour, for the brush
+        words = f"Edits: {len(history.edits)}. Paint over what is to be made anew."
+        return history, {"background": large, "layers": [], "composite": large}, words
 
     def load(self, name: str, data: bytes | None) -> Iterator[Any]:
         """A picture that is sent."""
-        yield self.begin(Session((bounds.picture(data, self.desk.pipe(name).picture_shape),)))
+        shape = self.desk.pipe(name).picture_shape
+        yield self.begin(History((cropped(bounds.file(data), shape),)))
 
     def take(self, images: Any, index: int) -> Iterator[Any]:
         """A picture that was made here."""
         if images is None:
             raise ConfigError("make a picture first")
-        yield self.begin(Session((images[min(index or 0, len(images) - 1)],)))
+        yield self.begin(History((images[min(index or 0, len(images) - 1)],)))
 
-    def undo(self, session: Session | None) -> Iterator[Any]:
-        """The session without its last edit."""
-        yield self.begin((session or Session()).undone())
+    def undo(self, history: History | None) -> Iterator[Any]:
+        """The history without its last edit."""
+        yield self.begin((history or History()).undone())
 
-    def save(self, session: Session | None) -> Iterator[Any]:
+    def save(self, history: History | None) -> Iterator[Any]:
         """The files of a session."""
         with tempfile.TemporaryDirectory() as folder:
-            yield gr.update(value=(session or Session()).save(folder), visible=True)
+            files = (history or History()).save(folder)
+            yield gr.update(value=list(map(str, files)), visible=True)
 
-    def paint(self, session: Session | None, editor: Any, strength: float, *values: Any) -> Iterator[Any]:
-        """Stage, and the session with what is painted made anew."""
-        what = Form(*values), session or Session(), (editor or {}).get("layers"), strength
-        for stage, after in self.watched(functools.partial(painted, self.desk, *what)):
-            yield (stage, *(gr.skip(),) * 3) if after is None else (stage, *self.begin(after))
+    def paint(self, history: Any, editor: Any, strength: float, *values: Any) -> Iterator[Any]:
+        """Stage, and the history with what is painted made anew as the form says."""
+        form = Form(*values)
+        asked, request, _, seed = self.desk.asked(form)
+        history = history or History()
+        bounds.whole("number of edits of a session", len(history.edits) + 1, 1, bounds.EDITS)
+        if history.now.shape != asked.picture_shape or "strength" not in self.desk.tools[form.run]:
+            raise ConfigError("this run does not edit such a picture: load another one")
+        # What is saved names the changes; the run's own recipe is beneath them.
+        pipe = self.desk.pipe(form.run)
+        edit = {"seed": seed, "strength": strength, **changes_of(pipe, form)}
+        painted = mask((editor or {}).get("layers") or (), history.now.shape)
+        edit["rect"] = rectangles(painted)
+        words = {"prompt": request.prompt, "negative": request.negative}
+        words["label"] = (request.labels or (None,))[0]
+        edit |= {name: value for name, value in words.items() if value is not None}
 
-    def sheet(self, name: str, value: Any, session: Session | None, second: Any, to: Any, *values: Any) -> Iterator[Any]:
+        def job(tell: Tell) -> History:
+            meter = Counter(tell, steps_of(asked.stages, "inpaint", 1))
+            return history.edited(replace(pipe, meter=meter), edit)
+
+        for stage, after in self.watched(job):
+            yield (stage, *(self.begin(after) if after else (gr.skip(),) * 3))
+
+    def sheet(
+        self, name: str, value: Any, history: Any, second: Any, to: Any, *values: Any
+    ) -> Iterator[Any]:
         """Stage, which at last has the sheet of an edit or an experiment; the files of a sweep."""
-        form, images = Form(*values), list(session.states[-1:] if session else ())
-        shape = self.desk.pipe(form.run).picture_shape
-        images += [] if second is None else [bounds.picture(second, shape)]
-        to = bounds.text("the other", to) or ""
-        for stage, sheet in self.watched(functools.partial(lab.sheet, self.desk, form, name, value, images, to)):
+        pipe, request, num, seed = self.desk.asked(Form(*values))
+        images: list[Any] = [*history.states[-1:]] if history else []
+        if second is not None:
+            images.append(cropped(bounds.file(second), pipe.picture_shape))
+        one = () if value is None else (value,)
+        other = bounds.text("the other", to) or ""
+        ask = experiments.Ask(request, num, seed, one, images, other)
+
+        def job(tell: Tell) -> experiments.Sheet:
+            total = experiments.steps_of_sheet(pipe, name, ask)
+            return experiments.sheet(pipe, name, ask, Counter(tell, total))
+
+        for stage, sheet in self.watched(job):
             if sheet is None:
                 yield stage, gr.skip()
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                frames = [row[0] for row in sheet.images if len(row) == 1]
-                files = [str(file) for file in animated(Path(folder, f"{name}.gif"), np.stack(frames))] if len(frames) > 1 else []
-                yield html.stage("", inner=html.table(sheet, shape[0])), gr.update(value=files or None, visible=bool(files))
+                files = list(map(str, sheet.save(Path(folder, f"{name}.gif"))))
+                table = html.table(sheet, pipe.picture_shape[0])
+                yield table, gr.update(value=files or None, visible=bool(files))
 
     def look(self, names: list[str]) -> Iterator[Any]:
         """The reports of runs."""
-        yield html.reports([self.desk.pipe(name).run.folder for name in names or self.desk.pipes])
+        runs = [self.desk.pipe(name).run for name in names or self.desk.pipes]
+        yield html.reports([run.folder for run in runs])

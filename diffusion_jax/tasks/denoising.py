@@ -13,7 +13,8 @@ label only, the loss of a sample becomes
 
 eq. 15 of 2312.02696, so that every noise level counts alike. A condition is dropped key by key:
 with the key's rate each sample's raw value is replaced by that of the null condition, which makes
-the network its own unconditional one (2207.12598).
+the network its own unconditional one (2207.12598). 'vec' and 'seq' name what the conditioner makes
+of it, as a text's pooled embedding and its tokens, which are then dropped each by itself.
 
 x0 is 'image' of a batch: a picture, a latent or an embedding. How it comes of the data is what the
 tasks of tasks/diffusion.py and tasks/prior.py add.
@@ -23,6 +24,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -54,6 +56,31 @@ from diffusion_jax.types import (
 )
 
 OBJECTIVES = ("mse", "hybrid", "kl")
+EMBEDDED = ("vec", "seq")
+"""What is dropped behind the conditioner, and not before it."""
+DROPPED = "dropped_"
+"""Before it, of a raw condition: whether a sample's is dropped, bool [B]."""
+READY, AWAY = "ready_", "away_"
+"""Before a key of a condition, in a raw one: what became of it, and of what guidance leads away
+from, where both were embedded before (pipelines/texts.py)."""
+
+
+class Drawn(NamedTuple):
+    """What is drawn for a step of training.
+
+    Attributes:
+      batch: as it is trained on, with its conditions dropped; 'image' is x0, [B, *shape].
+      t: the times, [B].
+      importance: the weights of their losses, [B].
+      eps: the noise, shaped like x0.
+      key: of dropout, and of what else a task draws.
+    """
+
+    batch: Raw
+    t: Array
+    importance: Array
+    eps: Array
+    key: Key
 
 
 @dataclass(frozen=True)
@@ -70,7 +97,7 @@ class DenoisingTask(abc.ABC):
       shape: of one x0: (H, W, C) of an image, (F,) of an embedding.
       times: how training times are drawn.
       weight: w(t) of (2), from diffusion/losses.py.
-      drop: raw key -> probability of dropping it in training.
+      drop: raw key, or one of `EMBEDDED`, -> probability of dropping it in training.
       variance: that of the ancestral sampler; 'learned_range' and 'learned' mean that the network
         has twice the channels.
       objective: 'mse' (2), 'hybrid' (3) or 'kl' (4).
@@ -110,9 +137,10 @@ class DenoisingTask(abc.ABC):
         if isinstance(self.cond, Augments) and len(self.shape) != 3:
             raise ConfigError(f"{self.noun} makes no pictures that a conditioner could augment: "
                               "leave out Augmented")
+        droppable = (*self.cond.droppable, *(EMBEDDED if self.cond.droppable else ()))
         for key in self.drop:
-            if key not in self.cond.droppable:
-                raise unknown("condition to drop", key, self.cond.droppable)
+            if key not in droppable:
+                raise unknown("condition to drop", key, droppable)
 
     @property
     @abc.abstractmethod
@@ -175,10 +203,33 @@ class DenoisingTask(abc.ABC):
 
         Raises:
           ConfigError: a label that the table does not have; under `jax.jit`, where nobody can look,
-            its row is NaN.
+            its row is NaN. A part is dropped that the conditioner does not make.
         """
+        ready = _behind(READY, raw)
+        if ready:
+            return ready
         self._check_labels(raw)
-        return self.cond.apply({"params": params["cond"]}, raw)
+        variables = {"params": params["cond"]}
+        cond = dict(self.cond.apply(variables, raw))
+        drops = _behind(DROPPED, raw)
+        if not drops:
+            return cond
+        null = self.cond.apply(variables, self.cond.null(self._alike(raw)))
+        for name, is_dropped in drops.items():
+            if name not in cond:
+                raise ConfigError(f"task.drop has {name!r}, this conditioner makes {list(cond)}: "
+                                  "drop one of them")
+            for part in (name, f"{name}_mask"):
+                if part in cond:
+                    cond[part] = jnp.where(bcast(is_dropped, cond[part]), null[part], cond[part])
+        return cond
+
+    def _alike(self, raw: Raw) -> Raw:
+        """`raw`, or its first example where the null condition is the same for all: text towers are
+        as large as networks."""
+        unread = {"image"} if "label" in self.cond.keys else {"image", "label"}
+        rest = {name for name in raw if not name.startswith(DROPPED)} - unread
+        return raw if rest - set(self.cond.droppable) else {name: raw[name][:1] for name in rest}
 
     def _check_labels(self, raw: Raw) -> None:
         label = raw.get("label")
@@ -196,8 +247,9 @@ class DenoisingTask(abc.ABC):
 
         Null conditions, but the text raw['negative'] in place of the empty one where there is one.
         """
-        null = self.cond.null(raw)
-        return {**null, "tokens": raw["negative"]} if "negative" in raw else null
+        null = {name: x for name, x in self.cond.null(raw).items() if not name.startswith(READY)}
+        ready = {READY + name: x for name, x in _behind(AWAY, raw).items()}
+        return null | ready | ({"tokens": raw["negative"]} if "negative" in raw else {})
 
     def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
         """The trained denoiser, without guidance; with a key its dropout acts."""
@@ -225,6 +277,23 @@ class DenoisingTask(abc.ABC):
         Conditions and activations are dropped, and pictures augmented, in training only. The losses
         logged are not weighted by the importance of t, the one returned is.
         """
+        memory = frozen["memory"] if frozen and "memory" in frozen else self.memory()
+        batch, t, importance, eps, k_net = self.drawn(frozen, batch, key, train)
+        terms = self.terms(params, batch, t, eps, k_net if train else None)
+        metrics = {name: jnp.mean(value) for name, value in terms.items()}
+        if train and memory:
+            metrics["memory"] = self.times.learn(memory, t, jax.lax.stop_gradient(terms["loss"]))
+        return jnp.mean(importance * terms["loss"]), metrics
+
+    def drawn(self, frozen: Params, batch: Raw, key: Key, train: bool) -> Drawn:
+        """What a loss looks at: a batch of the data as it is trained on, its times and its noise.
+
+        Args:
+          frozen: with the parameters of the first stage, and what `memory` remembers.
+          batch: of the data.
+          key: of all draws.
+          train: whether pictures are augmented and conditions dropped.
+        """
         k_t, k_eps, k_drop, k_net, k_cond = jax.random.split(key, 5)
         if train and isinstance(self.cond, Augments):
             # First of all: latents, embeddings and small images are those of the augmented picture.
@@ -238,19 +307,19 @@ class DenoisingTask(abc.ABC):
         if train:
             draws = jax.random.uniform(k_drop, (len(self.drop), len(x0)))
             batch = self.dropped(batch, dict(zip(self.drop, draws, strict=True)))
-        terms = self.terms(params, batch, t, eps, k_net if train else None)
-        metrics = {name: jnp.mean(value) for name, value in terms.items()}
-        if train and memory:
-            metrics["memory"] = self.times.learn(memory, t, jax.lax.stop_gradient(terms["loss"]))
-        return jnp.mean(importance * terms["loss"]), metrics
+        return Drawn(batch, t, importance, eps, k_net)
 
     def dropped(self, raw: Raw, draws: Mapping[str, Array]) -> Raw:
-        """`raw` with each key's null value where its draw, uniform [B], is below its drop rate."""
+        """`raw` with each key's null value where its draw, uniform [B], is below its drop rate; what
+        is dropped behind the conditioner is marked for `embed`."""
         null = self.cond.null(raw) if self.drop else raw
-        changed = {
-            key: jnp.where(bcast(draws[key] < rate, raw[key]), null[key], raw[key])
-            for key, rate in self.drop.items()
-        }
+        changed = {}
+        for key, rate in self.drop.items():
+            is_dropped = draws[key] < rate
+            if key in EMBEDDED:
+                changed[DROPPED + key] = is_dropped
+            else:
+                changed[key] = jnp.where(bcast(is_dropped, raw[key]), null[key], raw[key])
         return {**raw, **changed}
 
     def terms(
@@ -287,6 +356,11 @@ class DenoisingTask(abc.ABC):
         bound = losses.BITS * bound
         rest = terms["loss"] if self.objective == "hybrid" else 0
         return terms | {"bound": bound, "loss": rest + self.bound_weight * bound}
+
+
+def _behind(prefix: str, raw: Raw) -> dict[str, Array]:
+    """Of a raw condition what stands under a prefix, without it."""
+    return {name[len(prefix) :]: x for name, x in raw.items() if name.startswith(prefix)}
 
 
 def _for_all(x: Array, cond: Cond) -> Cond:

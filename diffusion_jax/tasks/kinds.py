@@ -119,6 +119,17 @@ class Pictures(Denoising, Protocol):
 
 
 @runtime_checkable
+class FewSteps(Pictures, Protocol):
+    """Makes pictures in few steps, by samplers that can read what it knows of the flow."""
+
+    noun: ClassVar[str] = "a model of few steps"
+
+    def check_sampler(self, name: str) -> None:
+        """Raises ConfigError for a sampler, by its name, that cannot."""
+        ...
+
+
+@runtime_checkable
 class Prior(Task, Protocol):
     """Makes CLIP's embeddings of pictures from texts."""
 

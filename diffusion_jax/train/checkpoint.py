@@ -23,6 +23,7 @@ from absl import logging
 
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.train import powersgd, resume
+from diffusion_jax.train.arrays import SAVE_CONCURRENT_GB, arrays_handler, arrays_wanted, largest
 from diffusion_jax.train.digest import check, parts, record
 from diffusion_jax.train.log import first_line, writing
 from diffusion_jax.train.state import migrated, plain, stored, task_of
@@ -30,32 +31,6 @@ from diffusion_jax.train.steps import newest, root_of, steps_in
 from diffusion_jax.types import Params, Task, TrainState
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "diffusion_jax")
-SAVE_CONCURRENT_GB = 1
-"""How much is on its way to the disk at a time: what saving takes beside the arrays themselves."""
-SLICE_BYTES = 2**20
-"""From this size of a part on, devices that hold the same array write a part of it each. To cut an array on a device is a program
-of its own for each shape, which takes longer than to write a small one."""
-
-
-def arrays_handler() -> Any:
-    """What writes and reads a tree of arrays in a checkpoint."""
-    import orbax.checkpoint as ocp
-    from orbax.checkpoint import type_handlers
-
-    registry = type_handlers.create_type_handler_registry(
-        (jax.Array, type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)),
-        (np.ndarray, type_handlers.NumpyHandler()),
-        (np.number, type_handlers.ScalarHandler()),
-    )
-    return ocp.PyTreeCheckpointHandler(save_concurrent_gb=SAVE_CONCURRENT_GB, type_handler_registry=registry)
-
-
-def arrays_wanted(abstract: Any, **options: Any) -> Any:
-    """The argument to read a tree of ShapeDtypeStructs with shardings, of any mesh."""
-    import orbax.checkpoint as ocp
-
-    wanted = ocp.checkpoint_utils.construct_restore_args(abstract)
-    return ocp.args.PyTreeRestore(item=abstract, restore_args=wanted, **options)
 
 
 class Checkpoints:
@@ -87,10 +62,18 @@ class Checkpoints:
         self._config, self._data = plain(config), data
         check_config(workdir, self._config, may_change)
         stay = [policies.LatestN(keep)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
-        handlers = {"state": arrays_handler(),
+        self._options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(stay), cleanup_tmp_directories=True)
+        self._concurrent_gb = SAVE_CONCURRENT_GB
+        self._manager = self._managed()
+
+    def _managed(self) -> Any:
+        """Orbax's manager of the folder."""
+        import orbax.checkpoint as ocp
+
+        handlers = {"state": arrays_handler(self._concurrent_gb),
                     "config": ocp.JsonCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(stay), cleanup_tmp_directories=True))
+        return ocp.CheckpointManager(self.folder, item_handlers=handlers, options=self._options)
 
     @property
     def latest(self) -> int | None:
@@ -119,6 +102,11 @@ class Checkpoints:
         meta = {"step": step, "examples": examples, "versions": versions(PACKAGES)} | record(parts(state))
         if self._data is not None:
             meta["data"] = dict(self._data)
+        needed = largest(state) // 10**9 + 1
+        if needed > self._concurrent_gb:                   # orbax refuses an array of more than what it writes at a time
+            self._concurrent_gb = needed
+            self.close()
+            self._manager = self._managed()
         with self._writing():
             self._manager.save(step, force=True, args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(state), config=ocp.args.JsonSave(self._config), meta=ocp.args.JsonSave(meta)))

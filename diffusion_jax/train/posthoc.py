@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from diffusion_jax.build import ConfigError, unknown
-from diffusion_jax.train.checkpoint import arrays_handler, arrays_wanted
+from diffusion_jax.train.arrays import arrays_handler, arrays_wanted
 from diffusion_jax.train.ema import Power, Profile, exponent
 from diffusion_jax.train.log import writing
 from diffusion_jax.types import Params, TrainState

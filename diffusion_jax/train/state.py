@@ -183,7 +183,7 @@ def _replaced(params: Params, place: str, part: Params, whole: bool = True) -> P
         name = _name(path)
         found = _widened(path, given[name], leaf) if name in given else None
         if found is not None and found.shape == leaf.shape:
-            return found
+            return found.astype(leaf.dtype)                # weights may be kept in fewer bits than they are trained in
         wrong.append((name, f"{name} is {'missing' if found is None else found.shape}, the config's is {leaf.shape}"))
         return leaf
 

@@ -17,6 +17,12 @@ def test_every_byte_has_a_letter():
     assert bpe.read_back(bpe.spelt("ünï 🌸")) == "ünï 🌸"
 
 
+def test_a_row_is_filled_up_or_cut():
+    assert bpe.row([5, 6], 4, 0).tolist() == [5, 6, 0, 0] and bpe.row([5, 6], 2, 0, 9).tolist() == [5, 6]
+    assert bpe.row([5, 6, 7], 2, 0).tolist() == [5, 6] and bpe.row([5, 6, 7], 2, 0, 9).tolist() == [5, 9]
+    assert bpe.row([], 2, 3).tolist() == [3, 3] and bpe.row([1], 1, 0).dtype == "int32"
+
+
 def test_pairs_merge_first_things_first():
     ranks = {("a", "b"): 0, ("b", "c"): 1, ("ab", "ab"): 2}
     assert bpe.merge(tuple("abcabab"), ranks) == ("ab", "c", "abab")

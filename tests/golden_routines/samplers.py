@@ -27,11 +27,13 @@ from golden_routines.scheduler_grids import (
     strided,
     unipc_grid,
 )
+from golden_routines.sdxl import network as sdxl_network
 
 from diffusion_jax.build import build
 from diffusion_jax.diffusion import guidance, lcm, multistep, process, samplers, scales, unipc
+from diffusion_jax.models.guidance_weight import GuidanceWeight
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
-from diffusion_jax.pretrained import schedulers
+from diffusion_jax.pretrained import ldm_unet, schedulers
 
 SCALES = {"epsilon": scales.Eps(), "sample": scales.X0(), "v_prediction": scales.V(), "flow_prediction": scales.Velocity()}
 KEY = jax.random.key(0)
@@ -254,6 +256,28 @@ def plain(inputs: dict):
     """The network of `toy`, which records nothing."""
     a, b = jnp.asarray(inputs["A"].T), jnp.asarray(inputs["b"])[None, None, None]
     return lambda x, label, cond: jnp.dot(x, a, precision="highest") + label[:, None, None, None] / 1000 * b
+
+
+# The weight of guidance as an input ---------------------------------------------------------------------------------------------
+
+
+def lcm_guidance_embedding(case) -> dict:
+    """The embedded weight, and a UNet of Stable Diffusion 1 or XL that sees it."""
+    kwargs, inputs = case.config["kwargs"], case.inputs
+    embedder = GuidanceWeight(kwargs["time_cond_proj_dim"])
+    seen = embedder.apply({}, {"guidance": jnp.asarray(inputs["guidance_scale"])})
+    found = {"embedding": seen["guidance"]}
+    if "out" not in case.want:
+        return found
+    cond = seen | {"seq": jnp.asarray(inputs["encoder_hidden_states"])}
+    if kwargs.get("addition_embed_type"):
+        model, params, vec = sdxl_network(case)
+        cond["vec"] = vec(inputs["text_embeds"], jnp.asarray(inputs["time_ids"]))
+    else:
+        model = build(ldm_unet.diffusers_config(kwargs)[0])
+        params = ldm_unet.convert(case.weights, model)["model"]
+    out = jax.jit(model.apply)({"params": params}, nhwc(inputs["sample"]), inputs["timestep"], cond)
+    return found | {"out": nchw(out)}
 
 
 # Inversion and switches -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Stable Diffusion 3 in diffusers' form. Official images are NCHW, ours NHWC."""
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -17,13 +16,14 @@ from diffusion_jax.build import build
 from diffusion_jax.diffusion import guidance, samplers, scales
 from diffusion_jax.diffusion.flow_times import flow_match
 from diffusion_jax.diffusion.process import Flow, noised
+from diffusion_jax.diffusion.skip_layers import Skip, skip_layers
 from diffusion_jax.models.mmdit import Joint, MMDiT, Seen, Streams
 from diffusion_jax.models.sd3_text import SD3Text
 from diffusion_jax.pipelines import spelling
 from diffusion_jax.pretrained import clip, rules, sd3_mmdit, sd3_scheduler, sd3_vae, t5
 from diffusion_jax.pretrained import vae as pretrained_vae
 from diffusion_jax.tasks.autoencoder import Autoencoder
-from diffusion_jax.types import Array, Cond, Denoiser, Key, Params, Prediction
+from diffusion_jax.types import Array, Cond, Denoiser, Params
 
 Found = dict[str, Any]
 
@@ -233,7 +233,10 @@ def trajectory(case: Case) -> Found:
     if run["guidance_scale"] > 1:
         denoise = guidance.CFG(run["guidance_scale"], null)(denoise)
     if run.get("skip_guidance_layers"):
-        denoise = led_away(denoise, denoiser(model), denoiser(model.clone(skip=tuple(run["skip_guidance_layers"]))), times, run)
+        options = {name: run[f"skip_layer_guidance_{name}"] for name in ("scale", "start", "stop")}
+        skip = Skip(tuple(run["skip_guidance_layers"]), **options)
+        without = denoiser(model.clone(skip=skip.layers))
+        denoise = skip_layers(skip, skip.scale, without, times, denoiser(model))(denoise)
     found = {"sigmas": process.sigma(times)}
     x = nhwc(inputs["init_latents"] if "strength" in run else inputs["latents"])
     if "strength" in run:
@@ -243,19 +246,6 @@ def trajectory(case: Case) -> Found:
         found["noised"] = nchw(x)
     walk = jax.jit(lambda x: samplers.sample(denoise, samplers.euler(process), x, times, cond, jax.random.key(0), keep=True))
     return found | {"trajectory": nchw(walk(jnp.asarray(x))), "timesteps": process.label(times[:-1])}
-
-
-def led_away(guided: Denoiser, full: Denoiser, skipped: Denoiser, times: np.ndarray, run: dict[str, Any]) -> Denoiser:
-    """Skip-layer guidance on top of another: v + scale (v of all blocks - v without some), in some of the steps."""
-    ends = [run["steps"] * run[f"skip_layer_guidance_{end}"] for end in ("start", "stop")]
-
-    def denoise(x: Array, t: Array, cond: Cond, key: Key) -> Prediction:
-        step = jnp.argmin(jnp.abs(jnp.asarray(times[:-1]) - t))
-        scale = jnp.where((step > ends[0]) & (step < ends[1]), run["skip_layer_guidance_scale"], 0.0)
-        p = guided(x, t, cond, key)
-        return replace(p, x0=p.x0 + scale * (full(x, t, cond, key).x0 - skipped(x, t, cond, key).x0))
-
-    return denoise
 
 
 DENSITIES = {

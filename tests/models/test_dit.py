@@ -79,6 +79,20 @@ def output_and_gradient(scan, remat):
 
 
 @pytest.mark.slow
+def test_blocks_that_are_passed_over_are_those_of_a_shorter_network():
+    """Of three blocks without the middle one: a network of two, in both forms of its parameters."""
+    whole = DiT(**SMALL | dict(depth=3))
+    params = random(whole)
+    shorter = {name: value for name, value in params.items() if name != "blocks_1"} | {"blocks_1": params["blocks_2"]}
+    shorter.pop("blocks_2")
+    want = run(DiT(**SMALL), shorter)
+    np.testing.assert_allclose(run(whole.clone(skip=(1,)), params), want, atol=1e-5)
+    np.testing.assert_allclose(run(whole.clone(skip=(1,), scan=True), stack_layers(params)), want, atol=1e-5)
+    assert np.abs(run(whole, params) - want).max() > 1e-3
+    with pytest.raises(ConfigError, match=r"blocks of this network are 0 ... 2, skip is \(3,\)"):
+        run(whole.clone(skip=(3,)), params)
+
+
 @pytest.mark.parametrize("scan, remat", [(True, None), (False, "full"), (True, "full"), (True, "dots")])
 def test_scan_and_remat_change_neither_output_nor_gradient(scan, remat):
     (want, want_grad), (got, got_grad) = output_and_gradient(False, None), output_and_gradient(scan, remat)

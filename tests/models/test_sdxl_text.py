@@ -51,11 +51,25 @@ def test_the_refiner_is_led_away_from_a_low_score():
     assert null["tokens"][0].tolist() == [28, 29, 0, 0, 0] and null["sizes"].tolist() == [[64, 64, 0, 0, 2.5]] * 2
 
 
+def test_parts_of_the_sizes_stand_in_their_place(text):
+    module, params = text
+    raw = {"tokens": TOKENS, "original_size": jnp.array([[256.0, 512]] * 2), "crop": jnp.array([[8.0, 0]] * 2)}
+    whole = jnp.array([[256, 512, 8, 0, 1024, 1024.0]] * 2)
+    np.testing.assert_array_equal(module.sizes_of(raw, TOKENS), whole)
+    np.testing.assert_array_equal(
+        module.apply(params, raw)["vec"], module.apply(params, {"tokens": TOKENS, "sizes": whole})["vec"])
+    refiner = XLText(LARGE, width=16, waves=4, context=5, sizes=(64, 64, 0, 0, 6.0), negative_sizes=(64, 64, 0, 0, 2.5))
+    null = refiner.null(raw | {"tokens": TOKENS[:, :5]})
+    assert refiner.sizes_of(null, TOKENS).tolist() == [[256, 512, 8, 0, 2.5]] * 2           # only the score is another one
+    assert module.optional == ("sizes", "original_size", "crop", "target_size") and refiner.optional == module.optional[:3]
+
+
 @pytest.mark.parametrize("call, says", [
     (lambda: XLText(LARGE, sizes=(1.0, 2.0), negative_sizes=(1.0,)), "sizes are 2 numbers, negative_sizes 1"),
     (lambda: XLText(LARGE, SMALL, clip_skip=2), "0 ... 1 of the 2 layers"),
     (lambda: XLText(LARGE, SMALL, context=5).check({"tokens": TOKENS[:, :5]}), r"tokens \[B, 10\] int, 5 of each CLIP"),
     (lambda: XLText(LARGE, SMALL, context=5).check({"tokens": TOKENS, "sizes": np.zeros((2, 5))}), r"sizes are \[B, 6\]"),
+    (lambda: XLText(LARGE, SMALL, context=5).check({"tokens": TOKENS, "crop": np.zeros(2)}), r"crop is \[B, 2\]"),
 ])
 def test_refusals(call, says):
     with pytest.raises(ConfigError, match=says) as error:

@@ -166,7 +166,10 @@ def test_space_around_a_number_is_none_of_it():
     assert (options.num, options.sampling.changes, options.seed) == (3, {"guidance": 2.0}, 7)
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("train", "plan", "reference", "encode", "page")])
+READ_PAGES = ("train", "plan", "reference", "encode", "page", "lineage")
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in READ_PAGES])
 def test_a_mode_that_reads_no_page_takes_none(cli, tmp_path, monkeypatch, mode):
     monkeypatch.chdir(tmp_path)
     for given in (("--config", "digits"), ("--config.steps=3",)):

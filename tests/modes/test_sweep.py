@@ -11,6 +11,7 @@ from diffusion_jax.evaluation import metrics
 from diffusion_jax.evaluation import options as measurement
 from diffusion_jax.modes import evaluate, sweep
 from diffusion_jax.modes.options import built
+from diffusion_jax.pipelines.sampling import draw
 
 QUICK = dict(num=20, steps="2")
 
@@ -30,6 +31,13 @@ def test_a_sweep_measures_each_value_and_draws_them(tiny_run, tmp_path, cli):
     alone = evaluate.measured(built(evaluate.Options, dict(guidance=3.5, **QUICK)), str(tiny_run)).figures
     assert abs(float(rows[1]["novelty[pixels]"]) - alone["novelty[pixels]"]) < 1e-6
     assert image.read(tmp_path / "x" / "guided.png").shape[1] > 300
+
+
+@pytest.mark.slow
+def test_strengths_of_cads_are_one_program(tiny_run, tmp_path):
+    before = draw._cache_size()
+    ask("sweep", tiny_run, over="cads.s", values="0,0.1,0.5", out=str(tmp_path / "x"), **QUICK)
+    assert draw._cache_size() == before + 1 and len(table(tmp_path / "x.csv")) == 3
 
 
 def test_the_table_grows_with_every_value(tiny_run, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ GUIDANCE = {
     "cads": ("--cads", "s=0.5,tau1=0.1,tau2=0.9"),
     "rescale": ("--guidance", 3, "--phi", 0.7),
 }
-PAIRS = [(network, sampler) for network in ("adm", "dit") for sampler in SAMPLERS]
+PAIRS = [(network, sampler) for network in ("adm", "dit") for sampler in SAMPLERS if sampler != "meanflow"]
 PAIRS += [(network, sampler) for network in ("edm2", "diffit") for sampler in ("ddim", "ancestral", "edm")]
 
 

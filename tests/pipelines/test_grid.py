@@ -1,5 +1,6 @@
 """Which times are refused or warned of, of which sampler, and that what the warning names does."""
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from diffusion_jax.build import ConfigError
 from diffusion_jax.diffusion import reach
 from diffusion_jax.diffusion.process import DDPM, EDM, Cosine, Flow
+from diffusion_jax.pipelines import grid
 from diffusion_jax.pipelines.grid import check_grid, strain_of, warn
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.spelling import SAMPLERS
@@ -96,3 +98,24 @@ def test_times_that_do_not_begin_in_noise_are_refused(options, says):
 def test_the_variance_counts_where_the_ancestral_sampler_reads_it():
     assert strain_of("ancestral", "fixed_large") is reach.large_variance is strain_of("ancestral,variance=fixed_large", "learned")
     assert strain_of("ancestral,variance=fixed_small", "fixed_large") is strain_of("ddim", "fixed_large") is None
+
+
+class Few:
+    """A model of few steps that takes one sampler."""
+
+    def check_sampler(self, name):
+        if name != "lcm":
+            raise ConfigError("lcm alone")
+
+
+def test_a_model_of_few_steps_says_which_samplers_it_takes(monkeypatch):
+    monkeypatch.setattr(grid.kinds, "FewSteps", Few)
+    grid.check_task(Few(), "lcm,scaling=5")
+    with pytest.raises(ConfigError, match="lcm alone"):
+        grid.check_task(Few(), "ddim")
+
+
+def test_mean_velocities_are_asked_of_those_who_know_them():
+    grid.check_task(SimpleNamespace(), "ddim")
+    with pytest.raises(ConfigError, match="choose ddim"):
+        grid.check_task(SimpleNamespace(), "meanflow")

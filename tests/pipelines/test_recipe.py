@@ -12,10 +12,11 @@ from diffusion_jax.diffusion.process import DDPM, Flow
 from diffusion_jax.diffusion.samplers import sample, start
 from diffusion_jax.models.augment import Augmented
 from diffusion_jax.models.cond import Joint, Label, LowRes, Nothing
+from diffusion_jax.pipelines import spelling
 from diffusion_jax.pipelines.conditions import conditions
 from diffusion_jax.pipelines.recipe import Recipe, Strengths
 from diffusion_jax.pipelines.sampling import generate, per_image
-from diffusion_jax.pipelines.spelling import GRIDS, SAMPLERS
+from diffusion_jax.pipelines.spelling import GRIDS, parse
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.types import Prediction
 from pipelines.toy_task import CLASSES, SHAPE, make, parameters
@@ -24,6 +25,8 @@ PARAMS = parameters(0.1, -0.2, 0.3, 0.05)
 EVERYTHING = dict(guidance=3.0, phi=0.7, cads="s=0.2,psi=0.5", interval="0.2,6", clip=1.5, threshold=0.9, channels=1)
 CFG = dict(guidance=2.5)
 TABLE = ("ddpm", "flow", "cosine")
+SAMPLERS = [name for name in spelling.SAMPLERS if name != "meanflow"]
+"""Those that go with every model."""
 REFUSED = {("plms", "flow"): "dpmpp_2m", ("edm", "flow"): "heun"}                     # alpha = 0 at the start
 
 
@@ -361,11 +364,32 @@ def test_recipes_that_differ_in_scales_alone_share_their_static_part():
     first, strengths = Recipe(guidance=3.0, phi=0.7, classifier_scale=4.0, steps=9).split()
     second, others = Recipe(guidance=-1.5, phi=-0.2, classifier_scale=0.5, steps=9).split()
     assert first == second and hash(first) == hash(second) and first != Recipe(steps=8)
-    assert [float(value) for value in strengths] == pytest.approx([3.0, 4.0, 0.7])
-    assert [float(value) for value in others] == pytest.approx([-1.5, 0.5, -0.2])
-    assert all(value.dtype == jnp.float32 and value.shape == () for value in strengths)
+    assert [float(value) for value in strengths[:3]] == pytest.approx([3.0, 4.0, 0.7])
+    assert [float(value) for value in others[:3]] == pytest.approx([-1.5, 0.5, -0.2])
+    assert all(value.dtype == jnp.float32 and value.shape == () for value in strengths[:3])
     none, strengths = Recipe(steps=9).split()
-    assert none == first and (strengths.guidance, strengths.phi) == (None, None)
+    assert none == first and (strengths.guidance, strengths.phi, strengths.cads) == (None, None, None)
+
+
+def test_recipes_that_differ_in_the_strength_of_cads_alone_share_their_static_part():
+    first, strengths = Recipe(cads="s=0.2").split()
+    second, others = Recipe(cads="tau1=0.6,psi=0.5").split()
+    assert first == second and first.cads and {"s", "psi"}.isdisjoint(parse(first.cads)[1])
+    assert strengths.cads == pytest.approx({"s": 0.2, "psi": 1.0}) and others.cads == pytest.approx({"s": 0.1, "psi": 0.5})
+    for text in ("tau1=0.5", "statistics=batch", "rescale=False", ""):
+        assert Recipe(cads=text).split()[0] != first
+
+
+def test_cads_is_that_of_guidance():
+    task, steps, options = make("ddpm"), 3, dict(s=0.4, psi=0.3, tau1=0.2, tau2=0.7)
+    noise, times = per_image(jnp.arange(CLASSES)), Recipe(steps=steps).grid(task.process)
+    k_start, k_run, _ = jax.random.split(jax.random.key(0), 3)
+    denoise = guidance.CADS(task.process.unit, **options, noise=noise)(task.denoiser(PARAMS))
+    x = start(task.process, times, k_start, (CLASSES, *SHAPE), noise)
+    cond = task.embed(PARAMS, {"label": np.arange(CLASSES)})
+    want = sample(denoise, Recipe().make_sampler(task, noise), x, times, cond, k_run)
+    text = ",".join(f"{name}={value}" for name, value in options.items())
+    np.testing.assert_allclose(images(Recipe(steps=steps, cads=text)), want, atol=1e-5)
 
 
 def test_using_changes_a_copy():

@@ -111,6 +111,26 @@ def test_the_network_is_called_once_a_step_and_order(sampler, guidance, calls):
     assert list(COUNT) == [3 if guidance == 1 else 6] * calls               # guided: twice the rows, not twice the calls
 
 
+@pytest.mark.parametrize("options", [{}, pytest.param(dict(phi=0.7, cads="s=0.1", keep_parallel=0.5), marks=pytest.mark.slow)],
+                         ids=["plain", "mixed"])
+def test_halves_of_guidance_one_after_the_other_are_the_same_pictures(options):
+    task = make("cosine", calls=True)
+    both = images(Recipe(steps=5, guidance=3.0, **options), 3, 3, task=task)
+    jax.effects_barrier()
+    COUNT.clear()
+    halves = images(Recipe(steps=5, guidance=3.0, cfg_batch=1, **options), 3, 3, task=task)
+    jax.effects_barrier()
+    assert list(COUNT) == [3] * 10                                          # twice the calls, not twice the rows
+    np.testing.assert_allclose(halves, both, rtol=1e-5, atol=1e-6)
+
+
+def test_halves_are_refused_where_there_are_none():
+    with pytest.raises(ConfigError, match="cfg_batch .--cfg_batch. is of guidance, which is 1 here"):
+        Recipe(cfg_batch=1).check_changes({"cfg_batch": 1}, make())
+    with pytest.raises(ConfigError, match="cfg_batch .--cfg_batch. is of guidance by one network"):
+        Recipe(guidance=2.0, cfg_batch=1).check(make("cosine"), weak=True)
+
+
 def test_the_label_reaches_the_image():
     got = images(Recipe(steps=4), 3 * CLASSES, 3 * CLASSES, task=make("cosine")).mean(axis=(1, 2, 3)).reshape(3, CLASSES)
     assert (got.mean(0).argsort() == [1, 0, 2]).all()                       # the means are 0.1, -0.2, 0.3
@@ -158,6 +178,16 @@ def test_scales_of_the_classifier_and_phi_share_a_program():
     images(Recipe(steps=2, guidance=2.0, phi=0.5), 3, 3, task=task, guides=Guides(classifier([9, 1, 1])))
     assert draw._cache_size() == before + 1
     assert len({one.tobytes() for one in made}) == 5
+
+
+def test_strengths_of_cads_share_a_program():
+    task, before = make("cosine"), draw._cache_size()
+    texts = ("s=0.1", "s=0.25,psi=0.5", "s=0", "psi=0,tau1=0.6")
+    made = [images(Recipe(steps=2, cads=text), 3, 3, task=task) for text in texts]
+    assert draw._cache_size() == before + 1
+    assert len({one.tobytes() for one in made}) == 4
+    images(Recipe(steps=2, cads="s=0.1,tau1=0.2"), 3, 3, task=task)
+    assert draw._cache_size() == before + 2                                 # another clock: another program
 
 
 def test_draw_is_narrow():

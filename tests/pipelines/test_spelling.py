@@ -56,7 +56,7 @@ def test_every_name_is_that_of_a_function(kind, name):
 
 def test_samplers_that_draw_nothing_take_no_noise():
     assert {name for name, where in SAMPLERS.items() if not takes_noise(where)} == {
-        "heun", "plms", "dpmpp_2m", "unipc", "deis"}
+        "heun", "plms", "dpmpp_2m", "unipc", "deis", "meanflow"}
 
 
 def test_options_go_with_the_name():

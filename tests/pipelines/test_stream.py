@@ -8,7 +8,7 @@ from diffusion_jax.pipelines import stream
 from diffusion_jax.pipelines.conditions import conditions
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import Guides, generate
-from diffusion_jax.pipelines.stream import generated, watched
+from diffusion_jax.pipelines.stream import generated, walked, watched
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from pipelines.compilations import compilations
@@ -78,6 +78,37 @@ def test_looks_of_two_checkpoints_and_scales_share_their_programs():
     before = stream._begin._cache_size(), stream._advance._cache_size()
     looks(Recipe(steps=6, guidance=5.0), 3, params=OTHER)
     assert (stream._begin._cache_size(), stream._advance._cache_size()) == before
+
+
+# Paths ----------------------------------------------------------------------------------------------------------------------
+
+
+def places(recipe, every, name="cosine", params=PARAMS):
+    task = make(name)
+    return list(walked(Model(params, None, task), recipe, conditions(task, 3), 3, 0, every))
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(sampler="ancestral", cads="s=0.5", guidance=2.0), dict(sampler="heun"),
+    pytest.param(dict(sampler="dpmpp_2m", phi=0.5, guidance=3.0), marks=pytest.mark.slow)], ids=str)
+def test_a_path_ends_in_what_generate_makes_bit_for_bit(options):
+    recipe = Recipe(steps=7, **options)
+    path = places(recipe, 3)
+    assert [place.step for place in path] == [0, 3, 6, 7]
+    np.testing.assert_array_equal(path[-1].x, images(recipe))
+    assert path[-1].x0 is path[-1].x
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", pytest.param("ddim,eta=1", marks=pytest.mark.slow)])
+def test_x0_of_a_path_is_what_the_network_takes_its_x_for(sampler):
+    """x0 = tanh(x) / 4 + m ramp, and of the flow alpha is 1 - t and sigma t."""
+    mean = np.array([0.1, -0.2, 0.3])[:, None, None, None] * np.linspace(0.5, 1.5, 4)[None, :, None, None]
+    path = places(Recipe(steps=5, sampler=sampler), 1, "flow")
+    for place in path[:-1]:
+        np.testing.assert_allclose(place.x0, np.tanh(place.x) / 4 + mean, atol=1e-5)
+    times = np.array([1, 0.8, 0.6, 0.4, 0.2, 0])
+    for values, want in zip(list(zip(*path, strict=True))[1:4], (times, 1 - times, times), strict=True):
+        assert values == pytest.approx(want, abs=1e-5)
 
 
 # Counts ---------------------------------------------------------------------------------------------------------------------

@@ -95,3 +95,11 @@ def test_a_first_stage_that_is_no_autoencoder_is_refused(monkeypatch):
     config = plain(page("digits_dalle")) | {"first_stage": {"folder": "runs/first"}}
     with pytest.raises(ConfigError, match=re.escape("runs/first holds a CLIP")):
         layouts.work_of(config)
+
+
+@pytest.mark.slow
+def test_a_null_text_is_counted_once_for_all():
+    config = plain(page("sd3_medium"))
+    counts = [layouts.work_of({**config, "task": {**config["task"], "drop": drop}}).model_flops
+              for drop in ({}, {"vec": 0.3, "seq": 0.3})]
+    assert counts[0] == counts[1] and any("clip_g" in name for name in counts[0])

@@ -290,7 +290,7 @@ def test_options_of_another_kind_are_one_line(tmp_path, key, value):
 
 
 @pytest.mark.parametrize("part, key, value", [
-    ("unet", "time_cond_proj_dim", 256), ("unet", "class_embeddings_concat", True), ("unet", "attention_type", "gated"),
+    ("unet", "class_embeddings_concat", True), ("unet", "attention_type", "gated"),
     ("unet", "encoder_hid_dim", 768), ("unet", "time_embedding_type", "fourier"), ("vae", "shift_factor", 0.06),
     ("vae", "latents_mean", [0, 0, 0, 0]), ("vae", "use_quant_conv", False), ("vae", "act_fn", "relu"),
 ])

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.runs import pages
 from diffusion_jax.runs.written import written
 
-NAMES = sorted(name for name in pages.installed() if name != "folder")
+NAMES = sorted(name for name in pages.installed() if name not in ("folder", "lineage"))
 
 
 def back(config, folder, name="mine.py"):

@@ -1,9 +1,13 @@
 """What a run has is shown, and nothing else; what a page may not ask is refused in the library's words."""
+import numpy as np
 import pytest
+from pipelines.compilations import compilations
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data.pictures import save_png
+from diffusion_jax.pipelines.jobs import Device, making
 from diffusion_jax.pipelines.pipeline import pipeline
-from diffusion_jax.studio.desk import Form, filled, offer_of
+from diffusion_jax.studio.desk import Desk, Form, filled
 
 
 def seen(desk, name):
@@ -14,27 +18,22 @@ def seen(desk, name):
 COMMON = {"run", "num", "seed", "steps", "sampler", "times", "threshold", "guidance", "phi", "interval", "cads"}
 
 
-def test_a_model_of_classes_shows_classes_and_no_text(desk):
-    assert seen(desk, "label") == COMMON | {"classes"}
-    assert {"strength", "inversion", "mix", "guidance", "phi", "CADS", "switch", "samplers"} <= desk.offers["label"].tools
-    assert "variations" not in desk.offers["label"].tools
-
-
-def test_a_model_of_texts_shows_texts_and_no_classes(desk):
+def test_what_a_run_has_is_to_be_seen(desk):
+    assert seen(desk, "label") == COMMON | {"label"}
     assert seen(desk, "text") == COMMON | {"prompt", "negative"}
+    assert {"strength", "CADS", "path"} <= desk.tools["label"] and "variations" not in desk.tools["label"]
 
 
 def test_an_upsampler_is_refused(folders):
-    with pytest.raises(ConfigError, match="reads low_res, which the studio does not give"):
-        offer_of(pipeline(folders.upsampler))
+    with pytest.raises(ConfigError, match="reads low_res, which cannot be given here"):
+        Desk({"upsampler": pipeline(folders.upsampler)})
 
 
-def test_choices_are_those_that_go_with_the_run(desk):
-    assert {"ddim", "heun", "dpmpp_2m"} <= set(desk.offers["label"].choices["sampler"])
+def test_the_runs_own_sampler_is_among_the_choices(desk):
     form = filled("label", desk.pipe("label"))._replace(sampler="ddim,eta=0.5")
     shown = dict(zip(Form._fields, desk.shown(form), strict=True))
     assert shown["sampler"]["value"] in shown["sampler"]["choices"]
-    assert shown["classes"]["choices"] == [str(number) for number in range(10)]
+    assert shown["label"]["choices"] == [str(number) for number in range(10)]
 
 
 def test_the_form_of_a_run_changes_nothing(desk):
@@ -45,7 +44,7 @@ def test_the_form_of_a_run_changes_nothing(desk):
 
 def test_a_form_changes_what_differs(desk):
     form = filled("label", desk.pipe("label"))
-    pipe, request, _, _ = desk.asked(form._replace(classes=["3", "4"], guidance=2.0, phi=0.5, steps=7, cads=0.1))
+    pipe, request, _, _ = desk.asked(form._replace(label=["3", "4"], guidance=2.0, phi=0.5, steps=7, cads=0.1))
     recipe = pipe.recipe
     assert (recipe.guidance, recipe.phi, recipe.steps, recipe.cads) == (2.0, 0.5, 7, "s=0.1") and request.labels == ("3", "4")
 
@@ -54,7 +53,7 @@ def test_a_form_changes_what_differs(desk):
     (dict(run="../../etc"), "unknown run"),
     (dict(run=["label"]), "unknown run"),
     (dict(num=65), "number is 1 ... 64"),
-    (dict(num=20, classes=["1", "2", "3", "4"]), "number is 1 ... 16"),
+    (dict(num=20, label=["1", "2", "3", "4"]), "number is 1 ... 16"),
     (dict(num=True), "number is a whole number"),
     (dict(seed=-1), "seed is"),
     (dict(seed=2**32), "seed is"),
@@ -75,19 +74,36 @@ def test_what_may_not_be_asked_is_refused(desk, change, says):
 
 
 
+# Pictures that were made before ---------------------------------------------------------------------------------------------
+
+
+def test_a_picture_fills_the_form_that_made_it(desk, tmp_path):
+    form = filled("label", desk.pipe("label"), label=["3", "4"], num=2, seed=7)
+    pipe, request, num, seed = desk.asked(form)
+    pipe(request, num, seed).save(f"{tmp_path}/out/")
+    for file in sorted((tmp_path / "out").glob("*.png")):
+        assert desk.form_of(file.read_bytes()) == form
+
+
+def test_a_picture_that_says_nothing_is_refused_without_a_path(desk, tmp_path):
+    save_png(tmp_path / "x.png", np.zeros((8, 8, 1), np.uint8))
+    with pytest.raises(ConfigError, match="this picture does not say how it was made") as error:
+        desk.form_of((tmp_path / "x.png").read_bytes())
+    assert "/" not in str(error.value).split(":")[0]
+    for data in (None, b"", b"PNG"):
+        with pytest.raises(ConfigError):
+            desk.form_of(data)
+
+
+def test_a_picture_of_another_run_is_refused(desk, folders, tmp_path):
+    pipeline(folders.label)(3).save(tmp_path / "x.png")
+    with pytest.raises(ConfigError, match="of the run label, which is not open here"):
+        Desk({"text": desk.pipe("text")}).form_of((tmp_path / "x.png").read_bytes())
+
 
 @pytest.mark.slow
-def test_a_decoder_of_unclip_has_its_own_edits():
-    from pipelines.unclip_task import runs
-
-    pipe = pipeline(runs().decoder, prior=runs().prior, upsamplers=())
-    offer = offer_of(pipe)
-    assert offer.tools == {"variations", "interpolation", "text difference"} and "prompt" in offer.fields
-    assert "classes" not in offer.fields and "negative" not in offer.fields
-
-
-def test_a_transformer_over_tokens_is_asked_for_a_text():
-    from pipelines.test_tokens import RUN
-
-    offer = offer_of(pipeline(RUN))
-    assert offer.fields == {"num", "seed", "prompt", "guidance", "temperature"} and not offer.tools
+def test_after_it_is_warm_nothing_is_compiled_for_the_first_picture(desk):
+    desk.warm(Device())
+    with compilations() as programs:
+        list(Device().watched(making(*desk.asked(desk.first._replace(seed=9)))))
+    assert not programs

@@ -1,5 +1,6 @@
 """Mode studio before it serves: who may see the page, which runs it opens, what its door refuses."""
 import shutil
+from pathlib import Path
 
 import pytest
 from pipelines.toy_task import LABEL, page, write
@@ -7,6 +8,7 @@ from pipelines.toy_task import LABEL, page, write
 from diffusion_jax.build import ConfigError
 from diffusion_jax.modes import studio
 from diffusion_jax.modes.options import Weights, built
+from diffusion_jax.studio import bounds
 
 
 def options(**leaves):
@@ -80,3 +82,9 @@ def test_without_gradio_the_mode_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(studio, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install 'diffusion_jax\\[studio\\]'"):
         studio.run(options(), str(tmp_path))
+
+
+def test_the_page_is_small():
+    """It stands on what lies below: what is no page belongs there."""
+    files = Path(bounds.__file__).parent.glob("*.py")
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 600

@@ -13,6 +13,7 @@ from diffusion_jax.diffusion import losses, scales
 from diffusion_jax.diffusion.process import DDPM, EDM, Flow
 from diffusion_jax.diffusion.times import LogNormal, SecondMoment, Uniform
 from diffusion_jax.models.cond import Label
+from diffusion_jax.models.glide import Text
 from tasks.zero_task import Zero, batch, task
 
 
@@ -156,3 +157,40 @@ def test_guidance_leads_away_from_the_null_condition_or_a_negative_text():
     assert task().away(raw)["label"].tolist() == [3, 3]
     tokens = np.array([[1, 2], [3, 4]])
     assert (task().away({**raw, "negative": tokens})["tokens"] == tokens).all()
+
+
+def a_text():
+    """A task under a text, whose pooled embedding and whose tokens are dropped each by itself, and a batch of 4,096."""
+    t = task(cond=Text(vocab=8, context=3, width=8, layers=1, heads=2, out=4), drop=FrozenDict(vec=0.3, seq=0.6))
+    raw = {"image": batch()["image"], "tokens": jnp.tile(jnp.arange(6, dtype=jnp.int32).reshape(2, 3), (2048, 1))}
+    return t, raw, {"model": {}, "cond": t.cond.init(jax.random.key(0), raw)["params"]}
+
+
+@pytest.mark.parametrize("label", [False, True], ids=["", "label"])
+def test_a_pooled_text_and_its_tokens_are_dropped_each_at_its_rate(label):
+    t, raw, params = a_text()
+    raw |= {"label": jnp.zeros(4096, jnp.int32)} if label else {}
+    draws = dict(zip(t.drop, jax.random.uniform(jax.random.key(1), (2, 4096)), strict=True))
+    dropped = t.embed(params, t.dropped(raw, draws))
+    whole, null = (t.cond.apply({"params": params["cond"]}, part) for part in (raw, t.cond.null(raw)))
+    shares = {}
+    for name, rate in t.drop.items():
+        axes = tuple(range(1, whole[name].ndim))
+        is_null = np.asarray(jnp.all(jnp.abs(dropped[name] - null[name]) < 1e-6, axis=axes))
+        np.testing.assert_allclose(dropped[name][~is_null], whole[name][~is_null], rtol=1e-5, atol=1e-6)
+        shares[name] = is_null
+        assert abs(is_null.mean() - rate) < 0.03
+    assert abs((shares["vec"] & shares["seq"]).mean() - 0.18) < 0.03                              # each by itself
+
+
+def test_the_null_of_a_text_is_made_once_for_all_examples():
+    t, raw, _ = a_text()
+    assert {name: len(value) for name, value in t._alike(raw | {"label": raw["tokens"][:, 0]}).items()} == {"tokens": 1}
+    assert len(t._alike(raw | {"sizes": jnp.zeros((4096, 6))})["tokens"]) == 4096                  # the null may keep these
+
+
+def test_a_part_that_the_conditioner_does_not_make_cannot_be_dropped():
+    t = task(drop=FrozenDict(seq=0.5))
+    params = jax.jit(t.init)(jax.random.key(0), batch(2))
+    with pytest.raises(ConfigError, match="task.drop has 'seq', this conditioner makes .'vec'."):
+        t.loss(params, {}, batch(2), jax.random.key(0), True)

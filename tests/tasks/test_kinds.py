@@ -2,12 +2,13 @@
 import pytest
 from flax import linen as nn
 
-from diffusion_jax.diffusion.process import DDPM
-from diffusion_jax.diffusion.scales import Eps
+from diffusion_jax.diffusion.process import DDPM, Flow
+from diffusion_jax.diffusion.scales import Eps, V, Velocity
 from diffusion_jax.models.classifier import Classifier
 from diffusion_jax.models.clip import CLIP, TextTower, ViT
 from diffusion_jax.models.cond import Label
 from diffusion_jax.models.dalle import DALLE
+from diffusion_jax.models.dit import DiT
 from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.models.prior_ar import ARPrior
 from diffusion_jax.models.unclip import ImageText, Text
@@ -17,9 +18,11 @@ from diffusion_jax.tasks.autoencoder import Autoencoder, Perceptual
 from diffusion_jax.tasks.autoregressive import Autoregressive
 from diffusion_jax.tasks.classifier import NoisyClassifier
 from diffusion_jax.tasks.clip import Contrastive
+from diffusion_jax.tasks.consistency import Consistency
 from diffusion_jax.tasks.diffusion import Diffusion
 from diffusion_jax.tasks.dvae import DiscreteVAE
 from diffusion_jax.tasks.embedder import Embedder
+from diffusion_jax.tasks.meanflow import MeanFlow
 from diffusion_jax.tasks.prior import AutoregressivePrior, DiffusionPrior
 
 NET = nn.Dense(1)
@@ -42,6 +45,9 @@ TASKS = {
                 {"Denoising", "Pictures"}),
     "prior": (DiffusionPrior(NET, Text(6), *WAY, (6,), first_stage=EMBEDDER),
               {"Denoising", "Prior"}),
+    "consistency": (Consistency(NET, Label(3, 4), DDPM(), V(), (8, 8, 3)), {"Denoising", "Pictures", "FewSteps"}),
+    "meanflow": (MeanFlow(DiT(2, 8, 1, 2, interval=True), Label(3, 4), Flow(), Velocity(), (8, 8, 4)),
+                 {"Denoising", "Pictures", "FewSteps"}),
     "ar": (AutoregressivePrior(ARPrior(6, context=5), EMBEDDER), {"Prior"}),
     "classifier": (NoisyClassifier(Classifier(num_classes=3, width=8), DDPM(), (8, 8, 1)),
                    {"Guide", "Classifier"}),
@@ -55,7 +61,7 @@ TASKS = {
     "perceptual": (Perceptual(), set()),
     "module": (NET, set()),
 }
-KINDS = ("Denoising", "Pictures", "Prior", "Guide", "Classifier", "TwoTowers", "Encoding",
+KINDS = ("Denoising", "Pictures", "FewSteps", "Prior", "Guide", "Classifier", "TwoTowers", "Encoding",
          "Discrete", "Tokens", "Embeds")
 
 

@@ -15,7 +15,8 @@ from train_toy import Net, Toy, config
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.train import ema, optim, shard
-from diffusion_jax.train.checkpoint import Checkpoints, available, load
+from diffusion_jax.train.arrays import largest
+from diffusion_jax.train.checkpoint import Checkpoints, available, load, weights
 from diffusion_jax.train.state import create
 from diffusion_jax.types import TrainState
 
@@ -294,3 +295,18 @@ def test_a_config_from_elsewhere_runs_nothing_foreign(run):
     path.write_text(json.dumps(config(task={"name": "os:system", "command": "true"})))
     with pytest.raises(ConfigError, match="'os:system' is of Python itself"):
         load(run, "params")
+
+
+def test_the_largest_array_is_that_of_one_device():
+    mesh = shard.make_mesh(data=1, fsdp=8)
+    split = jax.device_put(jnp.zeros((16, 4)), NamedSharding(mesh, PartitionSpec("fsdp")))
+    assert largest({"split": split, "whole": jnp.zeros(5), "host": np.zeros(100)}) == 4 * 8
+    assert largest({}) == 0
+
+
+@pytest.mark.slow
+def test_an_array_of_more_than_a_gigabyte_is_saved(tmp_path):
+    big = jnp.zeros((2**14, 2**14 + 1)).at[-1, -1].set(7)
+    with Checkpoints(tmp_path, config(), every=1) as checkpoints:
+        checkpoints.save(TrainState(step=jnp.int32(1), params={"big": big}, opt_state=(), ema={}))
+    np.testing.assert_array_equal(weights(tmp_path).params["big"][-1, -2:], [0, 7])
