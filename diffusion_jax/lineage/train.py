@@ -123,7 +123,7 @@ def train(
                 row = one(Job(plans[stage.key], seed, workdir), functools.partial(bar.at, number))
             bar.at(number, 1.0, before=True)
             rows[stage.key, seed] = row
-            tell(said(row))
+            tell(line_of(row))
             write(workdir, list(rows.values()))
     return tuple(rows.values())
 
@@ -155,7 +155,7 @@ def blank(
     return Trained(stage, seed, folder, plan.steps, plan.flops, plan.pictures, 0.0, error)
 
 
-def said(row: Trained) -> str:
+def line_of(row: Trained) -> str:
     """A row as a line for the terminal."""
     name = key_of(row.stage.key, row.seed)
     if row.error:
