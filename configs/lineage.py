@@ -25,7 +25,9 @@ Those of your own pictures, which lie in a folder for each class, with 2e14 oper
 
     python -m diffusion_jax.main --mode lineage --config lineage:folder=photos/ --workdir runs/lineage_photos
 
-Hardware: 2 CPU cores. No path has been run to its end yet: this page promises no number.
+Hardware: 2 CPU cores. The digits took 63 minutes of training beside much other work and 12 of comparison: expect an FID of 0.45
+for latent diffusion, 0.66 for EDM2, 0.70 for DiT and 0.77 for Stable Diffusion 3, all without guidance (docs/lineage.md has the
+table). The other paths have not been run to their ends.
 """
 from ml_collections import ConfigDict
 
