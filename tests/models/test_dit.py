@@ -93,7 +93,10 @@ def test_blocks_that_are_passed_over_are_those_of_a_shorter_network():
         run(whole.clone(skip=(3,)), params)
 
 
-@pytest.mark.parametrize("scan, remat", [(True, None), (False, "full"), (True, "full"), (True, "dots")])
+@pytest.mark.parametrize("scan, remat", [
+    (True, "dots"), pytest.param(True, None, marks=pytest.mark.slow), pytest.param(False, "full", marks=pytest.mark.slow),
+    pytest.param(True, "full", marks=pytest.mark.slow),
+])
 def test_scan_and_remat_change_neither_output_nor_gradient(scan, remat):
     (want, want_grad), (got, got_grad) = output_and_gradient(False, None), output_and_gradient(scan, remat)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -57,6 +57,7 @@ def test_a_clean_image_stays_as_it_is_whatever_the_network_says(p):
         np.testing.assert_allclose(got, x, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_from_an_exact_teacher_the_end_of_the_flow_has_nothing_to_learn():
     """But for the error of a step, of Heun's third order, per length: halving steps twice divides it by 4^2."""
     t = task(teacher=TEACHER, huber=0.0)

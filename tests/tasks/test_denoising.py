@@ -166,7 +166,7 @@ def a_text():
     return t, raw, {"model": {}, "cond": t.cond.init(jax.random.key(0), raw)["params"]}
 
 
-@pytest.mark.parametrize("label", [False, True], ids=["", "label"])
+@pytest.mark.parametrize("label", [pytest.param(False, marks=pytest.mark.slow), True], ids=["", "label"])
 def test_a_pooled_text_and_its_tokens_are_dropped_each_at_its_rate(label):
     t, raw, params = a_text()
     raw |= {"label": jnp.zeros(4096, jnp.int32)} if label else {}
