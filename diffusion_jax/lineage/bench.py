@@ -155,11 +155,11 @@ def of_held_out(bench: Bench, num: int) -> dict[str, float]:
 # Of a run -----------------------------------------------------------------------------------------
 
 
-def of_pipeline(pipe: Pipeline, place: Path) -> dict[str, float]:
+def of_pipeline(pipe: Pipeline, folder: Path) -> dict[str, float]:
     """Network calls, parameters and, where they are defined, bits, which are kept in a folder."""
     figures = {"network calls": float(calls_of(pipe)), "parameters": float(size(pipe))}
     mark = digest([pipe.run.digest, pipe.run.which])
-    return figures | cached(place / f"bits-{mark}.json", lambda: bits(pipe.run))
+    return figures | cached(folder / f"bits-{mark}.json", lambda: bits(pipe.run))
 
 
 def bits(run: Run) -> dict[str, float]:

@@ -169,11 +169,11 @@ def measured(course: Course, stage: Stage, seed: int) -> Measured:
     if row.error:
         raise ConfigError(row.error)
     folders = folders_of(course, stage, seed)
-    place = Path(course.bench.workdir, key_of(stage.key, seed), samples.FOLDER)
+    folder = Path(course.bench.workdir, key_of(stage.key, seed), samples.FOLDER)
     conditions = samples.conditions_of(stage, course.lineage, course.num)
 
     def of(pipe: Pipeline) -> tuple[dict[str, float], samples.Sampled]:
-        made = samples.sampled(pipe, conditions, seed, place)
+        made = samples.sampled(pipe, conditions, seed, folder)
         return benches.of_pictures(course.bench, made.file, conditions.prompts), made
 
     pipe = samples.pipeline_of(stage, row.folder, folders)
@@ -192,7 +192,7 @@ def measured(course: Course, stage: Stage, seed: int) -> Measured:
     clock = base.file.with_name(f"{base.file.stem}-seconds.json")
     figures = {
         **figures,
-        **benches.of_pipeline(samples.used(pipe), place),
+        **benches.of_pipeline(samples.used(pipe), folder),
         **benches.cached(clock, lambda: {CLOCK: samples.seconds(pipe, conditions, seed)}),
         "training FLOPs": flops,
         "pictures seen": float(row.pictures),

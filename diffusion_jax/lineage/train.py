@@ -178,18 +178,18 @@ def write(workdir: str, rows: Sequence[Trained]) -> None:
 def flops_of(lineage: Lineage, workdir: str) -> dict[str, float]:
     """Operations of a step of each stage, by key; those counted before lie in the workdir."""
     file = Path(workdir, FLOPS)
-    known = _read(file)
+    counted_before = _read(file)
     stages = [stage for stage in lineage.stages if stage.page]
     configs = {stage.key: page_of(stage) for stage in stages}
     counts = {}
     for stage in stages:
         pages = [configs[key] for key in (stage.key, *stage.needs.values()) if key in configs]
         name = digest([[page.get(section) for section in COUNTED] for page in pages])
-        if name not in known:
-            known[name] = counted([stage], configs)[stage.key]
+        if name not in counted_before:
+            counted_before[name] = counted([stage], configs)[stage.key]
             with whole(file) as unfinished:
-                unfinished.write_text(json.dumps(known))
-        counts[stage.key] = known[name]
+                unfinished.write_text(json.dumps(counted_before))
+        counts[stage.key] = counted_before[name]
     return counts
 
 

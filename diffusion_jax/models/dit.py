@@ -267,9 +267,9 @@ class DiT(nn.Module):
     def _check(self, cond: Cond) -> None:
         if self.block not in BLOCKS:
             raise unknown("block", self.block, BLOCKS)
-        known = CONDITIONS if self.block.startswith("adaln") else CONDITIONS + TOKENS
-        known = (*known, UNTIL) if self.interval else known
-        check(f"DiT with {self.block} blocks", cond, known, self.width, self.heads, self.dtype, self.remat)
+        keys = CONDITIONS if self.block.startswith("adaln") else CONDITIONS + TOKENS
+        keys = (*keys, UNTIL) if self.interval else keys
+        check(f"DiT with {self.block} blocks", cond, keys, self.width, self.heads, self.dtype, self.remat)
         if any(not 0 <= i < self.depth for i in self.skip):
             raise ConfigError(f"the blocks of this network are 0 ... {self.depth - 1}, skip is {self.skip}")
 
@@ -330,8 +330,8 @@ def run_blocks(
         return (jnp.where(keep, after, z) if skip else after), None
 
     over_layers = nn.scan(step, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
-    kept = jnp.asarray([i not in skip for i in range(depth)])
-    return over_layers(block(*options, name="blocks"), z, kept)[0]
+    runs = jnp.asarray([i not in skip for i in range(depth)])
+    return over_layers(block(*options, name="blocks"), z, runs)[0]
 
 
 def stack_layers(params: Params) -> Params:

@@ -72,8 +72,8 @@ def latents(spec: Spec, weights: Mapping[str, Any], options: Mapping[str, Any]) 
     # A config.json says all that there is; a file says nothing.
     shift = sd3_vae.SHIFT if without_maps and "block_out_channels" not in options else 0.0
     factors = {"scale": options.get("scaling_factor", scale), "shift": options.get("shift_factor") or shift}
-    found = {name: number(f"{name} of the latents", value) for name, value in factors.items()}
-    return found if found["shift"] else {"scale": found["scale"]}
+    numbers = {name: number(f"{name} of the latents", value) for name, value in factors.items()}
+    return numbers if numbers["shift"] else {"scale": numbers["scale"]}
 
 
 def export(page: Mapping[str, Any], params: Params, shapes: Mapping[str, Shape]) -> dict[str, Array]:

@@ -133,8 +133,8 @@ def diffusers(page: Page, params: Params, class_names: tuple[str, ...] = ()) -> 
     files, notes = hf_files(model, {**task, "shift": 0.0} if is_bare else task, weights)
     if is_bare:                                                # Stable Diffusion 3's form, which pipelines of others do not read
         files[CONFIG] |= {"shift_factor": float(shift), "use_quant_conv": False, "use_post_quant_conv": False}
-        kept = files[HF_WEIGHTS].items()
-        files[HF_WEIGHTS] = {key: value for key, value in kept if not key.startswith(tuple(sd3_vae.MAPS))}
+        weights = files[HF_WEIGHTS].items()
+        files[HF_WEIGHTS] = {key: value for key, value in weights if not key.startswith(tuple(sd3_vae.MAPS))}
     return Package(files, "diffusers' AutoencoderKL", HF_CODE, "diffusers", notes)
 
 

@@ -69,9 +69,9 @@ def read(config: Mapping[str, Any], workdir: str) -> Joined:
     copy = Path(workdir, TEACHER)
     begun = holds_run(workdir) and holds_run(copy)
     run = open_run(copy if begun else folder, kinds.AtTimes, flag="config.teacher ")
-    stored = run.config
-    model = {"model": stored["model"]} if "model" in stored else {}
-    task = {**config["task"], TEACHER: {**stored["task"], **model}}
+    page = run.config
+    model = {"model": page["model"]} if "model" in page else {}
+    task = {**config["task"], TEACHER: {**page["task"], **model}}
     keep = _nothing if begun else functools.partial(_keep, copy, run)
     return Joined({**config, "task": task}, run.model.params, keep)
 

@@ -88,8 +88,8 @@ class Consistency(FewSteps):
 
     def loss(self, params: Params, frozen: Params, batch: Raw, key: Key, train: bool) -> tuple[Array, Metrics]:
         """(2); logs the distance, and how often 1 - r_s / r_t was halved."""
-        seen = ((frozen or {}).get("memory") or self.memory())["pictures"]
-        halvings = jnp.minimum(1 + seen // self.every, self.halvings)
+        trained_on = ((frozen or {}).get("memory") or self.memory())["pictures"]
+        halvings = jnp.minimum(1 + trained_on // self.every, self.halvings)
         batch, t, _, eps, k_net = self.base.drawn(frozen, batch, key, train)
         x0 = batch["image"]
         t = jnp.asarray(t, float)
@@ -100,14 +100,14 @@ class Consistency(FewSteps):
         denoise = self.denoiser(params, k_net if train else None)
         clean = self.process.sigma(s) == 0
         # At a clean time some labels are infinite, and (1) says what f is.
-        known = denoise(xs, jnp.where(clean, t, s), cond, k_net).x0
-        target = jax.lax.stop_gradient(jnp.where(bcast(clean, xs), xs, known))
+        later = denoise(xs, jnp.where(clean, t, s), cond, k_net).x0
+        target = jax.lax.stop_gradient(jnp.where(bcast(clean, xs), xs, later))
         distance = few_steps.huber(denoise(xt, t, cond, k_net).x0 - target, self.huber)
         apart = self._noise(t) - self._noise(s)
         loss = jnp.mean(distance / apart)
         metrics = {"distance": jnp.mean(distance), "halvings": halvings.astype(jnp.float32)}
         if train:
-            metrics["memory"] = {"pictures": jnp.minimum(seen + len(x0), self.every * self.halvings)}
+            metrics["memory"] = {"pictures": jnp.minimum(trained_on + len(x0), self.every * self.halvings)}
         return loss, metrics
 
     def _noise(self, t: Array) -> Array:
