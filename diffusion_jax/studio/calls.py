@@ -46,7 +46,7 @@ class Calls:
 
     def make(self, *values: Any) -> Iterator[Any]:
         """Stage, gallery, pictures that can be edited."""
-        for stage, samples in self.watched(making(*self.desk.asked(Form(*values)))):
+        for stage, samples in self.watched(making(*self.desk.call_of(Form(*values)))):
             if samples is None:
                 yield stage, gr.update(visible=False), gr.skip()
                 continue
@@ -100,10 +100,10 @@ class Calls:
     def paint(self, history: Any, editor: Any, strength: float, *values: Any) -> Iterator[Any]:
         """Stage, and the history with what is painted made anew as the form says."""
         form = Form(*values)
-        asked, request, _, seed = self.desk.asked(form)
+        changed, request, _, seed = self.desk.call_of(form)
         history = history or History()
         bounds.whole("number of edits of a session", len(history.edits) + 1, 1, bounds.EDITS)
-        if history.now.shape != asked.picture_shape or "strength" not in self.desk.tools[form.run]:
+        if history.now.shape != changed.picture_shape or "strength" not in self.desk.tools[form.run]:
             raise ConfigError("this run does not edit such a picture: load another one")
         # What is saved names the changes; the run's own recipe is beneath them.
         pipe = self.desk.pipe(form.run)
@@ -115,7 +115,7 @@ class Calls:
         edit |= {name: value for name, value in words.items() if value is not None}
 
         def job(tell: Tell) -> History:
-            meter = Counter(tell, steps_of(asked.stages, "inpaint", 1))
+            meter = Counter(tell, steps_of(changed.stages, "inpaint", 1))
             return history.edited(replace(pipe, meter=meter), edit)
 
         for stage, after in self.watched(job):
@@ -125,7 +125,7 @@ class Calls:
         self, name: str, value: Any, history: Any, second: Any, to: Any, *values: Any
     ) -> Iterator[Any]:
         """Stage, which at last has the sheet of an edit or an experiment; the files of a sweep."""
-        pipe, request, num, seed = self.desk.asked(Form(*values))
+        pipe, request, num, seed = self.desk.call_of(Form(*values))
         images: list[Any] = [*history.states[-1:]] if history else []
         if second is not None:
             images.append(cropped(bounds.file(second), pipe.picture_shape))

@@ -91,7 +91,7 @@ class Desk:
         """Makes the first form's pictures for nobody, so that its programs are compiled before
         somebody asks."""
         with contextlib.suppress(ConfigError):  # it wants a text, for example
-            list(device.watched(making(*self.asked(self.first))))
+            list(device.watched(making(*self.call_of(self.first))))
 
     def pipe(self, name: Any) -> Pipeline:
         """The run of a name; `ConfigError` for any other, and no folder is looked for."""
@@ -128,7 +128,7 @@ class Desk:
             seed=origin.seed,
         )
 
-    def asked(self, form: Form) -> tuple[Pipeline, Request, int, int]:
+    def call_of(self, form: Form) -> tuple[Pipeline, Request, int, int]:
         """(run, what of, number of each, seed) of a form; `ConfigError` for what it may not ask, or
         what the library refuses."""
         pipe = self.pipe(form.run)
@@ -150,8 +150,8 @@ class Desk:
         for name in ("sampler", "times"):
             # The run's own may have options behind its name.
             choices[name] = list(dict.fromkeys((getattr(form, name), *choices[name])))
-        seen = self.fields[form.run] | ({"run"} if len(self.pipes) > 1 else set())
+        visible = self.fields[form.run] | ({"run"} if len(self.pipes) > 1 else set())
         return [
-            {"value": value, "visible": name in seen, "choices": choices.get(name)}
+            {"value": value, "visible": name in visible, "choices": choices.get(name)}
             for name, value in form._replace(label=list(form.label))._asdict().items()
         ]

@@ -38,13 +38,13 @@ def test_the_runs_own_sampler_is_among_the_choices(desk):
 
 def test_the_form_of_a_run_changes_nothing(desk):
     for name, pipe in desk.pipes.items():
-        asked, _, num, seed = desk.asked(filled(name, pipe, num=3, seed=5))
-        assert asked is pipe and (num, seed) == (3, 5)
+        opened, _, num, seed = desk.call_of(filled(name, pipe, num=3, seed=5))
+        assert opened is pipe and (num, seed) == (3, 5)
 
 
 def test_a_form_changes_what_differs(desk):
     form = filled("label", desk.pipe("label"))
-    pipe, request, _, _ = desk.asked(form._replace(label=["3", "4"], guidance=2.0, phi=0.5, steps=7, cads=0.1))
+    pipe, request, _, _ = desk.call_of(form._replace(label=["3", "4"], guidance=2.0, phi=0.5, steps=7, cads=0.1))
     recipe = pipe.recipe
     assert (recipe.guidance, recipe.phi, recipe.steps, recipe.cads) == (2.0, 0.5, 7, "s=0.1") and request.labels == ("3", "4")
 
@@ -69,7 +69,7 @@ def test_a_form_changes_what_differs(desk):
 def test_what_may_not_be_asked_is_refused(desk, change, says):
     form = filled("label", desk.pipe("label"))._replace(**change)
     with pytest.raises(ConfigError, match=says) as error:
-        desk.asked(form)
+        desk.call_of(form)
     assert "\n" not in str(error.value)
 
 
@@ -79,7 +79,7 @@ def test_what_may_not_be_asked_is_refused(desk, change, says):
 
 def test_a_picture_fills_the_form_that_made_it(desk, tmp_path):
     form = filled("label", desk.pipe("label"), label=["3", "4"], num=2, seed=7)
-    pipe, request, num, seed = desk.asked(form)
+    pipe, request, num, seed = desk.call_of(form)
     pipe(request, num, seed).save(f"{tmp_path}/out/")
     for file in sorted((tmp_path / "out").glob("*.png")):
         assert desk.form_of(file.read_bytes()) == form
@@ -105,5 +105,5 @@ def test_a_picture_of_another_run_is_refused(desk, folders, tmp_path):
 def test_after_it_is_warm_nothing_is_compiled_for_the_first_picture(desk):
     desk.warm(Device())
     with compilations() as programs:
-        list(Device().watched(making(*desk.asked(desk.first._replace(seed=9)))))
+        list(Device().watched(making(*desk.call_of(desk.first._replace(seed=9)))))
     assert not programs
