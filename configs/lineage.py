@@ -56,8 +56,10 @@ def get_config(arg: str = "", budget: str = "flops", ablate: str = "") -> Config
     amounts = dict(tiny=TINY, flowers=FLOWERS, folder=OWN).get(name, AMOUNTS)
     if budget not in amounts:
         raise unknown("measure of a budget", budget, amounts)
-    if ablate and (ablate not in ABLATIONS or amounts is not AMOUNTS):
-        raise unknown("ablation", ablate, ABLATIONS) if amounts is AMOUNTS else ConfigError("ablations are of the digits")
+    if ablate and amounts is not AMOUNTS:
+        raise ConfigError("ablations are of the digits")
+    if ablate and ablate not in ABLATIONS:
+        raise unknown("ablation", ablate, ABLATIONS)
     config = ConfigDict()
     config.measure = "measure"
     config.judge = None
