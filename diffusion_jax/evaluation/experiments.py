@@ -6,13 +6,13 @@ noise.
 
 `EDITS` begin with a picture, or with two, or lie between two conditions; `LAB` are the experiments
 of the papers: guidance and rescaled phi from -10 to 10, the strength of CADS with the diversity
-that it brings, a condition that is switched half-way, samplers beside each other, and the path of
-one picture.
+that it brings, a condition that is switched half-way, samplers beside each other, runs beside each
+other, and the path of one picture.
 """
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ class Ask(NamedTuple):
       values: of the number that is changed; () for those of the experiment.
       images: pictures uint8 [H, W, C] that it begins with.
       to: another class or text, to which it goes.
+      runs: pipelines by name, which `runs` sets beside each other.
     """
 
     request: Any = None
@@ -54,6 +55,7 @@ class Ask(NamedTuple):
     values: Sequence[float] = ()
     images: Sequence[np.ndarray] = ()
     to: str = ""
+    runs: Mapping[str, Pipeline] = {}
 
 
 class Sheet(NamedTuple):
@@ -107,13 +109,14 @@ LAB = {
     "CADS": Experiment((0, 0.05, 0.1, 0.25, 0.5, 1)),
     "switch": Experiment(SHARES, "switch"),
     "samplers": Experiment(),
+    "runs": Experiment(),
     "path": Experiment(),
 }
 EXPERIMENTS = EDITS | LAB
 
 
 def offered(pipe: Pipeline) -> set[str]:
-    """The experiments that a pipeline has."""
+    """The experiments that a pipeline has by itself."""
     if pipe.makes_tokens or pipe.upsamplers:
         return set()
     if pipe.run.task.embedder is not None:
@@ -129,9 +132,11 @@ def offered(pipe: Pipeline) -> set[str]:
 
 
 def steps_of_sheet(pipe: Pipeline, name: str, ask: Ask) -> int:
-    """How many steps a meter counts of an experiment, of `samplers` how many sheets of pictures."""
+    """How many steps a meter counts of an experiment, of `samplers` and `runs` how many rows of pictures."""
     if name == "samplers":
         return len(SAMPLERS) * len(_counts(pipe))
+    if name == "runs":
+        return len(ask.runs)
     values, op, _ = EXPERIMENTS[name]
     return steps_of(pipe.stages, op, len(ask.values or values))
 
@@ -160,6 +165,8 @@ def sheet(pipe: Pipeline, name: str, ask: Ask, meter: Meter | None = None) -> Sh
         return _path(pipe, ask, meter)
     if name == "samplers":
         return _samplers(pipe, ask, meter)
+    if name == "runs":
+        return _runs(ask, meter)
     pipe = replace(pipe, meter=meter)
     rows = _cads(pipe, ask) if name == "CADS" else _edited(pipe, op, ask)
     names: Sequence[str] = [f"{name} {value:g}" for value in ask.values]
@@ -220,23 +227,49 @@ def _counts(pipe: Pipeline) -> list[int]:
 
 
 def _samplers(pipe: Pipeline, ask: Ask, meter: Meter | None) -> Sheet:
-    """The same pictures by several samplers in fewer and fewer steps, timed once they are
-    compiled."""
+    """The same pictures by several samplers in fewer and fewer steps, timed."""
     rows, captions = [], []
     for name in SAMPLERS:
         row, texts = [], []
         for count in _counts(pipe):
             one = replace(pipe, recipe=pipe.diffusion.using(sampler=name, steps=count))
-            one(ask.request, ask.num, ask.seed)
-            clock = time.perf_counter()
-            row.append(grid(one(ask.request, ask.num, ask.seed).images, ask.num))
-            seconds = time.perf_counter() - clock
-            texts.append(f"{count} steps, {calls_of(one)} calls, {seconds:.2f} s")
+            images, text = _timed(one, ask)
+            row.append(images)
+            texts.append(f"{count} steps, {text}")
             if meter is not None:
                 meter.update(1)
         rows.append(row)
         captions.append(texts)
     return Sheet(SAMPLERS, rows, captions, is_sweep=False)
+
+
+def _runs(ask: Ask, meter: Meter | None) -> Sheet:
+    """The same request by several runs, each as its own recipe samples, timed; one that refuses it
+    says why."""
+    names, rows, captions = [], [], []
+    for name, pipe in ask.runs.items():
+        try:
+            images, text = _timed(pipe, ask)
+            names.append(name)
+            rows.append([images])
+            captions.append([text])
+        except ConfigError as error:
+            names.append(f"{name}: {error}")
+            rows.append([])
+            captions.append([])
+        if meter is not None:
+            meter.update(1)
+    return Sheet(names, rows, captions, is_sweep=False)
+
+
+def _timed(pipe: Pipeline, ask: Ask) -> tuple[np.ndarray, str]:
+    """(the pictures beside each other, calls of the network and seconds for each of them), once the
+    programs are compiled."""
+    pipe(ask.request, ask.num, ask.seed)
+    clock = time.perf_counter()
+    images = pipe(ask.request, ask.num, ask.seed).images
+    seconds = (time.perf_counter() - clock) / len(images)
+    return grid(images, len(images)), f"{calls_of(pipe)} calls, {seconds:.3f} s a picture"
 
 
 def _path(pipe: Pipeline, ask: Ask, meter: Meter | None) -> Sheet:

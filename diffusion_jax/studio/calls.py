@@ -12,7 +12,7 @@ import gradio as gr
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.pictures import grid
-from diffusion_jax.evaluation import experiments
+from diffusion_jax.evaluation import experiments, frames
 from diffusion_jax.pipelines.captions import captions
 from diffusion_jax.pipelines.edit_steps import steps_of
 from diffusion_jax.pipelines.history import History
@@ -125,13 +125,15 @@ class Calls:
         self, name: str, value: Any, history: Any, second: Any, to: Any, *values: Any
     ) -> Iterator[Any]:
         """Stage, which at last has the sheet of an edit or an experiment; the files of a sweep."""
-        pipe, request, num, seed = self.desk.call_of(Form(*values))
+        form = Form(*values)
+        pipe, request, num, seed = self.desk.call_of(form)
         images: list[Any] = [*history.states[-1:]] if history else []
         if second is not None:
             images.append(cropped(bounds.file(second), pipe.picture_shape))
         one = () if value is None else (value,)
         other = bounds.text("the other", to) or ""
-        ask = experiments.Ask(request, num, seed, one, images, other)
+        runs = {**self.desk.pipes, form.run: pipe}
+        ask = experiments.Ask(request, num, seed, one, images, other, runs)
 
         def job(tell: Tell) -> experiments.Sheet:
             total = experiments.steps_of_sheet(pipe, name, ask)
@@ -149,4 +151,8 @@ class Calls:
     def look(self, names: list[str]) -> Iterator[Any]:
         """The reports of runs."""
         runs = [self.desk.pipe(name).run for name in names or self.desk.pipes]
-        yield html.reports([run.folder for run in runs])
+        yield frames.reports([run.folder for run in runs])
+
+    def lineages(self) -> Iterator[Any]:
+        """The lineages that the runs are of."""
+        yield frames.lineages([pipe.run.folder for pipe in self.desk.pipes.values()])

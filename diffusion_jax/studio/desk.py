@@ -81,7 +81,8 @@ class Desk:
         self.pipes = dict(pipes)
         self.first = filled(*next(iter(pipes.items())))
         self.fields = {name: {"num", "seed"} | fields_of(pipe) for name, pipe in pipes.items()}
-        self.tools = {name: offered(pipe) for name, pipe in pipes.items()}
+        several = {"runs"} if len(pipes) > 1 else set()
+        self.tools = {name: offered(pipe) | several for name, pipe in pipes.items()}
         self.choices = {
             name: {"label": classes_of(pipe), "sampler": samplers_of(pipe), "times": grids_of(pipe)}
             for name, pipe in pipes.items()

@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from diffusion_jax.data.image import to_pillow
-from diffusion_jax.evaluation import report
 from diffusion_jax.evaluation.experiments import Sheet
 
 SIDE = 96
@@ -61,15 +58,3 @@ def table(sheet: Sheet, side: int) -> str:
             cells.append(f"{picture(image, side)}<br>{html.escape(text)}")
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
     return stage("", inner=f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>")
-
-
-def reports(folders: Sequence[str]) -> str:
-    """The reports of runs side by side; of one that has none yet the curves of its training."""
-    frames = []
-    for folder in folders:
-        file = Path(folder, "report.html")
-        done = file.is_file()
-        page = file.read_text("utf-8") if done else report.page(Path(folder), report.Measured({}))
-        # A frame without any right: no script, no form, no way to the page around it.
-        frames.append(f'<iframe sandbox title="report" srcdoc="{html.escape(page)}"></iframe>')
-    return f"<div class=beside>{''.join(frames)}</div>"

@@ -96,9 +96,10 @@ def build(calls: Calls) -> gr.Blocks:
                 send = make_tab(calls, form, images, index)
             with gr.Tab("Edit"):
                 drawn, tools, second = edit_tab(calls, form, history)
-            with gr.Tab("Lab"):
+            with gr.Tab("Lab") as lab:
                 to = gr.Textbox(label="Another class or text, to switch to")
                 tools += [tool(calls, name, [history, second, to, *form]) for name in LAB]
+                lineages = gr.HTML()
             with gr.Tab("Look") as look:
                 names = list(calls.desk.pipes)
                 several: dict[str, Any] = {"multiselect": True, "visible": len(names) > 1}
@@ -106,6 +107,7 @@ def build(calls: Calls) -> gr.Blocks:
                 reports = gr.HTML()
         on(send.click, calls.take, [images, index], drawn, "take")
         on(form[0].change, calls.run, form[0], [*form, *tools, second, *drawn], "run")
+        on(lab.select, calls.lineages, None, lineages, "lineages")
         on(look.select, calls.look, runs, reports, "look")
         on(runs.change, calls.look, runs, reports, "look_at")
     return blocks

@@ -36,7 +36,7 @@ def test_diversity_is_the_mean_distance_of_pairs():
 
 
 def test_a_run_has_the_experiments_of_its_conditions(pipe):
-    assert offered(pipe) == {*EXPERIMENTS} - {"variations", "interpolation", "text difference"}
+    assert offered(pipe) == {*EXPERIMENTS} - {"variations", "interpolation", "text difference", "runs"}
     assert offered(pipeline(RUN)) == set()
 
 
@@ -76,6 +76,19 @@ def test_the_path_is_that_of_the_first_picture(pipe, tmp_path):
     assert made.save(tmp_path / "path.gif")[0].stat().st_size > 100
 
 
+def test_runs_are_beside_each_other_and_a_refusal_stops_nobody(pipe):
+    """A distilled model beside its teacher: each samples as its own recipe says."""
+    meter = Count()
+    ask = Ask(3, 2, 5, runs=dict(teacher=pipe, student=pipe.using(steps=2), tokens=pipeline(RUN)))
+    made = sheet(pipe, "runs", ask, meter)
+    assert made.names[:2] == ["teacher", "student"]
+    assert made.names[2].startswith("tokens: label (--label) is for diffusion models")
+    assert np.array_equal(made.images[1][0][:, :8], pipe.using(steps=2)(3, 2, 5).images[0])
+    assert [row[0].split(",")[0] for row in made.captions[:2]] == ["4 calls", "2 calls"]
+    assert made.images[2] == made.captions[2] == []
+    assert meter.done == steps_of_sheet(pipe, "runs", ask) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["guidance", "phi", "CADS", "switch", "samplers", "strength", "inversion", "mix", "path"])
 def test_every_experiment_makes_its_sheet(pipe, name, tmp_path):
@@ -88,7 +101,8 @@ def test_every_experiment_makes_its_sheet(pipe, name, tmp_path):
     if EXPERIMENTS[name].values:
         assert len(made.names) == len(EXPERIMENTS[name].values)
     if name == "samplers":
-        assert made.names == SAMPLERS and made.captions[0][-1].startswith("4 steps, 4 calls, ")
+        text = made.captions[0][-1]
+        assert made.names == SAMPLERS and text.startswith("4 steps, 4 calls, ") and text.endswith(" s a picture")
     assert bool(made.save(tmp_path / "x.gif")) == (name != "samplers")
 
 

@@ -86,13 +86,13 @@ def test_a_picture_is_edited_undone_and_saved(client, pipe, tmp_path):
     assert "mix 0.5" in client.predict(0.5, None, "7", *fields(pipe), api_name="/mix_at")[0]
 
 
-@pytest.mark.parametrize("name", ["guidance", "switch", "samplers", "path"])
+@pytest.mark.parametrize("name", ["guidance", "switch", "samplers", "runs", "path"])
 def test_experiments(client, pipe, name):
     stage, files = client.predict(None, "7", *fields(pipe, num=2), api_name=f"/{name}")
     files = files["value"] if isinstance(files, dict) else files
-    assert stage.count("<img") >= 5
-    assert (files or [""])[0].endswith(".gif") == (name != "samplers")
-    says = {"samplers": "4 calls", "path": "step 4, σ/α "}
+    assert stage.count("<img") >= (2 if name == "runs" else 5)
+    assert (files or [""])[0].endswith(".gif") == (name not in ("samplers", "runs"))
+    says = {"samplers": "4 calls", "runs": "<td>text</td>", "path": "step 4, σ/α "}
     assert says.get(name, "diversity ") in stage
 
 
@@ -101,6 +101,7 @@ def test_one_value_and_reports_and_another_run(client, pipe):
     assert "CADS 0.1" in client.predict(0.1, None, "", *fields(pipe), api_name="/CADS_at")[0]
     assert client.predict([], api_name="/look").count("<iframe sandbox") == 2
     assert client.predict(["text"], api_name="/look_at").count("<iframe") == 1
+    assert client.predict(api_name="/lineages") == ""
     form = client.predict("text", api_name="/run")
     assert form[0]["value"] == "text" and form[1]["visible"] is False and form[2]["visible"] is True
 
