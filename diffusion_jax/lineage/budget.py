@@ -20,18 +20,17 @@ import jax
 from diffusion_jax.build import ConfigError
 from diffusion_jax.cost import flops
 from diffusion_jax.lineage.stages import Lineage, Stage, helpers_of
+from diffusion_jax.planning.frozen import frozen_of, with_first_stage
 from diffusion_jax.planning.layouts import batch_of
-from diffusion_jax.runs import first_stage, page, pages
+from diffusion_jax.runs import page, pages
 from diffusion_jax.runs.filled import filled
 from diffusion_jax.runs.folder import FIRST
-from diffusion_jax.tasks import kinds
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Array, Params, Raw
 
 TRAINED_ON = ("first_stage", "dvae")
 """Roles of what runs, frozen, in every training step."""
-COMPONENTS = 8
-"""Of an embedding, for shapes: how many a CLIP's has is known once it is trained."""
+Config = Mapping[str, Any]
 SAVES, SHOWN = 4, 20
 """Checkpoints of a run that stay, and lines that it logs, at least."""
 
@@ -187,16 +186,20 @@ def _set_length(optim: dict[str, Any], before: int, steps: int) -> None:
 # Operations ---------------------------------------------------------------------------------------
 
 
-def counted(stages: Iterable[Stage], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def counted(stages: Iterable[Stage], configs: Mapping[str, Config]) -> dict[str, float]:
     """Operations of a training step of each stage, by key."""
-    counts = {}
-    for stage in stages:
-        firsts = [configs[key] for role, key in stage.needs.items() if role in TRAINED_ON]
-        counts[stage.key] = step_flops(configs[stage.key], firsts[0] if firsts else None)
-    return counts
+    return {
+        stage.key: step_flops(configs[stage.key], first_of(stage, configs)) for stage in stages
+    }
 
 
-def step_flops(config: Mapping[str, Any], first: Mapping[str, Any] | None = None) -> float:
+def first_of(stage: Stage, configs: Mapping[str, Config]) -> Config | None:
+    """The page of the frozen part that runs in every step of a stage; None where there is none."""
+    firsts = [configs[key] for role, key in stage.needs.items() if role in TRAINED_ON]
+    return firsts[0] if firsts else None
+
+
+def step_flops(config: Config, first: Config | None = None) -> float:
     """Operations of one training step, over its whole batch. Nothing is compiled or read.
 
     Args:
@@ -212,14 +215,12 @@ def step_flops(config: Mapping[str, Any], first: Mapping[str, Any] | None = None
     config.pop(FIRST, None)
     if "model" in config:
         config["model"].pop("remat", None)
-    if first is not None:
-        config["task"][FIRST] = _spec(plain(first))
-    config = filled(config)
+    config = filled(with_first_stage(config, first))
     task = cast(Any, task_of(config))
     batch = _one(batch_of(config, task))
     key = jax.eval_shape(lambda: jax.random.key(0))
     params = jax.eval_shape(task.init, key, batch)
-    frozen = None if first is None else {FIRST: jax.eval_shape(task.first_stage.init, key, batch)}
+    frozen = frozen_of(task, batch)
 
     def loss(params: Params, frozen: Params, batch: Raw) -> Array:
         beside = {**(frozen or {}), "memory": dict(task.memory())} if task.memory() else frozen
@@ -229,13 +230,6 @@ def step_flops(config: Mapping[str, Any], first: Mapping[str, Any] | None = None
         return jax.value_and_grad(loss)(params, frozen, batch)
 
     return float(sum(flops.count(step, params, frozen, batch).values()) * config["batch"])
-
-
-def _spec(config: dict[str, Any]) -> dict[str, Any]:
-    """What task.first_stage says of the first stage of a page."""
-    if isinstance(task_of(config), kinds.TwoTowers):
-        return first_stage.embedder_spec(config, COMPONENTS)
-    return config["task"] | {"model": config["model"]}
 
 
 def _one(batch: Raw) -> Raw:

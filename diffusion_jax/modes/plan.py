@@ -10,21 +10,30 @@ and written to plan.json in the workdir.
 
     v5e:16x16, v5p-128 ...    TPUs, by their shape or their number
     h100:64 ...               GPUs; estimates alone where their compiler is not installed
+
+Of a page of stages (--config lineage:flowers) each stage is planned, and a table says how long each
+of them trains:
+
+    --config lineage:folder=photos/ --config.budget.amount=1e18 --program estimate --topology h100:1
 """
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 
 from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.cost import gpu
 from diffusion_jax.cost.chips import GIB, Topology, topology
+from diffusion_jax.cost.units import duration, scaled
 from diffusion_jax.files import unused, whole, writable
+from diffusion_jax.lineage import stages
+from diffusion_jax.lineage.budget import first_of, plans_of
 from diffusion_jax.modes.options import PAGE_HELP, Page
 from diffusion_jax.planning.compile import Report, compile_sampler, compile_train, recipe_of
 from diffusion_jax.planning.layouts import Estimate, Layout, Work, candidates, ranked, work_of
@@ -38,19 +47,6 @@ SHOWN = 12
 """Rows of the table of layouts."""
 LAYERS = 8
 """Rows of the table of layers."""
-PREFIXES = (
-    (1e18, "E"),
-    (1e15, "P"),
-    (1e12, "T"),
-    (1e9, "G"),
-    (1e6, "M"),
-    (1e3, "k"),
-    (1.0, ""),
-    (1e-3, "m"),
-    (1e-6, "µ"),
-    (1e-9, "n"),
-)
-"""Of units, the largest first."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,9 @@ def run(options: Options, workdir: str) -> None:
     Raises:
       ConfigError: an unknown chip; no layout fits; no libtpu.
     """
-    config = plain(options.config)
-    page.check(config)
+    parts = parts_of(plain(options.config))
+    if options.program == "sample" and parts[0].name:
+        raise ConfigError("a page of stages is planned for training: leave --program out")
     machines = [topology(name) for name in options.topology]
     gpus = [machine.name for machine in machines if not machine.chip.axes]
     if options.machine_code and gpus:
@@ -102,23 +99,66 @@ def run(options: Options, workdir: str) -> None:
     layouts = [layout_of(text, machines) for text in options.layout]
     path = unused(Path(workdir, "plan.json"))
     writable(path)
-    # Traced once: another batch on other chips changes its numbers, not its program.
-    page_work = work_of(config)
     reports = []
-    for machine in machines:
-        batch = config["batch"] if options.per_chip is None else options.per_chip * machine.chips
-        work = page_work.of_batch(batch)
-        print_work(work, machine)
-        if options.program == "sample":
-            plan = plan_sampler(work, machine, options.machine_code)
-        else:
-            plan = plan_train(work, machine, layouts, options, path.parent)
-        about = {"topology": machine.name, "chips": machine.chips, "program": options.program}
-        reports.append({**about, "batch": batch, **plan})
-        # After every machine: one program takes minutes to compile, and a later one may fail.
-        with whole(path) as unfinished:
-            unfinished.write_text(json.dumps(reports, indent=1))
+    for part in parts:
+        # Traced once: another batch on other chips changes its numbers, not its program.
+        page_work = work_of(part.config, part.first)
+        for machine in machines:
+            batch = part.config["batch"]
+            if options.per_chip is not None:
+                batch = options.per_chip * machine.chips
+            work = page_work.of_batch(batch)
+            if part.name:
+                print(f"\n{part.name}:")
+            print_work(work, machine)
+            if options.program == "sample":
+                plan = plan_sampler(work, machine, options.machine_code)
+            else:
+                plan = plan_train(work, machine, layouts, options, path.parent)
+            about = {"topology": machine.name, "chips": machine.chips, "program": options.program}
+            if part.name:
+                length = part.steps * part.config["batch"] / batch
+                about |= {"stage": part.name, "training_s": length * step_seconds(plan)}
+            reports.append({**about, "batch": batch, **plan})
+            # After every machine: one program takes minutes to compile, and a later one may fail.
+            with whole(path) as unfinished:
+                unfinished.write_text(json.dumps(reports, indent=1))
+    if parts[0].name:
+        print_stages(reports)
     print(f"written to {path}")
+
+
+class Part(NamedTuple):
+    """A run that is planned.
+
+    Attributes:
+      name: the stage that it is; "" of a page that is a run's.
+      config: its page.
+      steps: of its training.
+      first: the page of the first stage that another stage trains.
+    """
+
+    name: str
+    config: dict[str, Any]
+    steps: int
+    first: Mapping[str, Any] | None = None
+
+
+def parts_of(config: dict[str, Any]) -> list[Part]:
+    """The run of a page, or every one that a page of stages trains.
+
+    Raises:
+      ConfigError: what is wrong in it.
+    """
+    if "stages" not in config:
+        page.check(config)
+        return [Part("", config, config["steps"])]
+    plans = plans_of(stages.read(config))
+    pages = {key: plan.config for key, plan in plans.items()}
+    return [
+        Part(key, plan.config, plan.steps, first_of(plan.stage, pages))
+        for key, plan in plans.items()
+    ]
 
 
 def layout_of(text: str, machines: Sequence[Topology]) -> Layout:
@@ -210,6 +250,25 @@ def fastest(compiled: Sequence[Report]) -> list[int | str] | None:
     return layout
 
 
+def step_seconds(plan: Report) -> float:
+    """Of a planned train step: of the best program that was compiled and fits, else the estimate."""
+    compiled = [report["step_s"] for report in plan["compiled"] if report["fits"]]
+    best = plan["estimates"][0]
+    return min(compiled, default=max(best["compute_s"], best["traffic_s"]))
+
+
+def print_stages(reports: Sequence[Report]) -> None:
+    """Prints how long each stage of a lineage trains on each machine, of one seed, and all."""
+    machines = list(dict.fromkeys(report["topology"] for report in reports))
+    table: dict[str, dict[str, float]] = {}
+    for report in reports:
+        table.setdefault(report["stage"], {})[report["topology"]] = report["training_s"]
+    table["in all"] = {name: sum(row[name] for row in table.values()) for name in machines}
+    print(f"\n{'training, no less than':24s}" + "".join(f"{name:>14s}" for name in machines))
+    for name, row in table.items():
+        print(f"{name:24s}" + "".join(f"{duration(row[each]):>14s}" for each in machines))
+
+
 def plan_sampler(work: Work, machine: Topology, machine_code: bool) -> Report:
     """Compiles the sampler; what the report holds beside the machine."""
     batch = work.config["batch"]
@@ -248,22 +307,6 @@ def print_work(work: Work, machine: Topology) -> None:
     )
     for layer, flops in work.model_flops.most_common(LAYERS):
         print(f"  {flops / total:6.1%}  {scaled(flops, 'FLOP'):>13s}  {layer}")
-
-
-def scaled(value: float, unit: str) -> str:
-    """A number with three digits or more, and the unit that fits it.
-
-    Example:
-      >>> scaled(1.234e9, "FLOP")
-      '1.23 GFLOP'
-    """
-    if not value:
-        return f"0 {unit}"
-    fitting = (pair for pair in PREFIXES if abs(value) >= pair[0])
-    factor, prefix = next(fitting, PREFIXES[-1])
-    number = value / factor
-    digits = max(0, 2 - int(math.log10(abs(number))))
-    return f"{number:,.{digits}f} {prefix}{unit}"
 
 
 def print_estimates(estimates: list[Estimate], machine: Topology) -> None:

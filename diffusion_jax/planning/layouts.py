@@ -28,12 +28,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.cost import flops
 from diffusion_jax.cost.chips import Chip, Topology, collective_seconds
-from diffusion_jax.runs import first_stage, lpips
+from diffusion_jax.planning.frozen import frozen_of, with_first_stage
 from diffusion_jax.runs.filled import filled
-from diffusion_jax.runs.folder import FIRST, holds_run
-from diffusion_jax.tasks import kinds
+from diffusion_jax.runs.folder import FIRST
 from diffusion_jax.train import shard
-from diffusion_jax.train.checkpoint import config_of
 from diffusion_jax.train.state import create, task_of
 from diffusion_jax.types import Array, Params, Raw, Task, TrainState
 
@@ -119,20 +117,25 @@ class Work:
         return any("tensor" in str(spec) for _, spec in self.rules)
 
 
-def work_of(config: Mapping[str, Any]) -> Work:
+def work_of(config: Mapping[str, Any], first: Mapping[str, Any] | None = None) -> Work:
     """Traces the train step of a config; compiles and reads nothing but the first stage's config,
     and of the data what a page leaves out (runs/filled.py).
 
+    Args:
+      config: the page.
+      first: the page of its first stage, in place of the folder that `config` names.
+
     Raises:
-      ConfigError: a first stage that is no autoencoder, a LoRA, or what `build` refuses.
+      ConfigError: a first stage that is no autoencoder and no CLIP, a LoRA, or what `build`
+        refuses.
     """
     for part in ("lora", "teacher"):
         if config.get(part):
             raise ConfigError(f"plans are of whole weights and one model: leave config.{part} out")
-    config, frozen = _with_first_stage(config)
-    config = filled(config)
+    config = filled(with_first_stage(config, first))
     task = task_of(config)
     batch = batch_of(config, task)
+    frozen = frozen_of(task, _rows(batch, 1))
     averages = {name: build(spec) for name, spec in config["ema"].items()}
     init = functools.partial(create, task, build(config["optim"]), averages)
     state = jax.eval_shape(init, _key(), batch)
@@ -370,31 +373,3 @@ def _saved(task: Task, params: Params, frozen: Params, batch: Raw) -> float:
     # The weights are among the residuals, and are counted as weights.
     beside = (arrays - weights).elements()
     return float(sum(math.prod(shape) * dtype.itemsize for shape, dtype in beside))
-
-
-def _with_first_stage(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Params]:
-    """The config with its first stage's task, and the shapes of its weights.
-
-    Without both where the folder is not there: then it is planned on what the first stage makes.
-
-    Raises:
-      ConfigError: a first stage that is no autoencoder.
-    """
-    if FIRST not in config:
-        return config, None
-    folder, changes = first_stage.named(config[FIRST])
-    net = lpips.net_of(folder)
-    if net is not None:
-        spec, params = lpips.shapes(net, config["task"]["shape"])
-        return {**config, "task": {**config["task"], FIRST: spec}}, {FIRST: params}
-    if not folder or not holds_run(folder):
-        return {key: value for key, value in config.items() if key != FIRST}, None
-    page = config_of(folder)
-    page["task"] |= changes
-    first = task_of(page)
-    if not isinstance(first, kinds.Encoding | kinds.Discrete):
-        raise ConfigError(f"plans know autoencoders as first stages: {folder} holds {first.noun}")
-    images = {"image": jax.ShapeDtypeStruct((1, *first.shape), jnp.float32)}
-    params = jax.eval_shape(first.init, _key(), images)
-    spec = page["task"] | ({"model": page["model"]} if "model" in page else {})
-    return {**config, "task": {**config["task"], FIRST: spec}}, {FIRST: params}

@@ -9,7 +9,10 @@ import pytest
 from pages import ROOT, ask, page
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.cost.chips import topology
+from diffusion_jax.cost.chips import CHIPS, topology
+from diffusion_jax.cost.units import scaled
+from diffusion_jax.lineage.budget import plans_of
+from diffusion_jax.lineage.stages import read
 from diffusion_jax.modes import plan
 from diffusion_jax.train.state import plain
 
@@ -41,12 +44,24 @@ def test_mistakes(options, says, tmp_path):
         ask("plan", tmp_path, config=plain(page("digits")), **options)
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (0, "0 FLOP"), (7, "7.00 FLOP"), (999, "999 FLOP"), (1e3, "1.00 kFLOP"), (22_190_080, "22.2 MFLOP"), (1.234e9, "1.23 GFLOP"),
-    (5.25e14, "525 TFLOP"), (3.2e17, "320 PFLOP"), (3.2e22, "32,000 EFLOP"), (1.5e-3, "1.50 mFLOP"), (7.2e-7, "720 nFLOP"),
-])
-def test_numbers_have_a_unit_that_fits(value, text):
-    assert plan.scaled(value, "FLOP") == text
+@pytest.mark.slow
+def test_each_stage_of_a_lineage_is_planned(tmp_path, capsys):
+    """Two chips at their peaks take as long as the operations of all training steps say, first stages that run in them included;
+    unCLIP's prior has its CLIP though no folder holds one."""
+    config = plain(page("lineage"))
+    ask("plan", tmp_path, config=config, topology=("h100:1", "v5e:1x2"), program="estimate")
+    reports = json.loads((tmp_path / "plan.json").read_text())
+    trained = [stage["key"] for stage in config["stages"] if stage["page"]]
+    assert [report["stage"] for report in reports if report["chips"] == 1] == trained
+    steps = {key: one.steps for key, one in plans_of(read(config)).items()}
+    for report in reports:
+        if report["chips"] == 1:
+            assert report["training_s"] == pytest.approx(steps[report["stage"]] * report["flops"] / CHIPS["h100"].flops)
+    alone = sum(report["training_s"] for report in reports if report["chips"] == 1)
+    last = capsys.readouterr().out.splitlines()[-2].split()
+    assert last[:3] == ["in", "all", scaled(alone, "s").split()[0]]
+    with pytest.raises(ConfigError, match="planned for training"):
+        ask("plan", tmp_path, config=config, program="sample")
 
 
 def test_kernels_that_the_roofline_leaves_out_are_said(capsys):

@@ -1,6 +1,5 @@
 """What is counted of a config, and the layouts that it may have."""
 import math
-import re
 from dataclasses import replace
 
 import jax
@@ -9,7 +8,7 @@ from pages import page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.cost.chips import topology
-from diffusion_jax.planning import layouts
+from diffusion_jax.planning import frozen, layouts
 from diffusion_jax.planning.layouts import Layout
 from diffusion_jax.train.state import plain
 
@@ -72,8 +71,8 @@ def test_layouts_that_fit_come_first(work):
 def stage(monkeypatch, name):
     """A page whose first stage lies in a folder that holds the run of another page."""
     other = plain(page(name))
-    monkeypatch.setattr(layouts, "holds_run", lambda folder: folder == "runs/first")
-    monkeypatch.setattr(layouts, "config_of", lambda folder: other)
+    monkeypatch.setattr(frozen, "holds_run", lambda folder: folder == "runs/first")
+    monkeypatch.setattr(frozen, "config_of", lambda folder: other)
     return other
 
 
@@ -90,11 +89,23 @@ def test_a_first_stage_is_planned_with_what_trains_on_it(monkeypatch):
     assert jax.tree.structure(without.state.params) == jax.tree.structure(work.state.params)
 
 
-def test_a_first_stage_that_is_no_autoencoder_is_refused(monkeypatch):
-    stage(monkeypatch, "digits_clip")
+def test_a_first_stage_that_encodes_nothing_is_refused(monkeypatch):
+    stage(monkeypatch, "digits_classifier")
     config = plain(page("digits_dalle")) | {"first_stage": {"folder": "runs/first"}}
-    with pytest.raises(ConfigError, match=re.escape("runs/first holds a CLIP")):
+    with pytest.raises(ConfigError, match="not a noisy classifier"):
         layouts.work_of(config)
+
+
+@pytest.mark.slow
+def test_a_prior_is_planned_with_its_clip():
+    """The embedder of a CLIP's page: it runs in every step, and has statistics beside the CLIP's weights."""
+    prior, clip = (plain(page(*name)) for name in (("digits_unclip", "prior"), ("digits_clip", "")))
+    work = layouts.work_of(prior, clip)
+    towers = layouts.work_of(clip)
+    more = layouts.size(work.frozen) - layouts.size(towers.state.params)
+    features = clip["model"]["text"]["features"]
+    assert set(work.batch) == {"image", "tokens"}
+    assert more == 4 * (features * (features + 4) + 31)  # basis; mean, std, low, high; quantiles of the likeness
 
 
 @pytest.mark.slow
