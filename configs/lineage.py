@@ -21,6 +21,12 @@ its steps, about 20 minutes for each:
     python -m diffusion_jax.main --mode lineage --config lineage:flowers=../shared/data/flowers102,runs/flowers_tae \\
         --workdir runs/lineage_flowers
 
+The text-conditional systems of emoji, 64x64, those of latents in the same autoencoder's (configs/emoji_ldm.py says how they are
+made), with the operations of 3,086 steps of latent diffusion, about an hour for each; a CLIP measures all of them:
+
+    python -m diffusion_jax.main --mode lineage --config lineage:emoji=../shared/data/emoji,runs/emoji_tae \
+        --workdir runs/lineage_emoji
+
 Those of your own pictures, which lie in a folder for each class, with 2e14 operations (`--config.budget.amount`):
 
     python -m diffusion_jax.main --mode lineage --config lineage:folder=photos/ --workdir runs/lineage_photos
@@ -29,10 +35,13 @@ Hardware: 2 CPU cores. The digits took 63 minutes of training beside much other 
 for latent diffusion, 0.66 for EDM2, 0.70 for DiT and 0.77 for Stable Diffusion 3, all without guidance (docs/lineage.md has the
 table). The other paths have not been run to their ends.
 """
+import json
+
 from ml_collections import ConfigDict
 
 from diffusion_jax.build import ConfigError, build, unknown
 from diffusion_jax.data.digits import WORDS
+from diffusion_jax.data.source import existing
 from diffusion_jax.runs import pages
 from diffusion_jax.runs.page import variant
 
@@ -41,7 +50,8 @@ AMOUNTS = dict(flops=4e12, pictures=100_000)
 TINY = dict(flops=1e9, pictures=1_000)
 FLOWERS = dict(flops=7.3e13, pictures=115_000)
 OWN = dict(flops=2e14, pictures=160_000)
-FLOWER_KINDS = 102
+FLOWER_KINDS, PROMPTS = 102, 100
+EMOJI = dict(flops=2.2e14, pictures=250_000)
 GUIDANCE = dict(name="guidance", values=(1, 1.5, 2, 3, 4))
 SHORT = {"optim.lr": 2e-3, "optim.warmup": 30, "ema.ema.decay": 0.98}
 """Of UNets of pixels, whose steps cost most: a few hundred have to do."""
@@ -52,8 +62,8 @@ DIFFIT = dict(name="diffusion_jax.models.diffit:DiffiT", patch=2, grid=4, width=
 def get_config(arg: str = "", budget: str = "flops", ablate: str = "") -> ConfigDict:
     """The page; `:tiny` takes two minutes on a quiet machine, the others see above."""
     name, _, folders = arg.partition("=")
-    variant(name, "", "digits", "tiny", "flowers", "folder")
-    amounts = dict(tiny=TINY, flowers=FLOWERS, folder=OWN).get(name, AMOUNTS)
+    variant(name, "", "digits", "tiny", "flowers", "emoji", "folder")
+    amounts = dict(tiny=TINY, flowers=FLOWERS, emoji=EMOJI, folder=OWN).get(name, AMOUNTS)
     if budget not in amounts:
         raise unknown("measure of a budget", budget, amounts)
     if ablate and amounts is not AMOUNTS:
@@ -61,7 +71,7 @@ def get_config(arg: str = "", budget: str = "flops", ablate: str = "") -> Config
     if ablate and ablate not in ABLATIONS:
         raise unknown("ablation", ablate, ABLATIONS)
     config = ConfigDict()
-    config.measure = "measure"
+    config.measure = config.reference = "measure"
     config.judge = None
     config.seeds = 1
     config.prompts = ()
@@ -70,6 +80,12 @@ def get_config(arg: str = "", budget: str = "flops", ablate: str = "") -> Config
         config.data = "flowers"
         config.classes = tuple(map(str, range(FLOWER_KINDS)))
         config.stages = flowers(folders)
+    elif name == "emoji":
+        config.data = "emoji"
+        config.measure = config.judge = "judge"
+        config.reference = "dvae"
+        config.classes = ()
+        config.prompts, config.stages = emoji(folders)
     elif name == "folder":
         config.data = folders
         config.classes, config.stages = own(folders)
@@ -210,6 +226,40 @@ def flowers(folders: str) -> list[dict]:
         stage("cads", "CADS", 2023, "", {"run": "dit"}, sample=dict(guidance=4.0, cads="s=0.1"),
               strength=dict(name="cads.s", values=(0, 0.05, 0.1, 0.25))),
         stage("edm2", "EDM2", 2023, page, overrides=edm2),
+    ]
+
+
+def emoji(folders: str) -> tuple[tuple[str, ...], list[dict]]:
+    """(held-out captions, the text-conditional systems) of emoji at 64x64.
+
+    Args:
+      folders: "PICTURES,LATENTS": that of emoji64.npz and captions.json, and the latents of configs/emoji_ldm.py:...,tae.
+    """
+    pictures, comma, latents = folders.partition(",")
+    if not (pictures and comma and latents):
+        raise ConfigError("write lineage:emoji=PICTURES,LATENTS, as configs/emoji_ldm.py makes them")
+    table = json.loads(existing(f"{pictures}/captions.json").read_text(encoding="utf-8"))
+    rows = zip(table["caption"], table["split"], table["skin_tone"], strict=True)
+    held_out = sorted({caption for caption, split, tone in rows if split == "val" and not tone}, key=str.lower)
+    every = max(1, len(held_out) // PROMPTS)
+    by_text = dict(ask="prompt", sample=dict(guidance=1.0))
+    unclip = f"emoji_unclip:{pictures}"
+    return tuple(held_out[::every][:PROMPTS]), [
+        helper("judge", "CLIP that measures", 2021, f"emoji_clip:{pictures},judge"),
+        helper("clip", "CLIP", 2021, f"emoji_clip:{pictures}", steps=600),
+        helper("dvae", "discrete VAE", 2021, f"emoji_dvae:{pictures}", task__shape=(64, 64, 3), data__decode__size=64,
+               model__mults=(1, 2, 4, 8)),
+        stage("dalle", "DALL·E", 2021, f"emoji_dalle:{pictures}", {"dvae": "dvae"}, overrides={"data.decode.size": 64},
+              ask="prompt", strength=dict(name="temperature", values=(0.25, 0.5, 0.75, 1))),
+        helper("glide_up", "GLIDE's upsampler", 2021, f"emoji_glide:{pictures},upsample64"),
+        stage("glide", "GLIDE", 2021, f"emoji_glide:{pictures}", {"upsampler": "glide_up"}, **by_text),
+        helper("prior", "diffusion prior", 2022, f"{unclip},prior", {"first_stage": "clip"}),
+        helper("unclip_up", "unCLIP's upsampler", 2022, f"{unclip},upsample"),
+        stage("unclip", "unCLIP", 2022, unclip, {"first_stage": "clip", "prior": "prior", "upsampler": "unclip_up"}, **by_text),
+        stage("ldm", "latent diffusion", 2022, f"emoji_ldm:{latents},tae", **by_text),
+        stage("cads", "CADS", 2023, "", {"run": "ldm"}, ask="prompt", sample=dict(guidance=4.0, cads="s=0.1"),
+              strength=dict(name="cads.s", values=(0, 0.05, 0.1, 0.25))),
+        stage("mmdit", "Stable Diffusion 3", 2024, f"sd3_tiny:{latents},latents", **by_text),
     ]
 
 

@@ -1,6 +1,7 @@
 """What images are compared in, and with what: a network's features, and a reference.
 
-    features     FOLDER | inception=FILE | dinov2=FILE      the network; a folder is a classifier's
+    features     FOLDER | inception=FILE | dinov2=FILE      the network; a folder is that of a
+                                                            classifier or of a CLIP
     resize       tensorflow | pytorch_fid | clean_fid       how Inception's input is made
     images       FOLDER | x.npz                             in place of a run's samples
     reference    FOLDER | x.npz | x.pkl                     images, or statistics; by default the
@@ -59,14 +60,37 @@ class SeeClassifier:
 
     def __call__(self, params: Params, images: Array) -> dict[str, Array]:
         """uint8 [B, H, W, C] -> 'features' [B, D] and 'logits' [B, classes] at no noise."""
-        if images.shape[1:] != self.task.shape:
-            raise ConfigError(
-                f"the classifier sees images of {self.task.shape}, these are {images.shape[1:]}: "
-                "choose another"
-            )
+        check_seen(self.task, images)
         x = to_unit(images)
         logits = self.task.logits(params, x, self.task.process.at(jnp.zeros(())))
         return {"features": self.task.features(params, x), "logits": logits}
+
+
+@dataclass(frozen=True)
+class SeeCLIP:
+    """A CLIP trained here, as a feature network.
+
+    Attributes:
+      task: what was trained.
+    """
+
+    task: kinds.TwoTowers
+
+    def __call__(self, params: Params, images: Array) -> dict[str, Array]:
+        """uint8 [B, H, W, C] -> 'features' [B, F], of length sqrt(F): it tells pictures apart by
+        their directions, and a channel is of the size 1."""
+        check_seen(self.task, images)
+        directions = self.task.encode_image(params, to_unit(images))
+        return {"features": directions * directions.shape[-1] ** 0.5}
+
+
+def check_seen(task: Any, images: Array) -> None:
+    """Raises ConfigError where a network trained here sees pictures of another size."""
+    if images.shape[1:] != task.shape:
+        raise ConfigError(
+            f"--features is {task.noun} of images of {task.shape}, these are {images.shape[1:]}: "
+            "choose another"
+        )
 
 
 def network_of(where: str | None, resize: str | None = None) -> Network:
@@ -80,23 +104,25 @@ def network_of(where: str | None, resize: str | None = None) -> Network:
         return networks.inception(inception.load(file), resize or "tensorflow")
     if kind == "dinov2":
         return networks.dinov2(dinov2.load(file))
-    judge = open_run(file, kinds.Classifier, flag="--features ")
-    return Network(Path(file).name, SeeClassifier(judge.task), judge.model.params)
+    judge = open_run(file, (kinds.Classifier, kinds.TwoTowers), flag="--features ")
+    is_clip = isinstance(judge.task, kinds.TwoTowers)
+    see = SeeCLIP(judge.task) if is_clip else SeeClassifier(judge.task)
+    return Network(Path(file).name, see, judge.model.params)
 
 
 def named(where: str | None, resize: str | None = None) -> tuple[str, str]:
     """What the options features and resize name, before anything is read.
 
     Returns:
-      (inception or dinov2, its file), or ('', a classifier's folder).
+      (inception or dinov2, its file), or ('', the folder of a classifier or of a CLIP).
 
     Raises:
       ConfigError: none is given, no such network, or no such folder.
     """
     if not where:
         raise ConfigError(
-            "--metric features needs --features: a classifier's folder, inception=FILE or "
-            "dinov2=FILE"
+            "--metric features needs --features: the folder of a classifier or of a CLIP, "
+            "inception=FILE or dinov2=FILE"
         )
     # Up to the first '=': files and folders have others in their names.
     kind, sign, file = where.partition("=")
@@ -124,8 +150,8 @@ def named(where: str | None, resize: str | None = None) -> tuple[str, str]:
     if sign and kind.isidentifier():
         raise unknown("feature network", kind, PICKLED)
     raise ConfigError(
-        f"--features {where}: there is no such folder: give that of a classifier, inception=FILE "
-        "or dinov2=FILE"
+        f"--features {where}: there is no such folder: give that of a classifier or of a CLIP, "
+        "inception=FILE or dinov2=FILE"
     )
 
 

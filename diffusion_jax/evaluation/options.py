@@ -28,8 +28,8 @@ class Features:
 
     features: str | None = option(
         None,
-        "In whose features to measure: a classifier's folder, inception=FILE, dinov2=FILE; for "
-        "clip the folder of a CLIP",
+        "In whose features to measure: the folder of a classifier or of a CLIP, inception=FILE, "
+        "dinov2=FILE; for clip the folder of a CLIP",
     )
     resize: str | None = option(
         None,

@@ -1,6 +1,7 @@
 """What all systems of a lineage are measured with, and the figures that it gives.
 
-The classifier in whose features pictures are compared and the CLIP that judges them guide nobody.
+The classifier, or the CLIP, in whose features pictures are compared and the CLIP that judges them
+guide nobody.
 Figures are kept in a file beside what they are of, so that a comparison that was ended goes on.
 """
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Bench(NamedTuple):
 
     Attributes:
       workdir: where features are kept.
-      measure: the classifier in whose features pictures are compared.
+      measure: the classifier, or the CLIP, in whose features pictures are compared.
       judge: the CLIP; None without.
       data: the section of a page whose pictures are the reference.
       mark: stands for all of these.
@@ -58,11 +59,13 @@ def bench_of(lineage: Lineage, trained: Sequence[Trained], workdir: str) -> Benc
     Raises:
       ConfigError: it was not trained, or is of another kind.
     """
-    measure = open_run(folder_of(trained, lineage.measure, 0), kinds.Classifier)
+    networks = (kinds.Classifier, kinds.TwoTowers)
+    measure = open_run(folder_of(trained, lineage.measure, 0), networks)
     judge = None
     if lineage.judge is not None:
         judge = open_run(folder_of(trained, lineage.judge, 0), kinds.TwoTowers)
-    data = held_out.of_pictures(measure.data("the lineage is compared with these pictures"))
+    source = open_run(folder_of(trained, lineage.reference, 0))
+    data = held_out.of_pictures(source.data("the lineage is compared with these pictures"))
     runs = [run for run in (measure, judge) if run is not None]
     # By content, not by place: a folder of a lineage may be moved.
     depends = [run.digest for run in runs] + [identity.of_data(data, "train")]
@@ -119,7 +122,7 @@ def of_pictures(bench: Bench, file: Path, prompts: Sequence[str] | None) -> dict
 
 
 def in_features(bench: Bench, file: Path) -> dict[str, float]:
-    """Pictures against the training data, in the features of the classifier that measures."""
+    """Pictures against the training data, in the features of the network that measures."""
     options = Options(features=Features(bench.measure.folder))
     extractor = compare.extractor_of(bench.workdir, options)
     pictures = features.images_at(str(file))
@@ -146,9 +149,11 @@ def of_held_out(bench: Bench, num: int) -> dict[str, float]:
     if "test" not in bench.data:
         return {}
     images, labels = held_out.pictures(bench.data, "test", num)
-    whole_set = labels is not None and len(np.unique(labels)) == bench.measure.task.num_classes
+    of_classes = isinstance(bench.measure.task, kinds.Classifier) and labels is not None
+    if of_classes and len(np.unique(labels)) < bench.measure.task.num_classes:
+        of_classes = False
     file = Path(bench.workdir, "held_out.npz")
-    save_npz(file, images, labels if whole_set else None)
+    save_npz(file, images, labels if of_classes else None)
     return in_features(bench, file)
 
 

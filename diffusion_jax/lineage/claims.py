@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from diffusion_jax.lineage.results import BETTER, Comparison, Point, Spread, System
+from diffusion_jax.lineage.results import AS_ASKED, BETTER, Comparison, Point, Spread, System
 
 COMPARED = ("FID", "precision", "recall", "accuracy", "CLIP score")
 """Figures about which statements are made."""
@@ -102,30 +102,33 @@ def verdicts(comparison: Comparison) -> tuple[Verdict, ...]:
 def verdict(comparison: Comparison, claim: Claim) -> Verdict | None:
     """A claim, tested; None where what it is about was not measured."""
     sides = sides_of(comparison, claim)
-    if sides is None:
+    figure = figure_of(claim, [figures for _, figures in sides])
+    if figure is None:
         return None
-    (own, one), (other, two) = sides
-    evidence = f"{claim.figure} {one} ({own}) against {two} ({other})"
+    (own, one), (other, two) = [(where, figures[figure]) for where, figures in sides]
+    evidence = f"{figure} {one} ({own}) against {two} ({other})"
     outcome = {claim.sign: "holds", -claim.sign: "does not hold", 0: "open"}[decided(one, two)]
     return Verdict(claim, outcome, evidence)
 
 
-def sides_of(
-    comparison: Comparison, claim: Claim
-) -> tuple[tuple[str, Spread], tuple[str, Spread]] | None:
-    """What a claim compares, with their names: the last point of a curve and the first, or two
-    systems; None where one is missing."""
+def sides_of(comparison: Comparison, claim: Claim) -> list[tuple[str, Mapping[str, Spread]]]:
+    """What a claim compares, named: the last point of a curve and the first, or two systems; fewer
+    where one is missing."""
     system = comparison.system(claim.key)
     if system is None:
-        return None
-    sides = ends(system, claim.strength)
-    if claim.against:
-        other = comparison.system(claim.against)
-        if other is None:
-            return None
-        sides = beside(system, other, claim.strength)
-    figures = [(name, values[claim.figure]) for name, values in sides if claim.figure in values]
-    return (figures[0], figures[1]) if len(figures) == 2 else None
+        return []
+    if not claim.against:
+        return ends(system, claim.strength)
+    other = comparison.system(claim.against)
+    return [] if other is None else beside(system, other, claim.strength)
+
+
+def figure_of(claim: Claim, sides: Sequence[Mapping[str, Spread]]) -> str | None:
+    """The figure that shows a claim, and that both sides have; of texts a CLIP says what shows what
+    was asked. None where there is none."""
+    names = AS_ASKED if claim.figure in AS_ASKED else (claim.figure,)
+    shared = [name for name in names if all(name in figures for figures in sides)]
+    return shared[0] if shared and len(sides) == 2 else None
 
 
 def beside(one: System, other: System, strength: str) -> list[tuple[str, Mapping[str, Spread]]]:

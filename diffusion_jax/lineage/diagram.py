@@ -200,16 +200,20 @@ def _down(
     boxes: list[Box],
     arrows: list[Arrow],
 ) -> tuple[list[Box], list[Arrow]]:
-    """What follows the network: the decoder of a first stage, the picture, a judge."""
+    """What follows the network: the decoder of a first stage, an upsampler, the picture, a judge."""
     last = network
-    for role, text in (("dvae", "tokens"), ("latents", "latents")):
+    for role, text, part in (
+        ("dvae", "tokens", ("its decoder",)),
+        ("latents", "latents", ("its decoder",)),
+        ("upsampler", "small pictures", ()),
+    ):
         if role in needs:
-            first = needs[role]
-            details = ("its decoder", *_details(pages.get(first.key, {}))[:1])
-            decoder = Box(first.name, details, last.row + 1, MIDDLE, "helper")
-            arrows = [*arrows, Arrow(last, decoder, text)]
-            boxes = [*boxes, decoder]
-            last = decoder
+            after = needs[role]
+            details = (*part, *_details(pages.get(after.key, {}))[:1])
+            box = Box(after.name, details, last.row + 1, MIDDLE, "helper")
+            arrows = [*arrows, Arrow(last, box, text)]
+            boxes = [*boxes, box]
+            last = box
     picture = Box("a picture", (), last.row + 1, MIDDLE, "picture")
     boxes, arrows = [*boxes, picture], [*arrows, Arrow(last, picture)]
     if "judge" in needs:

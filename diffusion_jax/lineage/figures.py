@@ -1,8 +1,9 @@
 """The figures of a lineage, each as PNG and as SVG: quality against diversity, FLOPs against FID, and
 the curve of each system.
 
-    tradeoff    accuracy (precision without classes) against recall, a curve for each system along
-                which its own strength rises and the markers grow
+    tradeoff    accuracy (of texts own captions that are found, precision where nothing is asked)
+                against recall, a curve for each system along which its own strength rises and the
+                markers grow
     fidelity    FID against coverage, the same curves
     compute     FID against the FLOPs of training
     curve_dit   figures of one system against its strength
@@ -23,7 +24,7 @@ import numpy as np
 
 from diffusion_jax.files import whole
 from diffusion_jax.lineage.claims import place
-from diffusion_jax.lineage.results import Comparison, Point, Spread, System
+from diffusion_jax.lineage.results import AS_ASKED, Comparison, Point, Spread, System
 
 MARKERS = "os^vDPX*ph<>"
 SIZE = (4.6, 3.6)
@@ -52,7 +53,8 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, str]:
       name -> its SVG as a data URI that suits light and dark pages; without figures for which
       nothing was measured.
     """
-    quality = "accuracy" if _has(comparison, "accuracy") else "precision"
+    asked = [name for name in AS_ASKED if _has(comparison, name)]
+    quality = asked[0] if asked else "precision"
     plots = {
         "tradeoff": _curves(comparison, "recall", quality, folder / "tradeoff"),
         "fidelity": _curves(comparison, "coverage", "FID", folder / "fidelity"),
@@ -180,7 +182,7 @@ def _of_system(system: System, out: Path) -> str:
     with rc_context(SETTINGS):
         figure = Figure(figsize=(SIZE[0], 2.6), layout="constrained")
         shares, distance = figure.subplots(1, 2)
-        for name in ("accuracy", "precision", "recall", "coverage"):
+        for name in (*AS_ASKED, "precision", "recall", "coverage"):
             _line(shares, system.curve, name)
         shares.set_ylim(0, 1.02)
         _line(distance, system.curve, "FID")

@@ -36,6 +36,8 @@ BETTER = {
 """The figures in the order of the table, and the direction in which each is better."""
 THOUSANDS, MANY = 1e4, 1e8
 """From where on a number is spelt with commas, and with an exponent."""
+AS_ASKED = ("accuracy", "own caption first of 10")
+"""Figures of what was asked for, in a classifier's eyes and, of texts, in a CLIP's."""
 CLOCK = "seconds per picture"
 """The one figure that another run of the same command does not repeat."""
 

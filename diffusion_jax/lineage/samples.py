@@ -27,7 +27,13 @@ FOLDER = "lineage"
 """In the folder of a system: its pictures and their figures."""
 BATCH = 100
 """Pictures at a time, about."""
-FLAGS = {"classifier": "classifier", "judge": "rerank", "prior": "prior", "weak": "weak"}
+FLAGS = {
+    "classifier": "classifier",
+    "judge": "rerank",
+    "prior": "prior",
+    "upsampler": "upsampler",
+    "weak": "weak",
+}
 """Role of what helps a stage to sample -> the flag that names its folder."""
 HELPERS = tuple(leaf.name for leaf in fields(Helpers))
 WEIGHTS = ("which", "step")
@@ -99,6 +105,8 @@ def pipeline_of(
     """
     flags = {name: value for name, value in stage.sample.items() if name in HELPERS}
     flags |= {flag: folders[role] for role, flag in FLAGS.items() if role in folders}
+    if "upsampler" in flags:
+        flags["upsampler"] = (flags["upsampler"],)
     which = {name: stage.sample[name] for name in WEIGHTS if name in stage.sample}
     if step is not None:
         which["step"] = step

@@ -21,6 +21,7 @@ ROLES = {
     "latents": "the autoencoder in whose latents it is trained",
     "classifier": "guides its sampling (--classifier)",
     "prior": "gives its decoder embeddings (--prior)",
+    "upsampler": "makes its pictures larger (--upsampler)",
     "judge": "chooses among its candidates (--rerank)",
     "weak": "itself at an earlier checkpoint, to guide away from (--weak)",
     "run": "the stage whose run it samples in another way, with no training of its own",
@@ -91,7 +92,9 @@ class Lineage(NamedTuple):
 
     Attributes:
       stages: in the order in which the page shows them.
-      measure: key of the helper that classifies samples; it never guides.
+      measure: key of the helper, a classifier or a CLIP, in whose features samples are compared;
+        it never guides.
+      reference: key of the stage whose training pictures samples are compared with.
       judge: key of the CLIP that scores samples and never guides; None without captions.
       data: what the pictures are, "digits".
       seeds: runs of each system.
@@ -102,6 +105,7 @@ class Lineage(NamedTuple):
 
     stages: tuple[Stage, ...]
     measure: str
+    reference: str
     judge: str | None
     data: str
     seeds: int
@@ -168,6 +172,7 @@ def read(page: Any) -> Lineage:
     lineage = Lineage(
         stages=stages,
         measure=config["measure"],
+        reference=config["reference"],
         judge=config["judge"],
         data=config["data"],
         seeds=int(number("seeds", config["seeds"], 1, 100, integer=True)),
@@ -187,9 +192,10 @@ def check(lineage: Lineage) -> None:
         raise ConfigError(f"two stages are called {twice[0]!r}: each needs a key of its own")
     independent = [key for key in (lineage.measure, lineage.judge) if key]
     by_key = {stage.key: stage for stage in lineage.stages}
-    for key in independent:
+    for key in (*independent, lineage.reference):
         if key not in by_key:
             raise unknown("stage", key, keys)
+    for key in independent:
         if not by_key[key].helper:
             raise ConfigError(f"{key} measures the systems: give it helper=True")
     for stage in lineage.stages:

@@ -33,7 +33,7 @@ def test_edm2s_statistics_are_read_by_network(network, tmp_path):
     ("inception", None, "--features inception: say where its weights are, inception=FILE"),
     ("dinov2", None, "--features dinov2: say where its weights are, dinov2=FILE"),
     ("inception=", None, "say where its weights are, inception=FILE"),
-    ("runs/c=ls", None, "--features runs/c=ls: there is no such folder: give that of a classifier, inception=FILE or dinov2"),
+    ("runs/c=ls", None, "--features runs/c=ls: there is no such folder: give that of a classifier or of a CLIP, inception=FILE"),
     ("../c=1,d=2", None, "there is no such folder"), ("=x", None, "there is no such folder"), ("", None, "needs --features"),
 ])
 def test_networks_that_nobody_knows(where, resize, says):
@@ -60,8 +60,23 @@ def test_a_classifier_trained_here_is_a_network(judge, fresh):
     assert seen["logits"].shape == (2, 10) and len(seen["features"]) == 2
     with pytest.raises(ConfigError, match="choose another"):
         network.see(network.params, np.zeros((2, 9, 9, 1), np.uint8))
-    with pytest.raises(ConfigError, match="--features .* holds a diffusion model: give the folder of a noisy classifier"):
+    with pytest.raises(ConfigError, match="holds a diffusion model: give the folder of a noisy classifier or of a CLIP"):
         features.network_of(fresh("digits").folder)
+
+
+@pytest.mark.slow
+def test_a_clip_trained_here_is_a_network(fresh):
+    """Its features are the directions of its embeddings, so that a channel is of the size 1, and tell nothing of classes."""
+    clip = fresh("digits_clip")
+    network = features.network_of(clip.folder)
+    images = np.random.default_rng(0).integers(0, 256, (3, *clip.task.shape), dtype=np.uint8)
+    seen = network.see(network.params, images)
+    directions = clip.task.encode_image(clip.model.params, images / np.float32(127.5) - 1)
+    assert set(seen) == {"features"}
+    assert np.allclose((seen["features"] ** 2).mean(-1), 1, atol=1e-5)
+    assert np.allclose(seen["features"] / np.linalg.norm(seen["features"], axis=-1, keepdims=True), directions, atol=1e-5)
+    with pytest.raises(ConfigError, match="--features is a CLIP of images of"):
+        network.see(network.params, images[:, 1:])
 
 
 def test_what_is_kept_has_a_name_of_all_that_it_depends_on(network, digits, tmp_path):

@@ -23,7 +23,7 @@ STAGES = (
     EMPTY._replace(key="cads", name="CADS", year=2023, needs={"run": "dit"}, sample={"guidance": 4.0, "cads": "s=0.1"},
                    strength=Strength("cads.s", (0, 0.1))),
 )
-LINEAGE = Lineage(STAGES, "measure", None, "digits", 3, tuple("0123456789"),
+LINEAGE = Lineage(STAGES, "measure", "measure", None, "digits", 3, tuple("0123456789"),
                   tuple(f"a handwritten {word}" for word in WORDS), Budget("flops", 4e12))
 
 

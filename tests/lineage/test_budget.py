@@ -71,8 +71,8 @@ def test_what_a_system_has_left_follows_by_hand():
     clip = dict(key="clip", name="C", year=2021, page="digits_clip:tiny", helper=True, overrides={"steps": 20})
     two = [dict(key=key, name=key, year=2021, page="digits:tiny", needs={"judge": "clip"}) for key in "ab"]
     lineage = stages.read(dict(
-        data="", measure="measure", judge=None, seeds=1, classes=(), prompts=(), stages=[measure, clip, *two],
-        budget=dict(measure="flops", amount=100 * STEP),
+        data="", measure="measure", reference="measure", judge=None, seeds=1, classes=(), prompts=(),
+        stages=[measure, clip, *two], budget=dict(measure="flops", amount=100 * STEP),
     ))
     plans = budget.plans_of(lineage, {stage.key: STEP for stage in lineage.stages})
     assert [plans[key].steps for key in ("clip", "a", "b")] == [20, 90, 90]
@@ -117,6 +117,24 @@ def test_a_folder_of_classes_has_a_lineage_of_its_own(tmp_path):
         page.check(plain(plan.config))
         shapes = jax.eval_shape(task_of(plan.config).init, jax.random.key(0), batch_of(plan.config, task_of(plan.config)))
         assert shapes and plan.config["data"]["train"]["path"] == str(folder)
+
+
+def test_emoji_have_the_systems_of_texts(tmp_path):
+    """All make 64x64 of the same held-out captions, and what measures is trained apart."""
+    captions = dict(caption=["red heart", "grinning face", "woman, dark skin tone"], split=["val", "train", "val"],
+                    skin_tone=["", "", "dark"])
+    (tmp_path / "captions.json").write_text(json.dumps(captions))
+    lineage = stages.read(pages.read(f"lineage:emoji={tmp_path},runs/emoji_tae"))
+    assert lineage.prompts == ("red heart",) and not lineage.classes and lineage.measure == lineage.judge
+    by_key = {stage.key: stage for stage in lineage.stages}
+    assert all(stage.ask == "prompt" for stage in lineage.stages if not stage.helper)
+    plans = built(lineage)
+    for key in systems(lineage):
+        plan = plans[key]
+        page.check(plain(plan.config))
+        larger = by_key[key].needs.get("upsampler") or by_key[key].needs.get("dvae")
+        shape = plans[larger].config["task"]["shape"] if larger else plan.config["task"]["shape"]
+        assert tuple(shape) in ((64, 64, 3), (8, 8, 32)), key
 
 
 def test_pictures_without_classes_have_none(tmp_path):

@@ -7,7 +7,7 @@ from pages import ROOT
 
 from diffusion_jax.lineage import claims
 from diffusion_jax.lineage.ideas import IDEAS
-from diffusion_jax.lineage.results import Comparison, Spread, spread
+from diffusion_jax.lineage.results import Comparison, Point, Spread, spread
 from diffusion_jax.lineage.stages import Strength
 
 
@@ -61,6 +61,16 @@ def test_claims_hold_or_not_or_stay_open():
     outcomes = {(one.claim.key, one.claim.figure): one.outcome
                 for one in claims.verdicts(Comparison(LINEAGE, (adm, dit), {}, 300, {}))}
     assert outcomes == {("adm", "accuracy"): "does not hold", ("adm", "recall"): "open", ("dit", "FID"): "holds"}
+
+
+def test_of_texts_a_clip_says_what_was_asked_for():
+    dalle = system("dalle", accuracy=0.5, ends=[dict(accuracy=0.5), dict(accuracy=0.9)])
+    of_texts = dalle._replace(curve=tuple(
+        Point(point.value, {"own caption first of 10": point.figures["accuracy"]}) for point in dalle.curve))
+    (verdict,) = claims.verdicts(Comparison(LINEAGE, (of_texts,), {}, 300, {}))
+    assert verdict.outcome == "holds" and verdict.evidence.startswith("own caption first of 10 0.900")
+    mixed = dalle._replace(curve=(dalle.curve[0], of_texts.curve[1]))
+    assert claims.verdicts(Comparison(LINEAGE, (mixed,), {}, 300, {})) == ()
 
 
 def test_a_claim_is_of_one_kind_of_strength():

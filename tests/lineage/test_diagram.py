@@ -36,6 +36,12 @@ def test_a_weaker_self_and_a_decoder_of_latents(pages):
     assert "at step 20" in next(box for box in drawing.boxes if box.name == "its weaker self").details
 
 
+def test_an_upsampler_stands_before_the_picture(pages):
+    drawing = diagram(BY_KEY["dit"]._replace(needs={"upsampler": "guide"}), BY_KEY, pages)
+    assert {("DiT", "noisy classifier"), ("noisy classifier", "a picture")} <= edges(drawing)
+    assert "small pictures" in {arrow.text for arrow in drawing.arrows}
+
+
 @pytest.mark.parametrize("key", ["dalle", "adm", "unclip", "dit", "cads"])
 def test_boxes_lie_apart_and_inside(pages, key):
     drawing = diagram(BY_KEY[key], BY_KEY, pages)

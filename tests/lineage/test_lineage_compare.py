@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from made import EMPTY, LINEAGE, STAGES
 from pages import page
+from pipelines.toy_task import LABEL, LOW_RES, write
+from pipelines.toy_task import page as toy
 from stubs import random_params
 
 from diffusion_jax.build import ConfigError, build
 from diffusion_jax.data.image import to_unit
-from diffusion_jax.lineage import compare, samples
+from diffusion_jax.lineage import compare, figures, samples
 from diffusion_jax.lineage import page as written
 from diffusion_jax.lineage.bench import row_of
 from diffusion_jax.lineage.results import Point, Spread
@@ -67,6 +69,16 @@ def test_a_column_is_shown_for_each_class():
     assert table.shape == (40, 8, 8, 1) and table[:10, 0, 0, 0].tolist() == [*range(10)] == table[30:, 0, 0, 0].tolist()
 
 
+def test_an_upsampler_follows(tmp_path):
+    small, large = (write(tmp_path / name, config) for name, config in
+                    dict(small=toy(LABEL), large=toy(LABEL, LOW_RES, side=16)).items())
+    stage = EMPTY._replace(key="glide", needs={"upsampler": "large"}, sample={"steps": 2})
+    pipe = samples.pipeline_of(stage, str(small), {"upsampler": str(large)})
+    assert pipe.picture_shape == (16, 16, 1) and pipe.recipe.steps == 2
+    (_, sample) = written.commands(stage._replace(page="x"), LINEAGE, "runs")
+    assert "--upsampler runs/large" in sample
+
+
 # All of it ------------------------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +128,26 @@ def test_a_lineage_is_measured_and_goes_on_where_it_was_ended(tmp_path, monkeypa
     sharper = lineage._replace(stages=tuple(replace_steps(stage) for stage in stages))
     other = compare.compare(sharper, [row._replace(stage=replace_steps(row.stage)) for row in trained], str(tmp_path), print, 20)
     assert other.systems[0].figures["network calls"].mean == 3
+
+
+@pytest.mark.slow
+def test_without_classes_a_clip_measures(tmp_path):
+    """Distances and shares are of its features, and it is asked whether a picture shows its text."""
+    stages = (BY_KEY["clip"]._replace(key="judge"), EMPTY._replace(
+        key="sd", name="SD", page="sd3_tiny:tiny", sample={"steps": 2}, strength=Strength("guidance", (1, 3)), ask="prompt"))
+    lineage = LINEAGE._replace(
+        stages=stages, measure="judge", judge="judge", reference="sd", classes=(), prompts=LINEAGE.prompts[:3], seeds=1)
+    for seed, (key, name) in enumerate([("judge", "digits_clip"), ("sd", "sd3_tiny")]):
+        started(tmp_path, key, name, seed)
+    trained = [row._replace(folder=str(tmp_path / row.folder[2:])) for row in rows(lineage)]
+    made = compare.compare(lineage, trained, str(tmp_path), print, 20)
+    (system,) = made.systems
+    assert not system.error and system.pictures.shape == (12, 8, 8, 1) and system.columns == 3
+    assert {"FID", "precision", "recall", "CLIP score", "own caption first of 10"} <= set(system.figures)
+    assert "accuracy" not in system.figures and "accuracy" not in made.real and made.real["FID"] > 0
+    text = written.page(made, str(tmp_path), figures.draw(made, tmp_path / "figures"))
+    assert "in the features of a\nCLIP that was trained for nothing else." in text
+    assert "own caption first of 10" in (tmp_path / "figures" / "tradeoff.svg").read_text()
 
 
 def replace_steps(stage):

@@ -22,7 +22,7 @@ def page(*entries, **sections):
     """A page of stages."""
     measure = entry("measure", page="digits_classifier:tiny", helper=True)
     return dict(
-        data="digits", measure="measure", judge=None, seeds=1, classes=("0", "1"), prompts=(),
+        data="digits", measure="measure", reference="measure", judge=None, seeds=1, classes=("0", "1"), prompts=(),
         budget=dict(measure="flops", amount=1e9), stages=[measure, *entries],
     ) | sections
 
