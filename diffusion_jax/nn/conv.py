@@ -6,10 +6,10 @@
 
 PyTorch pads a strided convolution on both sides, XLA's "SAME" at the far side only: published weights depend on it.
 
-XLA's CPU backend computes (3) as a convolution with a kernel as large as the image, which for many channels takes up to twice
-as long as the matrix products that (3) really is, over as many samples at a time as the cache holds. JAX derives (3) by
-transposing the map from a change of K to a change of y, so writing that map as (2) on CPUs is enough, and every kind of
-derivative works. The other backends keep XLA's own.
+XLA's CPU backend computes (3) as a convolution with a kernel as large as the image, which for many channels and pixels takes up
+to three times as long as the matrix products that (3) really is, over as many samples at a time as the cache holds. JAX derives
+(3) by transposing the map from a change of K to a change of y, so writing that map as (2) there is enough, and every kind of
+derivative works. For fewer of either, and on other backends, XLA's own is faster. A kernel of 1 is a matrix product everywhere.
 """
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from diffusion_jax.nn.init import TORCH, BiasInit, zero_bias
 from diffusion_jax.types import Array
 
 CACHE = 2**20  # bytes of x and y that (2) takes at a time: about the second-level cache of a core
+MANY_PIXELS, MANY_CHANNELS = 32 * 32, 320  # from which on CPUs are faster by (2)
 
 
 class Conv(nn.Module):
@@ -75,18 +76,26 @@ def _strided(stride: int, padding: tuple[int, int], x: Array, kernel: Array) -> 
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (padding, padding), dimension_numbers=numbers)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def convolve(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
     """(1) for s = 1 without its bias: x [B, H, W, C], kernel [size, size, C, F] -> [B, H', W', F]."""
+    if kernel.shape[:2] == (1, 1) and padding == (0, 0):
+        return jnp.einsum("bhwc,cf->bhwf", x, kernel[0, 0])
+    many = x.shape[1] * x.shape[2] >= MANY_PIXELS and min(kernel.shape[2:]) >= MANY_CHANNELS
+    return _by_gradient(padding, x, kernel) if many else _strided(1, padding, x, kernel)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _by_gradient(padding: tuple[int, int], x: Array, kernel: Array) -> Array:
+    """The same, whose gradient in the kernel is (3) on CPUs."""
     return _strided(1, padding, x, kernel)
 
 
-@partial(convolve.defjvp, symbolic_zeros=True)
+@partial(_by_gradient.defjvp, symbolic_zeros=True)
 def _tangent(padding: tuple[int, int], primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
     """(1) and its change: it is linear in x and in the kernel. One that does not change comes as a symbolic zero."""
     x, kernel = primals
     dx, dkernel = tangents
-    y = convolve(padding, x, kernel)
+    y = _by_gradient(padding, x, kernel)
     dy = jnp.zeros_like(y)
     if not isinstance(dx, SymbolicZero):
         dy = _strided(1, padding, dx, kernel)

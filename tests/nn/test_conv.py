@@ -27,7 +27,9 @@ def looped(x, kernel, stride, padding):
     return out
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, (1, 1)), (3, 2, (1, 1)), (3, 2, (0, 1)), (4, 2, (1, 1))])
+@pytest.mark.parametrize(("size", "stride", "padding"), [
+    (3, 1, (1, 1)), (3, 2, (1, 1)), (3, 2, (0, 1)), (4, 2, (1, 1)), (1, 1, (0, 0)), (1, 1, (1, 0)),
+])
 def test_is_a_sum_over_the_taps(size, stride, padding):
     x = draw(2, 6, 8, 3)
     params = {"kernel": draw(size, size, 3, 5), "bias": draw(5)}
@@ -36,10 +38,14 @@ def test_is_a_sum_over_the_taps(size, stride, padding):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-def test_the_gradients_are_sums_over_the_pixels(monkeypatch):
+@pytest.mark.parametrize("many", [False, True])
+def test_the_gradients_are_sums_over_the_pixels(monkeypatch, many):
     """Also where the batch does not fit the cache at once."""
     x, kernel, dy = draw(4, 5, 6, 2), draw(3, 3, 2, 3), draw(4, 5, 6, 3)
     monkeypatch.setattr(conv, "CACHE", (x.nbytes + dy.nbytes) // 2)
+    if many:
+        monkeypatch.setattr(conv, "MANY_PIXELS", 30)
+        monkeypatch.setattr(conv, "MANY_CHANNELS", 2)
     _, pull = jax.vjp(lambda x, kernel: conv.convolve((1, 1), x, kernel), x, kernel)
     dx, dkernel = pull(dy)
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -54,3 +60,11 @@ def test_computes_in_its_type_and_keeps_float32_parameters():
     out, variables = jax.eval_shape(layer.init_with_output, jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
     assert out.dtype == jnp.bfloat16 and out.shape == (1, 4, 4, 4)
     assert {name: (p.shape, p.dtype) for name, p in variables["params"].items()} == {"kernel": ((3, 3, 2, 4), jnp.float32)}
+
+
+def test_many_pixels_and_channels_take_the_formula_for_cpus():
+    def form(side, channels):
+        x, kernel = jnp.zeros((1, side, side, channels)), jnp.zeros((3, 3, channels, channels))
+        return "scan" in str(jax.make_jaxpr(jax.grad(lambda kernel: conv.convolve((1, 1), x, kernel).sum()))(kernel))
+
+    assert form(32, 320) and not form(31, 320) and not form(32, 319)
