@@ -1,6 +1,6 @@
 """Mode `posthoc_ema`: averages of any length, made of a run's snapshots after training.
 
-Each is a folder that samples:
+Each is a folder that samples, with the run's first stage where it has one:
 
     --std 0.05,0.10,0.15        writes <out>/0.05, <out>/0.10 and <out>/0.15
 """
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_jax.build import ConfigError, check_options, option
-from diffusion_jax.runs.folder import holds_run, save_start
-from diffusion_jax.train.checkpoint import data_of
+from diffusion_jax.runs.folder import FIRST, first_stage, holds_run, save_start
+from diffusion_jax.train.checkpoint import config_of, data_of
 from diffusion_jax.train.posthoc import reconstruct
 
 
@@ -66,7 +66,10 @@ def run(options: Options, workdir: str) -> None:
     config, end, averages = reconstruct(
         workdir, [float(name) for name in options.names], options.step
     )
+    first = first_stage(workdir)
     for name, average in zip(options.names, averages, strict=True):
         params = jax.tree.map(jnp.asarray, average)
+        if first is not None:
+            save_start(out / name / FIRST, config_of(Path(workdir, FIRST)), first)
         save_start(out / name, config, params, end, data_of(workdir))
         print(f"average of std {name} at step {end}: {out / name}")

@@ -4,8 +4,9 @@ import pytest
 from pages import ask, page
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.runs.folder import open_run
+from diffusion_jax.runs.folder import open_run, save_start
 from diffusion_jax.train.checkpoint import load
+from diffusion_jax.train.state import plain
 
 
 @pytest.mark.slow
@@ -17,6 +18,11 @@ def test_averages_made_afterwards_sample_like_any_other(tmp_path):
     tracked, made = (load(folder, which)[2] for folder, which in ((tmp_path, "short"), (tmp_path / "posthoc" / "0.05", "ema")))
     np.testing.assert_allclose(made["model"]["enc_0_conv"]["weight"], tracked["model"]["enc_0_conv"]["weight"], atol=1e-5)
     assert open_run(tmp_path / "posthoc" / "0.05").classes == tuple("0123456789")
+    first = {"decoder": {"kernel": np.arange(3, dtype=np.float32)}}
+    save_start(tmp_path / "first_stage", plain(page("digits_vae")), first)
+    ask("posthoc_ema", tmp_path, std="0.15")
+    assert open_run(tmp_path / "posthoc" / "0.05").model.first is None
+    np.testing.assert_array_equal(open_run(tmp_path / "posthoc" / "0.15").model.first["decoder"]["kernel"], [0, 1, 2])
     with pytest.raises(ConfigError, match="holds an average already"):
         ask("posthoc_ema", tmp_path, std="0.05")
     other = dict(std="0.1", label=3)
