@@ -9,7 +9,9 @@ with the network, and reads the tokens of configs/emoji_clip.py, which judges wh
 
     python -m diffusion_jax.main --workdir runs/emoji_ldm --mode evaluate --metric clip --features runs/emoji_clip --num 200
 
-At 64x64, in the latents of a published tiny autoencoder (runs/tae of configs/flowers102_tae.py), with straight paths and a DiT:
+At 64x64, in the latents of a published tiny autoencoder (runs/tae of configs/flowers102_tae.py), with straight paths and a DiT,
+an hour on two cores. Expect that of 160 held-out captions 0.64, and of 100 that were trained on 0.89, are the first of ten in the
+eyes of configs/emoji_clip.py:...,judge at guidance 2 (--metric clip --steps 20):
 
     python -m diffusion_jax.main --mode encode --workdir runs/tae --config configs/emoji_vae.py:../shared/data/emoji \\
         --config.data.decode.size=64 --out runs/emoji_tae
