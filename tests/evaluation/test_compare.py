@@ -112,7 +112,7 @@ def test_a_judge_of_another_size_is_refused_before_a_sample_is_made(fresh, judge
     network = features.network_of(judge.folder)
     task = dataclasses.replace(judge.task, shape=(16, 16, 1))
     monkeypatch.setattr(features, "network_of", lambda *_: Network("judge", features.SeeClassifier(task), network.params))
-    with pytest.raises(ConfigError, match="sees images of .16, 16, 1., these are .8, 8, 1."):
+    with pytest.raises(ConfigError, match="a noisy classifier of images of .16, 16, 1., these are .8, 8, 1."):
         metrics.measured(fresh("digits"), measuring(features=judge.folder, num=20))
 
 

@@ -132,8 +132,9 @@ def test_a_command_is_one_that_its_mode_takes(arguments, home, monkeypatch):
 
 
 FOREIGN = re.compile(
-    r"\.pth?\b|\.pkl\b|stable-diffusion|sd-vae|karlo|runs/(?:sd|x|adm256|flowers)|flowers102|mypkg|photos|own_network")
-"""Files, and runs of files, that do not come with the package; tests/test_examples.py runs the examples."""
+    r"\.pth?\b|\.pkl\b|stable-diffusion|sd-vae|karlo|runs/(?:sd|x|adm256|flowers)|flowers102|mypkg|photos|own_network|lineage")
+"""Files, and runs of files, that do not come with the package; tests/test_examples.py runs the examples, and
+tests/modes/test_lineage.py a whole lineage."""
 LESS = {"--num": 20, "--candidates": 2, "--weak_step": 2}
 """The most that a number of a command is in a run of four steps."""
 STEPS = {"0,10,20,30,40,50": "0,1,2,3,4,5"}
