@@ -9,8 +9,8 @@ without noise: it is no guide. In its features samples are measured against the 
 
     python -m diffusion_jax.main --workdir runs/flowers64 --mode evaluate --features runs/flowers_classifier --num 2000
 
-Hardware: 2 CPU cores, 20 minutes. Stopped short, at --config.steps=1000 --config.optim.steps=1000, it knows 0.183 of 818 held-out
-flowers (chance is 0.010; loss 3.07 and falling): expect more of the whole page, which has not been run.
+Hardware: 2 CPU cores, 20 minutes. Expect of --config.steps=1000 --config.optim.steps=1000 that it knows 0.183 of 818 held-out
+flowers (chance is 0.010; loss 3.07 and falling). The whole page has not been run.
 """
 from ml_collections import ConfigDict
 
