@@ -132,7 +132,8 @@ def offered(pipe: Pipeline) -> set[str]:
 
 
 def steps_of_sheet(pipe: Pipeline, name: str, ask: Ask) -> int:
-    """How many steps a meter counts of an experiment, of `samplers` and `runs` how many rows of pictures."""
+    """How many steps a meter counts of an experiment; of `samplers` and `runs` how many cells of
+    pictures."""
     if name == "samplers":
         return len(SAMPLERS) * len(_counts(pipe))
     if name == "runs":

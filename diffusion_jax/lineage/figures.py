@@ -53,8 +53,7 @@ def draw(comparison: Comparison, folder: Path) -> dict[str, str]:
       name -> its SVG as a data URI that suits light and dark pages; without figures for which
       nothing was measured.
     """
-    asked = [name for name in AS_ASKED if _has(comparison, name)]
-    quality = asked[0] if asked else "precision"
+    quality = next((name for name in AS_ASKED if _has(comparison, name)), "precision")
     plots = {
         "tradeoff": _curves(comparison, "recall", quality, folder / "tradeoff"),
         "fidelity": _curves(comparison, "coverage", "FID", folder / "fidelity"),
