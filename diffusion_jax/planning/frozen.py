@@ -35,6 +35,7 @@ def with_first_stage(
       ConfigError: a first stage that is neither an autoencoder nor a CLIP.
     """
     changes: dict[str, Any] = {}
+    folder = "the first stage"
     without = {key: value for key, value in config.items() if key != FIRST}
     if of is None:
         folder, changes = first_stage.named(config.get(FIRST) or "")
@@ -47,16 +48,18 @@ def with_first_stage(
         of = config_of(folder)
     page = plain(of)
     page["task"] |= changes
-    return {**without, "task": {**config["task"], FIRST: _spec(page)}}
+    return {**without, "task": {**config["task"], FIRST: _spec(page, folder)}}
 
 
-def _spec(page: dict[str, Any]) -> dict[str, Any]:
-    """What the task of a run says of its first stage, whose page this is."""
+def _spec(page: dict[str, Any], where: str) -> dict[str, Any]:
+    """What the task of a run says of its first stage, whose page this is; `where` is its name in an
+    error."""
     first = task_of(page)
     if isinstance(first, kinds.TwoTowers):
         return first_stage.embedder_spec(page, COMPONENTS)
     if not isinstance(first, kinds.Encoding | kinds.Discrete):
-        raise ConfigError(f"plans know autoencoders and CLIPs as first stages, not {first.noun}")
+        known = "plans know autoencoders and CLIPs as first stages"
+        raise ConfigError(f"{known}: {where} holds {first.noun}")
     return page["task"] | ({"model": page["model"]} if "model" in page else {})
 
 

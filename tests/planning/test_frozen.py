@@ -32,7 +32,7 @@ def test_a_first_stage_is_planned_with_what_trains_on_it(monkeypatch):
 def test_a_first_stage_that_encodes_nothing_is_refused(monkeypatch):
     stage(monkeypatch, "digits_classifier")
     config = plain(page("digits_dalle")) | {"first_stage": {"folder": "runs/first"}}
-    with pytest.raises(ConfigError, match="not a noisy classifier"):
+    with pytest.raises(ConfigError, match="first stages: runs/first holds a noisy classifier"):
         layouts.work_of(config)
 
 
