@@ -9,6 +9,8 @@
     precision[n], ADM ...       of ADM's evaluator, k = 3
     distance[n]                 mean distance between the images: diversity without a reference
     novelty[n]                  distance to the nearest image of the reference, over that within the reference
+    accuracy[n], nearest        share of images whose class is that of their nearest ones in the reference; beside it the same of
+                                the reference's own images, which is as much as can be asked
 """
 from __future__ import annotations
 
@@ -64,7 +66,10 @@ def figures(label: str, fake: Found, real: Reference) -> dict[str, float]:
         if len(logits) >= 10:
             found[f"IS[{label}], torch-fidelity"] = inception_score.torch_fidelity(logits)[0]
     if real.found:
-        found |= among(label, real.found.rows("features"), fake.rows("features"))
+        reals, fakes = real.found.rows("features"), fake.rows("features")
+        found |= among(label, reals, fakes)
+        if real.found.labels is not None and fake.labels is not None:
+            found |= of_classes(label, (reals, real.found.labels), (fakes, fake.labels))
     return found
 
 
@@ -111,6 +116,23 @@ def among(label: str, real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
         adm = prdc.adm(real, fake)
         found |= {f"precision[{label}], ADM": adm.precision, f"recall[{label}], ADM": adm.recall}
     return found
+
+
+def of_classes(
+    label: str, real: tuple[np.ndarray, np.ndarray], fake: tuple[np.ndarray, np.ndarray],
+) -> dict[str, float]:
+    """Whether images look like those of their class: (features [N, D], classes [N]) of the reference and of what is measured.
+
+    The `NEIGHBOURS` nearest by cosine vote with one over their distances, and no image of the reference for itself.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    (reals, classes), (fakes, asked) = real, fake
+    if len(np.unique(classes)) < 2 or len(reals) <= NEIGHBOURS:
+        return {}
+    voters = KNeighborsClassifier(NEIGHBOURS, weights="distance", metric="cosine").fit(reals, classes)
+    name = f"accuracy[{label}], nearest"
+    return {name: float(np.mean(voters.predict(fakes) == asked)), f"{name}, of the reference": float(voters.score(None, classes))}
 
 
 def warnings(fake: Found, real: Reference) -> list[str]:

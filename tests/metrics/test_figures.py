@@ -51,6 +51,28 @@ def test_what_does_not_go_together_is_known_before_the_features_are_there(tmp_pa
         figures.check_sizes("stub", {"features": jax.ShapeDtypeStruct((1, 5), np.float32)}, real)
 
 
+def test_the_nearest_pictures_say_what_class_a_sample_shows():
+    rng = np.random.default_rng(0)
+    classes = np.repeat([0, 1, 2], 12)
+    reals = np.eye(3)[classes] * 4 + rng.normal(size=(36, 3))
+    asked = np.repeat([0, 1, 2], 5)
+    fakes = np.eye(3)[(asked + (np.arange(15) % 4 == 0)) % 3] * 4 + rng.normal(size=(15, 3))
+
+    def votes(points, others, mask):
+        apart = np.where(mask, np.inf, cdist(points, others, "cosine"))
+        nearest = np.argsort(apart, axis=1)[:, :5]
+        return [np.bincount(classes[row], 1 / own[row], 3).argmax() for row, own in zip(nearest, apart, strict=True)]
+
+    found = figures.of_classes("stub", (reals, classes), (fakes, asked))
+    assert found == {
+        "accuracy[stub], nearest": np.mean(votes(fakes, reals, np.zeros((15, 36), bool)) == asked),
+        "accuracy[stub], nearest, of the reference": np.mean(votes(reals, reals, np.eye(36, dtype=bool)) == classes),
+    }
+    assert 0.4 < found["accuracy[stub], nearest"] < 1 and 0.7 < found["accuracy[stub], nearest, of the reference"] <= 1
+    assert figures.of_classes("stub", (reals, np.zeros(36)), (fakes, asked)) == {}
+    assert figures.of_classes("stub", (reals[:5], classes[:5]), (fakes, asked)) == {}
+
+
 def in_file(path, **arrays):
     """What an extraction leaves of so many images."""
     np.savez(path, **arrays)
