@@ -143,10 +143,9 @@ class LPIPS(nn.Module):
             raise ConfigError(f"LPIPS compares images of 1 or 3 channels and {self.smallest} pixels or more, not {x.shape[1:]}")
         network = NETS[self.net][0](self.width, self.dtype, name=self.net)
         total = jnp.zeros(len(x))
-        for k, f in enumerate(network(jnp.concatenate([x, y])), 1):
-            f = f.astype(jnp.float32)
-            unit = f / (_length(f) + EPS)
-            a, b = jnp.split(unit, 2)
+        # One at a time: the gradient in one does not go through the other.
+        for k, (f, g) in enumerate(zip(network(x), network(y), strict=True), 1):
+            a, b = _unit(f), _unit(g)
             w = self.param(f"w_{k}", nn.initializers.constant(1 / f.shape[-1]), f.shape[-1:], jnp.float32)
             total = total + jnp.mean(jnp.square(a - b) @ w, axis=(1, 2))
         return total
@@ -156,6 +155,12 @@ def _standardized(x: Array) -> Array:
     """x [B, H, W, 1 or 3] in [-1, 1] with the mean and the spread of the networks' training, [B, H, W, 3]."""
     x = jnp.broadcast_to(x, (*x.shape[:3], 3))
     return (x - jnp.asarray(SHIFT)[None, None, None]) / jnp.asarray(SCALE)[None, None, None]
+
+
+def _unit(f: Array) -> Array:
+    """(1) of features [B, h, w, C], float32."""
+    f = f.astype(jnp.float32)
+    return f / (_length(f) + EPS)
 
 
 def _length(f: Array) -> Array:

@@ -38,6 +38,27 @@ def test_is_a_sum_over_the_taps(size, stride, padding):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "stride", "padding", "shape"), [
+    (3, 1, (1, 1), (2, 2)), (3, 1, (1, 1), (1, 1)), (3, 1, (1, 1), (2, 7)), (3, 2, (1, 1), (2, 2)), (3, 2, (0, 1), (2, 2)),
+    (5, 1, (2, 2), (4, 3)), (4, 2, (1, 1), (3, 2)),
+])
+def test_an_image_smaller_than_the_kernel_is_one_product(size, stride, padding, shape):
+    x, kernel = draw(2, *shape, 3), draw(size, size, 3, 5)
+
+    def take(x, kernel):
+        return conv.convolve(padding, x, kernel, stride)
+
+    y, pull = jax.vjp(take, x, kernel)
+    want = looped(x, kernel, stride, padding)
+    np.testing.assert_allclose(y, want, atol=1e-5)
+    # The form is linear in both: (dy, L dx) = (L^T dy, dx).
+    dy, dx, dkernel = draw(*y.shape), draw(*x.shape), draw(*kernel.shape)
+    back_x, back_kernel = pull(dy)
+    np.testing.assert_allclose(np.vdot(back_x, dx), np.vdot(dy, looped(dx, kernel, stride, padding)), atol=1e-3)
+    np.testing.assert_allclose(np.vdot(back_kernel, dkernel), np.vdot(dy, looped(x, dkernel, stride, padding)), atol=1e-3)
+    assert "conv_general" not in str(jax.make_jaxpr(take)(x, kernel)) and jax.jit(take)(x, kernel).shape == want.shape
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_the_gradients_are_sums_over_the_pixels(monkeypatch, many):
     """Also where the batch does not fit the cache at once."""
