@@ -80,7 +80,7 @@ def _strided(stride: int, padding: tuple[int, int], x: Array, kernel: Array) -> 
 def convolve(padding: tuple[int, int], x: Array, kernel: Array, stride: int = 1) -> Array:
     """(1) without its bias: x [B, H, W, C], kernel [size, size, C, F] -> [B, H', W', F]."""
     if min(x.shape[1:3]) < len(kernel):
-        return _of_windows(stride, padding, x, kernel)
+        return of_windows(stride, padding, x, kernel)
     if stride > 1:
         return _strided(stride, padding, x, kernel)
     if kernel.shape[:2] == (1, 1) and padding == (0, 0):
@@ -89,8 +89,8 @@ def convolve(padding: tuple[int, int], x: Array, kernel: Array, stride: int = 1)
     return _by_gradient(padding, x, kernel) if many else _strided(1, padding, x, kernel)
 
 
-def _of_windows(stride: int, padding: tuple[int, int], x: Array, kernel: Array) -> Array:
-    """The same as one product of all windows, [B H' W', size size C], and the kernel."""
+def of_windows(stride: int, padding: tuple[int, int], x: Array, kernel: Array) -> Array:
+    """The same as one product: of all windows, [B, H', W', size size C], and the kernel. Takes size^2 times the memory of x."""
     size, _, channels, features = kernel.shape
     x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
     height, width = (side - size + 1 for side in x.shape[1:3])
