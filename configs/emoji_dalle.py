@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.runs.page import tiny
 
-STEPS, LENGTH, MERGES = 600, 24, 3582
+STEPS, LENGTH, MERGES = 2000, 24, 3582
 
 
 def source(folder: str, split: str) -> dict:
@@ -27,8 +27,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = dict(
-        name="diffusion_jax.models.dalle:DALLE", text_codes=512 + MERGES + 1 + LENGTH, image_codes=128, text_length=LENGTH,
-        grid=8, width=128, depth=4, heads=4, layout="dalle", kernel=5, start=0, dropout=0.1,
+        name="diffusion_jax.models.dalle:DALLE", text_codes=512 + MERGES + 1 + LENGTH, image_codes=256, text_length=LENGTH,
+        grid=8, width=192, depth=6, heads=4, layout="dalle", kernel=5, start=0, dropout=0.1,
     )
     config.task = dict(name="diffusion_jax.tasks.autoregressive:Autoregressive", text_weight=1.0, image_weight=7.0, drop=0.1)
     config.first_stage = "runs/emoji_dvae"

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.runs.lpips import where_installed
 from diffusion_jax.runs.page import tiny
 
-STEPS = 600
+STEPS = 900
 
 
 def source(folder: str, split: str) -> dict:
@@ -32,13 +32,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.model = dict(
-        name="diffusion_jax.models.dvae:DVAE", codes=128, width=16, mults=(1, 2, 4), depth=1, init_width=64, channels=3,
+        name="diffusion_jax.models.dvae:DVAE", codes=256, width=16, mults=(1, 2, 4), depth=1, init_width=64, channels=3,
     )
     anneal = "diffusion_jax.tasks.dvae:Anneal"
     config.task = dict(
-        name="diffusion_jax.tasks.dvae:DiscreteVAE", shape=(32, 32, 3), levels=256,
-        temperature=dict(name=anneal, start=1.0, end=1 / 16, steps=400),
-        beta=dict(name=anneal, start=0.0, end=2.0, steps=100),
+        name="diffusion_jax.tasks.dvae:DiscreteVAE", shape=(32, 32, 3), reconstruction="l2", balance=0.03,
+        temperature=dict(name=anneal, start=1.0, end=1 / 16, steps=int(0.7 * STEPS)),
+        beta=dict(name=anneal, start=0.005, end=0.005, steps=1),
     )
     config.data = dict(
         train=source(arg, "train"), test=source(arg, "val"), decode=dict(name="diffusion_jax.data.image:Decode", size=32),
@@ -61,4 +61,4 @@ def get_config(arg: str = "") -> ConfigDict:
         config = tiny(config, model=dict(codes=16, width=8, mults=(1, 2), init_width=8, channels=1), cond={})
         config.evaluate.num = 0
         return config
-    return where_installed(config, weight=1.0)
+    return where_installed(config, weight=0.2)
