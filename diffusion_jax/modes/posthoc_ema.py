@@ -12,9 +12,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax.build import ConfigError, check_options, option
+from diffusion_jax.build import ConfigError, check_options, number, option
 from diffusion_jax.runs.folder import FIRST, first_stage, holds_run, save_start
 from diffusion_jax.train.checkpoint import config_of, data_of
+from diffusion_jax.train.lock import one_writer
 from diffusion_jax.train.posthoc import reconstruct
 
 
@@ -36,16 +37,28 @@ class Options:
             raise ConfigError(
                 "mode posthoc_ema needs --std, lengths of averages: --std=0.05,0.10,0.15"
             )
-        try:
-            tuple(map(float, self.names))
-        except ValueError:
-            raise ConfigError(f"--std is a list of numbers, got {self.std}") from None
+        lengths = self.lengths
+        again = next((length for length in lengths if lengths.count(length) > 1), None)
+        if again is not None:
+            raise ConfigError(f"--std {self.std} has {again} twice: give each length once")
 
     @property
     def names(self) -> list[str]:
         """The lengths as they were written, which are the names of their folders."""
         # Not the numbers: the folder of 0.10 is 0.10, where whoever asked for it will look.
-        return self.std.split(",")
+        return [name.strip() for name in self.std.split(",")]
+
+    @property
+    def lengths(self) -> list[float]:
+        """The lengths.
+
+        Raises:
+          ConfigError: something else than finite numbers.
+        """
+        try:
+            return [number("a length", name) for name in self.names]
+        except ConfigError as error:
+            raise ConfigError(f"--std is a list of numbers, got {self.std!r} ({error})") from None
 
 
 def run(options: Options, workdir: str) -> None:
@@ -56,16 +69,22 @@ def run(options: Options, workdir: str) -> None:
       workdir: the run's folder, trained with config.snapshots.
 
     Raises:
-      ConfigError: what `reconstruct` refuses, or a folder that is there already.
+      ConfigError: what `reconstruct` refuses, a folder that is there already, or that cannot be
+        written.
     """
     out = Path(workdir, "posthoc") if options.out is None else Path(options.out).expanduser()
     # All before the first: averages are read from every snapshot of the run, which takes a while.
     taken = [name for name in options.names if holds_run(out / name)]
     if taken:
         raise ConfigError(f"{out / taken[0]} holds an average already: choose another --out")
-    config, end, averages = reconstruct(
-        workdir, [float(name) for name in options.names], options.step
-    )
+    # Before the sums: an `out` that cannot be written is refused, and a second writer of it.
+    with one_writer(out, "written"):
+        write(options, workdir, out)
+
+
+def write(options: Options, workdir: str, out: Path) -> None:
+    """Makes the averages and writes them; raises as `run` does."""
+    config, end, averages = reconstruct(workdir, options.lengths, options.step)
     first = first_stage(workdir)
     for name, average in zip(options.names, averages, strict=True):
         params = jax.tree.map(jnp.asarray, average)

@@ -4,6 +4,8 @@ import pytest
 from pages import ask, page
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.modes import posthoc_ema
+from diffusion_jax.modes.options import built
 from diffusion_jax.runs.folder import open_run, save_start
 from diffusion_jax.train.checkpoint import load
 from diffusion_jax.train.state import plain
@@ -34,3 +36,37 @@ def test_averages_made_afterwards_sample_like_any_other(tmp_path):
 def test_a_run_without_snapshots_has_no_averages_to_make(tiny_run):
     with pytest.raises(ConfigError, match="train with config.snapshots"):
         ask("posthoc_ema", tiny_run, std="0.1")
+
+
+@pytest.mark.parametrize(
+    ("std", "says"),
+    [
+        ("0.1,0.1", "has 0.1 twice"),
+        ("0.10,0.1", "has 0.1 twice"),
+        ("0.1_0", "a length is a number"),
+        ("٠.١", "a length is a number"),
+        ("0.1,,0.2", "a length is a number"),
+        ("nan", "not finite"),
+        ("1e400", "not finite"),
+    ],
+)
+def test_lengths_are_numbers_and_each_is_named_once(tiny_run, std, says):
+    with pytest.raises(ConfigError, match=says):
+        ask("posthoc_ema", tiny_run, std=std)
+
+
+def test_blanks_between_lengths_are_in_no_name():
+    assert built(posthoc_ema.Options, {"std": "0.05, 0.10"}).names == ["0.05", "0.10"]
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_a_snapshot_is_read(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(posthoc_ema, "reconstruct", lambda *_: pytest.fail("the averages were made"))
+    with pytest.raises(ConfigError, match="cannot be written"):
+        ask("posthoc_ema", tmp_path, std="0.1", out=str(tmp_path / "file"))
+
+
+def test_nothing_is_left_where_there_are_no_snapshots(tmp_path):
+    with pytest.raises(ConfigError, match="train with config.snapshots"):
+        ask("posthoc_ema", tmp_path, std="0.1")
+    assert not list(tmp_path.iterdir())
