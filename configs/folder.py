@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from diffusion_jax.build import ConfigError, number, unknown
-from diffusion_jax.data.folder import HOLDOUT
+from diffusion_jax.data.folder import HOLDOUT, Folder
 from diffusion_jax.data.latents import ABOUT, PICTURES, Latents
 from diffusion_jax.data.overview import Overview, overview
 from diffusion_jax.data.tokenizers import Spelling, spelling
@@ -151,6 +151,7 @@ def planned(arg: str, size: int | None, preset: str | None, holdout: float, merg
     reads = "" if "vae" in variants else condition(path, variants, contents)
     if merges is not None and reads != "tokens":
         raise ConfigError("--config.merges is for captions, which nothing reads here: leave it out")
+    holdout = Folder(path, "train", holdout).holdout                      # refused here where it is no share
     return Plan(path, variants, contents, reads, size, options, holdout, None if merges is None else str(merges))
 
 
@@ -204,6 +205,8 @@ def latents(plan: Plan, where: str, size: int | None) -> Space:
     if (Path(where) / ABOUT).is_file():
         if size is not None:
             raise ConfigError(f"{where} holds latents, whose size it is: leave out --config.size")
+        if plan.holdout != HOLDOUT:
+            raise ConfigError(f"{where} holds latents, of which a share is held out: leave out --config.holdout, or encode anew")
         written = Latents(where)
         record, source = written[0], dict(name="diffusion_jax.data.latents:Latents", path=where)
         needed = {"label": "label", "tokens": "caption"}.get(plan.reads)

@@ -131,6 +131,8 @@ def test_latents_that_were_written_and_those_made_on_the_way(folders, tmp_path):
     assert of_folder["task"]["shape"] == [4, 4, 2] and of_folder["first_stage"] == f"{folders}/latents/first_stage"
     assert of_folder["task"]["cond"]["name"].endswith(":Label") and of_folder["evaluate"]["num"] == 0
     own.latents(tmp_path / "large", shape=(8, 8, 2))                          # of pictures of another size than its autoencoder's
+    with pytest.raises(ConfigError, match="latents, of which a share is held out: leave out --config.holdout"):
+        read(folders / "classes", ",tiny", first_stage=str(folders / "latents"), holdout=0.3)
     large = read(folders / "classes", ",tiny", first_stage=str(tmp_path / "large"))     # which says that it is of latents
     assert large["first_stage"] == {"folder": f"{tmp_path}/large/first_stage", "shape": [16, 16, 3]}
     on_the_way = read(folders / "classes", ",latent,edm2", first_stage=str(folders / "latents" / "first_stage"), size=16)
@@ -216,6 +218,7 @@ def test_an_archive_itself_is_to_be_unpacked(tmp_path):
     ("classes", "", dict(size="big"), "size is a whole number, got 'big'"),
     ("classes", "", dict(size=4), "size is 8 ... 16384"),
     ("classes", "", dict(holdout=1), "holdout of Folder is a share"),
+    ("classes", ",vae", dict(holdout=0), "holdout of Folder is a share"),
     ("classes", "", dict(merges="x"), "--config.merges is for captions"),
     ("classes", ",vae", dict(first_stage="runs/vae"), "leave out --config.first_stage, or ,vae"),
     ("classes", ",latent", dict(first_stage="nowhere"), "nowhere"),

@@ -15,6 +15,7 @@ from diffusion_jax.build import ConfigError, check_options, option
 from diffusion_jax.files import whole, writable
 from diffusion_jax.modes.options import PAGE_HELP, Page
 from diffusion_jax.runs import page
+from diffusion_jax.runs.filled import check_parts
 from diffusion_jax.runs.written import written
 from diffusion_jax.train.state import plain
 
@@ -48,6 +49,7 @@ def run(options: Options, workdir: str) -> None:
     """
     config: Any = cast(Any, options.config)
     page.check(plain(config))
+    check_parts(plain(config))
     out = Path(options.out).expanduser()
     if out.exists():
         raise ConfigError(f"{options.out} is there already: choose another --out, or remove it")

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from diffusion_jax import hints
-from diffusion_jax.build import ConfigError, build, symbol
+from diffusion_jax.build import ConfigError, build, check, symbol
 from diffusion_jax.data.source import decoded
 from diffusion_jax.data.tokenizers import length_of, vocab_of
 from diffusion_jax.parts import KINDS
@@ -123,6 +123,28 @@ def filled(config: Mapping[str, Any]) -> dict[str, Any]:
     if model is not None and "shape" in task and len(task["shape"]) == 3:
         config["model"] = _with_channels(model, task["shape"][-1])
     return config
+
+
+def check_parts(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for what `build` would refuse of a page once it is filled: an option that
+    a part does not have, a value of another kind or out of bounds. No data are read."""
+    for spec in _parts(config):
+        # Parts inside it are looked at by themselves, and of what data say nothing is known yet.
+        own = {key: value for key, value in spec.items() if next(_parts(value), None) is None}
+        required = inspect.Parameter.empty
+        lacking = [key for key, default in _parameters(spec["name"]).items() if default is required]
+        check(own, **dict.fromkeys({*spec, *lacking} - {*own}))
+
+
+def _parts(tree: Any) -> Iterator[Mapping[str, Any]]:
+    """All specs in a tree, `{'name': ...}`."""
+    if isinstance(tree, Mapping):
+        if "name" in tree:
+            yield tree
+        tree = list(tree.values())
+    if isinstance(tree, (list, tuple)):
+        for entry in tree:
+            yield from _parts(entry)
 
 
 def _filled(spec: Any, place: str, data: _Data) -> Any:

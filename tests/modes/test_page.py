@@ -24,6 +24,10 @@ def test_a_folder_s_page_is_written_out_and_read_back(cli, tmp_path):
     (("--config", "digits", "--out", "x.py", "--workdir", "run"), "leave --workdir out"),
     (("--config", "digits", "--out", "x.py", "--config.stepz=3"), "did you mean 'steps'"),
     (("--config", "digts", "--out", "x.py"), "did you mean"),
+    (("--config", "digits", "--out", "x.py", "--config.model.depht=3"), "did you mean 'depth'"),
+    (("--config", "digits", "--out", "x.py", "--config.model.depth=-1"), "depth of"),
+    (("--config", "digits", "--out", "x.py", "--config.data.train.splitt=test"), "did you mean 'split'"),
+    (("--config", "digits", "--out", "x.py", "--config.task.cond.wdth=3"), "did you mean 'width'"),
 ])
 def test_what_cannot_be_written_is_one_line(cli, tmp_path, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)

@@ -5,7 +5,7 @@ import pytest
 from pages import page
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.runs.filled import filled
+from diffusion_jax.runs.filled import check_parts, filled
 from diffusion_jax.runs.pages import installed
 from diffusion_jax.train.state import plain
 
@@ -45,6 +45,28 @@ def test_a_whole_page_stays_and_its_data_are_not_read(name, monkeypatch):
 def test_what_is_left_out_is_what_the_page_had(name, places):
     config = plain(page(name))
     assert filled(without(plain(page(name)), *places)) == config
+
+
+@pytest.mark.parametrize("name", sorted(name for name in installed() if name not in ("folder", "lineage")))
+def test_the_parts_of_every_page_are_right_and_no_data_are_read(name, monkeypatch):
+    monkeypatch.setattr("diffusion_jax.runs.filled._Data._source", property(fails))
+    check_parts(plain(page(name, "tiny")))
+
+
+@pytest.mark.parametrize(("place", "value", "says"), [
+    ("model.depht", 3, "did you mean 'depth'"), ("model.depth", -1, "depth of"), ("model.depth", "3", "whole number"),
+    ("task.cond.wdth", 3, "did you mean 'width'"), ("data.test.splitt", "test", "did you mean 'split'"),
+])
+def test_a_part_that_cannot_be_made_is_refused_also_where_others_are_yet_to_be_filled(place, value, says):
+    config = without(plain(page("digits")), "task.cond.num_classes", "task.shape")
+    check_parts(config)
+    *sections, option = place.split(".")
+    part = config
+    for section in sections:
+        part = part[section]
+    part[option] = value
+    with pytest.raises(ConfigError, match=says):
+        check_parts(config)
 
 
 def test_the_page_itself_is_not_changed():
