@@ -105,7 +105,7 @@ def topology(name: str) -> Topology:
       >>> topology('v5p-128').name
       'v5p:4x4x4'
     """
-    found = re.fullmatch(r"([a-z0-9]+)(?::(\d+(?:x\d+)*)|-(\d+))", name)
+    found = re.fullmatch(r"([a-z0-9]+)(?::(\d{1,9}(?:x\d{1,9})*)|-(\d{1,9}))", name, re.ASCII)
     if not found:
         raise ConfigError(f"a topology is 'v5e:4x4', 'v5p-128' or 'h100:8', not {name!r}")
     kind, axes, count = found.groups()
@@ -115,7 +115,8 @@ def topology(name: str) -> Topology:
     chip = CHIPS[kind]
     shape = tuple(map(int, axes.split("x"))) if axes else _shape(name, chip, int(count))
     if 0 in shape or len(shape) != max(chip.axes, 1):
-        raise ConfigError(f"a {kind} has {max(chip.axes, 1)} axes: {name!r} has {len(shape)}")
+        axis = "1 axis" if chip.axes < 2 else f"{chip.axes} axes"
+        raise ConfigError(f"a {kind} has {axis}, of 1 chip or more: got {name!r}")
     return Topology(kind, shape)
 
 

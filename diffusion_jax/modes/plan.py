@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_jax.build import ConfigError, check_options, option
+from diffusion_jax.build import ConfigError, check_options, number, option, short
 from diffusion_jax.cost import gpu
 from diffusion_jax.cost.chips import GIB, Topology, topology
 from diffusion_jax.cost.units import duration, scaled
@@ -35,6 +35,7 @@ from diffusion_jax.files import unused, whole, writable
 from diffusion_jax.lineage import stages
 from diffusion_jax.lineage.budget import first_of, plans_of
 from diffusion_jax.modes.options import PAGE_HELP, Page
+from diffusion_jax.parts import MOST
 from diffusion_jax.planning.compile import Report, compile_sampler, compile_train, recipe_of
 from diffusion_jax.planning.layouts import Estimate, Layout, Work, candidates, ranked, work_of
 from diffusion_jax.runs import page
@@ -77,6 +78,11 @@ class Options:
         check_options(self)
         if self.config is None:
             raise ConfigError("mode plan needs --config configs/<page>.py")
+        if self.machine_code and self.program == "estimate":
+            raise ConfigError(
+                "--machine_code is of programs that are compiled, and --program estimate compiles "
+                "none: leave one out"
+            )
 
 
 def run(options: Options, workdir: str) -> None:
@@ -171,10 +177,11 @@ def layout_of(text: str, machines: Sequence[Topology]) -> Layout:
     *numbers, last = text.split(",")
     gather = last if last in ("step", "use") else "step"
     sides = numbers if last == gather else [*numbers, last]
-    if len(sides) != 3 or not all(side.strip().isdecimal() and int(side) for side in sides):
+    try:
+        data, fsdp, tensor = (int(number("a side", one, 1, MOST, integer=True)) for one in sides)
+    except ValueError:  # of `number`, or another number of sides
         form = "'data,fsdp,tensor' or 'data,fsdp,tensor,use', three numbers from 1 on"
-        raise ConfigError(f"a layout is {form}, not {text!r}")
-    data, fsdp, tensor = map(int, sides)
+        raise ConfigError(f"a layout is {form}, not {short(text)}") from None
     layout = Layout(data, fsdp, tensor, gather)
     chips = math.prod(layout.sides)
     for machine in machines:

@@ -43,7 +43,7 @@ from diffusion_jax.runs.initial import initial_of
 from diffusion_jax.runs.summary import summary
 from diffusion_jax.tasks import kinds
 from diffusion_jax.train import loop, resume, shard, stop, trackers
-from diffusion_jax.train.checkpoint import Checkpoints, check_config, data_of
+from diffusion_jax.train.checkpoint import Checkpoints, available, check_config, data_of
 from diffusion_jax.train.ema import Profile
 from diffusion_jax.train.lock import one_writer
 from diffusion_jax.train.log import Trace, Tracker, Writer, stamped
@@ -106,9 +106,11 @@ def run(options: Options, workdir: str) -> None:
         that can be known before is checked before anything is written and compiles.
     """
     # What can be refused is refused here, before a file is written and anything compiles.
-    trace = None if options.profile_steps is None else Trace(workdir, options.profile_steps)
     config = plain(options.config)
     page.check(config)
+    traced = options.profile_steps
+    done = max(available(workdir), default=0) if Path(workdir).is_dir() else 0
+    trace = None if traced is None else Trace(workdir, traced, done, config["steps"])
     names = trackers.names_of(options.track)
     # Held before anything of the folder is looked at, and until the report is written.
     with one_writer(workdir, "trained"):

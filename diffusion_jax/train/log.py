@@ -21,6 +21,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.image import to_uint8
 from diffusion_jax.files import whole
+from diffusion_jax.parts import MOST
 from diffusion_jax.types import Array
 
 CLOCK = "%H:%M:%S"
@@ -250,16 +251,20 @@ class Trace:
     Args:
       workdir: the run's folder.
       steps: 'first:last', both are traced.
+      begun, end: the step that the run is at, and its last one.
 
     Raises:
-      ConfigError: no such steps.
+      ConfigError: no such steps, or steps that the run will not make.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], steps: str):
-        found = re.fullmatch(r"(\d+):(\d+)", steps)
+    def __init__(self, workdir: str | os.PathLike[str], steps: str, begun: int = 0, end: int = MOST):
+        found = re.fullmatch(r"(\d{1,10}):(\d{1,10})", steps, re.ASCII)
         self._first, self._last = map(int, found.groups()) if found else (1, 0)
         if not 1 < self._first <= self._last:
             raise ConfigError(f"steps to trace are 'first:last', first at least 2, '10:15' for example, not {steps!r}")
+        # The first step after a start compiles: it is not to be among them.
+        if not begun + 1 < self._first or self._last > end:
+            raise ConfigError(f"steps to trace are among those to come, {begun + 2} ... {end} of this run: got {steps!r}")
         self._folder, self._on = Path(workdir) / "tensorboard", False
 
     def at(self, step: int, state: Any) -> None:

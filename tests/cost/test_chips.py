@@ -16,7 +16,9 @@ def test_names(name, full, chips):
 
 
 @pytest.mark.parametrize(("name", "says"), [("v5e", "a topology is"), ("v9:2x2", "unknown chip"), ("v5e:2x2x2", "2 axes"),
-                                            ("v5e-24", "no shape"), ("v5e:0x4", "2 axes")])
+                                            ("v5e-24", "no shape"), ("v5e:0x4", "2 axes, of 1 chip or more"),
+                                            ("h100:0", "1 axis, of 1 chip"), ("h100-0", "1 axis, of 1 chip"),
+                                            ("h100:٨", "a topology is"), ("h100:" + "9" * 5000, "a topology is")])
 def test_others_are_refused(name, says):
     with pytest.raises(ConfigError, match=says):
         topology(name)

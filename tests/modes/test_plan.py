@@ -31,11 +31,14 @@ def test_the_best_layout_is_told_for_gpus_too(tmp_path, capsys):
     [
         ({"topology": ("v9:2x2",)}, "unknown chip"),
         ({"layout": ("all",)}, "a layout is"),
+        ({"layout": ("١٦,1,1",)}, "a layout is"),
+        ({"layout": ("9" * 5000 + ",1,1",)}, "a layout is"),
         ({"layout": ("16,1",)}, "three numbers from 1 on"),
         ({"layout": ("-16,-1,1",)}, "three numbers from 1 on"),
         ({"layout": ("4,2,1",)}, "of 8 chips, v5e:4x4 has 16"),
         ({"program": "trian"}, "did you mean 'train'"),
         ({"topology": ("v5e:4x4", "h100:8"), "machine_code": True}, "--machine_code is of TPUs, h100:8 are GPUs"),
+        ({"program": "estimate", "machine_code": True}, "--program estimate compiles none"),
         ({"num": 3}, "--num belongs to modes"),
     ],
 )

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from pages import ROOT
+from pages import ROOT, ask, page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.train.log import Trace
@@ -44,7 +44,19 @@ def test_steps_are_traced_and_nothing_is_kept_where_it_is_not_wanted(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("steps", ["10", "5:3", "1:3", "a:b", ""])
+@pytest.mark.parametrize("steps", ["10", "5:3", "1:3", "a:b", "", "٢:٣", "2:" + "9" * 5000])
 def test_other_steps_are_refused(tmp_path, steps):
     with pytest.raises(ConfigError, match="first:last"):
         Trace(tmp_path, steps)
+
+
+@pytest.mark.parametrize(("steps", "done"), [("3:6", 0), ("6:7", 0), ("2:4", 3), ("4:5", 3)])
+def test_steps_that_the_run_will_not_make_are_refused(tmp_path, steps, done):
+    with pytest.raises(ConfigError, match=f"among those to come, {done + 2} ... 5 of this run"):
+        Trace(tmp_path, steps, done, 5)
+
+
+def test_a_run_knows_which_steps_it_will_make(tmp_path):
+    with pytest.raises(ConfigError, match="among those to come, 2 ... 4"):
+        ask("train", tmp_path, config=page("digits"), profile_steps="3:9")
+    assert not list(tmp_path.iterdir())
