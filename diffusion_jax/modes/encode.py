@@ -34,6 +34,7 @@ from diffusion_jax.files import whole, writable
 from diffusion_jax.modes.options import PAGE_HELP, Page, Weights, group
 from diffusion_jax.pipelines.lora import opened
 from diffusion_jax.runs import page
+from diffusion_jax.runs.apart import check_apart
 from diffusion_jax.runs.folder import FIRST, Model, Run, holds_run, save_start
 from diffusion_jax.tasks import kinds
 from diffusion_jax.train.lock import one_writer
@@ -91,6 +92,7 @@ def run(options: Options, workdir: str) -> None:
     config = coder.config if options.config is None else plain(options.config)
     data = page.data_of(config, "give a --config that says what to encode")
     check_data(coder, data)
+    check_apart(data, options.out, "--out")
     out = Path(options.out).expanduser()
     writable(f"{out}/")
     start = time.time()
@@ -102,13 +104,17 @@ def run(options: Options, workdir: str) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Raises ConfigError for a folder that holds a data set or a run, or what may be a part of one
-    and was not left by an encoding that was ended."""
+    """Raises ConfigError for a folder that holds anything, unless an encoding that was ended left
+    it: pictures among which it would be a class, for example."""
     if (out / UNFINISHED).exists():
         return
     ours = [out / ABOUT, *(out / f"{split}{SUFFIX}" for split in SPLITS)]
     if any(path.exists() for path in ours) or holds_run(out / FIRST) or holds_run(out):
         raise ConfigError(f"{out} holds latents, or a run, already: choose another --out")
+    # The lock of the process that writes it is dotted.
+    others = sorted(path.name for path in out.glob("[!.]*"))
+    if others:
+        raise ConfigError(f"{out} is not empty, it holds {others[0]!r}: choose another --out")
 
 
 def begin(out: Path) -> None:

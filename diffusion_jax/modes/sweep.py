@@ -149,6 +149,8 @@ def place_of(out: str | None, workdir: str) -> Path:
     """
     # A sweep that was ended half-way has a table and no picture yet.
     free = unused(Path(workdir, "sweep.csv")).with_suffix("")
+    if out is not None and (not Path(out).name or out.endswith("/")):
+        raise ConfigError(f"--out {out}: is a folder: give the name of the files, {out}sweep")
     place = free if out is None else Path(out).expanduser()
     for suffix in (".csv", ".png"):
         writable(f"{place}{suffix}")

@@ -37,6 +37,7 @@ from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.sampling import generate
 from diffusion_jax.runs import broken as broken_files
 from diffusion_jax.runs import first_stage, lora, page, teacher
+from diffusion_jax.runs.apart import check_apart
 from diffusion_jax.runs.filled import filled
 from diffusion_jax.runs.folder import Model, Run, holds_run, open_run
 from diffusion_jax.runs.initial import initial_of
@@ -174,6 +175,7 @@ def checked(config: Page, workdir: str) -> Start:
     broken = config["data"].get("broken", "stop")
     once = ("changed", "broken")
     config = {**config, "data": {k: v for k, v in config["data"].items() if k not in once}}
+    check_apart(config["data"], workdir, "--workdir")
     # From here on the page holds its first stage too, so that a checkpoint alone is enough.
     first = first_stage.read(config, workdir)
     # First of all that reads pictures: what a page leaves out is filled from one that may be broken.

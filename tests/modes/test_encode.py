@@ -154,3 +154,9 @@ def test_data_that_are_none_for_this_autoencoder_are_refused_first(coders, tmp_p
     with pytest.raises(ConfigError, match=says):
         ask("encode", tmp_path / "1", out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_anything_is_no_new_one(tmp_path):
+    (tmp_path / "photos" / "rose").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="photos is not empty, it holds 'rose': choose another --out"):
+        ask("encode", tmp_path / "vae", out=str(tmp_path / "photos"))

@@ -154,6 +154,8 @@ def test_values_that_have_commas_stand_in_quotes():
     (dict(over="guidance", values="1,1_0"), "guidance"),
     (dict(over="steps", values="5,00"), "at least 1"),
     (dict(over="cads.s", values="0.1,-1"), "s is 0 or more, got -1"),
+    (dict(over="guidance", values="1,2", out="photos/"), "is a folder: give the name of the files, photos/sweep"),
+    (dict(over="guidance", values="1,2", out=""), "is a folder"),
 ])
 def test_wrong_sweeps_are_refused(tiny_run, options, says):
     with pytest.raises(ConfigError, match=says):
