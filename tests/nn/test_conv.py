@@ -1,4 +1,6 @@
 """Convolutions against loops over the taps of their kernels, and the gradient that the CPU has a formula of its own for."""
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,25 +40,51 @@ def test_is_a_sum_over_the_taps(size, stride, padding):
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
-@pytest.mark.parametrize(("size", "stride", "padding", "shape"), [
+SMALL = [
     (3, 1, (1, 1), (2, 2)), (3, 1, (1, 1), (1, 1)), (3, 1, (1, 1), (2, 7)), (3, 2, (1, 1), (2, 2)), (3, 2, (0, 1), (2, 2)),
     (5, 1, (2, 2), (4, 3)), (4, 2, (1, 1), (3, 2)),
+]
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "shape"), [
+    *SMALL, (3, 1, (1, 1), (6, 8)), (3, 2, (1, 1), (6, 8)), (3, 2, (0, 1), (6, 8)), (4, 2, (1, 1), (8, 6)),
+    (1, 2, (0, 0), (6, 8)),
 ])
-def test_an_image_smaller_than_the_kernel_is_one_product(size, stride, padding, shape):
+def test_changes_and_gradients_are_those_of_a_map_that_is_linear_in_both(size, stride, padding, shape):
     x, kernel = draw(2, *shape, 3), draw(size, size, 3, 5)
+    dx, dkernel = draw(*x.shape), draw(*kernel.shape)
 
     def take(x, kernel):
         return conv.convolve(padding, x, kernel, stride)
 
-    y, pull = jax.vjp(take, x, kernel)
-    want = looped(x, kernel, stride, padding)
-    np.testing.assert_allclose(y, want, atol=1e-5)
-    # The form is linear in both: (dy, L dx) = (L^T dy, dx).
-    dy, dx, dkernel = draw(*y.shape), draw(*x.shape), draw(*kernel.shape)
-    back_x, back_kernel = pull(dy)
-    np.testing.assert_allclose(np.vdot(back_x, dx), np.vdot(dy, looped(dx, kernel, stride, padding)), atol=1e-3)
-    np.testing.assert_allclose(np.vdot(back_kernel, dkernel), np.vdot(dy, looped(x, dkernel, stride, padding)), atol=1e-3)
-    assert "conv_general" not in str(jax.make_jaxpr(take)(x, kernel)) and jax.jit(take)(x, kernel).shape == want.shape
+    y, dy = jax.jvp(take, (x, kernel), (dx, dkernel))
+    np.testing.assert_allclose(y, looped(x, kernel, stride, padding), atol=1e-5)
+    want = looped(dx, kernel, stride, padding), looped(x, dkernel, stride, padding)
+    np.testing.assert_allclose(dy, sum(want), atol=1e-5)
+    # (back, L dx) = (L^T back, dx).
+    back = draw(*y.shape)
+    found = jax.vjp(take, x, kernel)[1](back)
+    for gradient, along, changed in zip(found, (dx, dkernel), want, strict=True):
+        np.testing.assert_allclose(np.vdot(gradient, along), np.vdot(back, changed), atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "stride", "padding", "shape"), SMALL)
+def test_an_image_smaller_than_the_kernel_is_one_product(size, stride, padding, shape):
+    x, kernel = draw(2, *shape, 3), draw(size, size, 3, 5)
+    assert "conv_general" not in str(jax.make_jaxpr(lambda x, kernel: conv.convolve(padding, x, kernel, stride))(x, kernel))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA's CPU backend")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_inside_of_loops_have_their_axes_in_the_order_that_is_fast_on_cpus(stride):
+    def gradients(x, kernel):
+        return jax.grad(lambda x, kernel: jnp.sum(jnp.sin(conv.convolve((1, 1), x, kernel, stride))), (0, 1))(x, kernel)
+
+    def loop(x, kernel):
+        return jax.lax.scan(lambda carry, _: (jax.tree.map(jnp.add, carry, gradients(*carry)), None), (x, kernel), length=3)[0]
+
+    compiled = jax.jit(loop).lower(draw(2, 8, 8, 3), draw(3, 3, 3, 5)).compile().as_text()
+    assert set(re.findall(r"dim_labels=(\S+?),? ", compiled)) == {"b01f_01io->b01f"}
 
 
 @pytest.mark.parametrize("many", [False, True])
