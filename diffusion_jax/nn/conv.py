@@ -12,8 +12,8 @@ or of K to a change of y, so writing that map in another form is enough, and eve
   - Inside of loops (scans over steps, layers, microbatches) it is fast only where the axes of a convolution stand as in NHWC and
     HWIO, and JAX's gradients exchange them: that in x takes 3 times as long there, that in K 50 times. So the maps are written
     with the axes exchanged in advance, and the gradients have them in place.
-  - It computes (3) as a convolution with a kernel as large as the image. For many channels and pixels that takes up to three times
-    as long as the matrix products that (3) is, of as many samples at a time as the cache holds: there the map is (2).
+  - It computes (3) as a convolution with a kernel as large as the image. For many channels and pixels that takes up to three
+    times as long as the matrix products that (3) is, of as many samples at a time as the cache holds: there the map is (2).
   - A kernel larger than the image it runs in plain loops: 512 channels of 2x2 pixels take 80 times as long as the product of all
     windows. That is taken everywhere, as a kernel of 1 is a matrix product everywhere.
 """
