@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -104,6 +105,16 @@ def unused(path: str | Path) -> Path:
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
         number += 1
     return free
+
+
+def composed(name: str) -> str:
+    """A name to compare with others: macOS takes letters and their accents apart where others keep
+    them together, and both look the same.
+
+    Example:
+      composed("rose" + chr(0x301))               # 'rosé', of four letters
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, str]]:

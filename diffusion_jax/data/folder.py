@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from diffusion_jax.data.arrays import SUFFIXES, is_hidden, is_image
 from diffusion_jax.data.image import is_grey, read
 from diffusion_jax.data.listing import captions_beside, listed, listing_in
 from diffusion_jax.data.source import File, Record, existing, readable
+from diffusion_jax.files import composed
 
 SPLITS = ("train", "test")
 HOLDOUT = 0.1
@@ -178,7 +178,7 @@ def _held_out(names: Sequence[str], share: float, path: str) -> np.ndarray:
 def _hash_of(name: str) -> float:
     """h of (1)."""
     # macOS takes letters apart that others keep together: the same picture is to be held out there.
-    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode(errors="surrogateescape")).digest()
+    digest = hashlib.sha256(composed(name).encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 

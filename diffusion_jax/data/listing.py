@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.arrays import is_hidden
 from diffusion_jax.data.source import class_indices, inside, texts
-from diffusion_jax.files import json_objects
+from diffusion_jax.files import composed, json_objects
 
 LISTINGS = ("metadata.jsonl", "metadata.csv")
 TEXT = ".txt"
@@ -63,11 +63,12 @@ def listed(listing: Path) -> Listed:
       ConfigError: a bad row, by its line; a picture that is not there, or has a text beside it too.
     """
     rows, files, lines = [], [], []
+    file_of = _file_of(listing.parent)
     for line, row in _rows(listing):
         name = row.get("file_name")
         if not isinstance(name, str):
             raise ConfigError(f"{line}: not a JSON object with a 'file_name'")
-        file = listing.parent / inside(name, line)
+        file = file_of(inside(name, line))
         if not file.is_file():
             raise ConfigError(f"{line}: there is no {name!r} beside it")
         rows.append(row)
@@ -88,6 +89,24 @@ def listed(listing: Path) -> Listed:
     if labels is not None:
         _check_twice(files, labels, lines)
     return Listed(files, lines, captions, labels, names)
+
+
+def _file_of(root: Path) -> Callable[[str], Path]:
+    """What gives the file of a name below a folder: a list may spell its letters as another system does."""
+
+    @functools.cache
+    def of_folder(folder: Path) -> dict[str, Path]:
+        return {composed(path.name): path for path in sorted(folder.iterdir())} if folder.is_dir() else {}
+
+    def file_of(name: str) -> Path:
+        place = root
+        if name.isascii() or (root / name).is_file():
+            return root / name
+        for part in Path(name).parts:
+            place = of_folder(place).get(composed(part), place / part)
+        return place
+
+    return file_of
 
 
 def captions_beside(images: Sequence[Path]) -> list[str] | None:
@@ -121,11 +140,12 @@ def _text_of(images: Sequence[Path]) -> Any:
     @functools.cache
     def of_folder(folder: Path) -> dict[str, Path]:
         named = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == TEXT and not is_hidden(file.name)]
-        return {file.stem: file for file in named if file.is_file()}
+        texts = [file for file in named if file.is_file()]
+        return {composed(file.stem): file for file in texts} | {file.stem: file for file in texts}
 
     for folder in {image.parent for image in images}:
         of_folder(folder)
-    return lambda image: of_folder(image.parent).get(image.stem)
+    return lambda image: of_folder(image.parent).get(image.stem) or of_folder(image.parent).get(composed(image.stem))
 
 
 def _read(file: Path) -> str:

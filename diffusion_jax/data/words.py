@@ -12,6 +12,7 @@ import numpy as np
 
 from diffusion_jax.build import unknown
 from diffusion_jax.data.bpe import fits, room
+from diffusion_jax.files import composed
 
 
 def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:
@@ -20,7 +21,8 @@ def vocabulary(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    # An accent that stands by itself is no part of a word.
+    return re.findall(r"\w+", composed(text).lower())
 
 
 def _filled(numbers: list[int], length: int, text: str, truncate: bool) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 from diffusion_jax.build import ConfigError, unknown
 from diffusion_jax.data import pictures
 from diffusion_jax.data.image import to_channels, to_unit
+from diffusion_jax.files import composed
 from diffusion_jax.models.cond import check_labels, optional_keys
 from diffusion_jax.pipelines import sizes, unclip
 from diffusion_jax.pipelines.guidance_input import refuse_second
@@ -192,8 +193,10 @@ def _label_number(run: Run, label: int | str) -> int:
         return int(label)
     # Before numbers: of the folders '1', '10' and '2' the class '10' is number 1.
     names = run.class_names or ()
-    if label in names:
-        return names.index(label)
+    for spell in (str, composed):
+        spelt = [spell(name) for name in names]
+        if spell(label) in spelt:
+            return spelt.index(spell(label))
     # A flag is text, so '3' is the class number 3. '-1' too: `_check_labels` says what is wrong.
     if NUMBER.fullmatch(label):
         return int(label)

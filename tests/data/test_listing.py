@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -101,3 +102,18 @@ def test_captions_of_two_kinds_are_refused(folder):
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png"}')
     with pytest.raises(ConfigError, match="has both metadata.jsonl and metadata.csv; keep the one"):
         len(Folder(str(folder)))
+
+
+@pytest.mark.parametrize(("on_disk", "in_list"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_the_same_whether_accents_stand_apart_or_not(tmp_path, on_disk, in_list):
+    name = "fête/rosé.png"
+    file = tmp_path / unicodedata.normalize(on_disk, name)
+    save_png(file, np.zeros((4, 4, 3), np.uint8))
+    write_csv(tmp_path, (unicodedata.normalize(in_list, name), "a rosé", "x"))
+    assert listing.listed(tmp_path / "metadata.csv").files == [file]
+    write_csv(tmp_path, ("fête/rose.png", "a rosé", "x"))
+    with pytest.raises(ConfigError, match="there is no 'fête/rose.png' beside it"):
+        listing.listed(tmp_path / "metadata.csv")
+    (tmp_path / "metadata.csv").unlink()
+    file.with_name(unicodedata.normalize(in_list, "rosé.txt")).write_text("a rosé")
+    assert listing.captions_beside([file]) == ["a rosé"]

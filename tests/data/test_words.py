@@ -1,4 +1,6 @@
 """Tokenizers without files, and captions that become tokens on their way to a batch."""
+import unicodedata
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,12 @@ def test_words_and_bytes_are_numbers():
     with pytest.raises(ConfigError, match="the last 1 dropped with --truncate"):
         Bytes(2)("abc")
     assert Bytes(2)("abc", truncate=True).tolist() == [98, 99]
+
+
+def test_letters_and_accents_are_one_word_whoever_wrote_them():
+    apart = unicodedata.normalize("NFD", "une rosé")
+    assert vocabulary([apart, "une rosé"]) == ("rosé", "une")
+    assert Words(("rosé", "une"), 2)(apart).tolist() == [2, 1]
 
 
 def test_digits_are_captioned_and_a_batch_holds_their_tokens():

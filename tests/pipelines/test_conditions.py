@@ -1,4 +1,5 @@
 """From what a person asks for to what a model is conditioned on."""
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -64,6 +65,14 @@ def test_a_class_goes_by_the_name_that_its_data_has(monkeypatch):
         conditions_of(RUNS.label, Request(label="dgo"), 1)
     with pytest.raises(ConfigError, match="this model's classes have no names"):
         conditions_of(RUNS.bare, Request(label="dog"), 1)
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_class_is_the_same_whether_its_accents_stand_apart_or_not(stored, asked):
+    run = RUNS.label._replace(classes=("lily", unicodedata.normalize(stored, "rosé")))
+    assert conditions_of(run, Request(label=unicodedata.normalize(asked, "rosé")), 1)["label"].tolist() == [1]
+    with pytest.raises(ConfigError, match="unknown class 'rose'"):
+        conditions_of(run, Request(label="rose"), 1)
 
 
 def test_a_class_that_is_called_by_a_number_goes_by_its_name():
