@@ -77,6 +77,8 @@ def writable(path: str | Path) -> None:
       ConfigError: it cannot be written, and why.
     """
     text = os.fspath(path)
+    if "\0" in text:
+        raise ConfigError(f"{text!r} is no name of a file, it holds a zero byte: choose another")
     target = Path(text)
     folder = target if text.endswith("/") else target.parent
     try:

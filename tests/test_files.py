@@ -104,3 +104,8 @@ def test_a_number(value, options, result):
 def test_what_is_no_number_or_out_of_bounds(value, options, says):
     with pytest.raises(ConfigError, match=says):
         number("x", value, **options)
+
+
+def test_a_name_with_a_zero_byte_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds a zero byte"):
+        files.writable(f"{tmp_path}/a\0b.png")

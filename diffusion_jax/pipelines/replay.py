@@ -156,7 +156,7 @@ def origin_in(path: str | Path) -> tuple[Origin, int | None]:
     Raises:
       ConfigError: a file that says nothing of that sort.
     """
-    meta = pictures.read_meta(Path(path).expanduser())
+    meta = pictures.read_meta(path)
     try:
         for name in meta:
             if name not in (*OF_FILE, *OF_PICTURE):

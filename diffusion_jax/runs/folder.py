@@ -22,7 +22,7 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.build import ConfigError, build
+from diffusion_jax.build import ConfigError, build, number, short
 from diffusion_jax.nn.lora import merged
 from diffusion_jax.runs import held_out, page
 from diffusion_jax.tasks.lora import adapted
@@ -126,23 +126,29 @@ class Run(NamedTuple):
         # As text, which a cache can compare.
         return _tokenizer(json.dumps(self.config["data"]["decode"]))
 
-    def tokens(self, prompts: Sequence[str], truncate: bool = False) -> np.ndarray:
+    def tokens(self, prompts: str | Sequence[str], truncate: bool = False) -> np.ndarray:
         """Texts as this model reads them: int32 [P, T].
 
         Args:
-          prompts: the texts.
+          prompts: the texts; one may stand alone.
           truncate: cut those that are too long, which are refused without it.
 
         Raises:
-          ConfigError: the model came without a tokenizer, or what the tokenizer refuses.
+          ConfigError: the model came without a tokenizer, what are no texts, or what the tokenizer
+            refuses.
         """
+        # Of a text alone each letter would be a prompt.
+        several = [prompts] if isinstance(prompts, str) else prompts
+        listed = isinstance(several, (list, tuple)) and len(several) > 0
+        if not listed or not all(isinstance(prompt, str) for prompt in several):
+            raise ConfigError(f"prompts are a text, or a list of several: got {short(prompts)}")
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise ConfigError(
                 "this model came without a tokenizer, so it reads no prompts: train it with "
                 "data.decode.tokenizer"
             )
-        return np.stack([tokenizer(prompt, truncate=truncate) for prompt in prompts])
+        return np.stack([tokenizer(prompt, truncate=truncate) for prompt in several])
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -161,8 +167,9 @@ class Run(NamedTuple):
         fewer.
 
         Raises:
-          ConfigError: the model came without data, or its data has no captions.
+          ConfigError: the model came without data, or its data has no captions; no number.
         """
+        num = int(number("num", num, 1, integer=True))
         if "test" not in self.config.get("data", {}):
             raise ConfigError(
                 "this model came without data, so it has no captions of its own: give a prompt "
@@ -172,11 +179,12 @@ class Run(NamedTuple):
 
     def held_out(self, num: int) -> Raw:
         """'image' [num, H, W, C] in [-1, 1], and 'tokens' of captions, of images spread over those
-        held out.
+        held out; all of them where there are fewer.
 
         Raises:
-          ConfigError: the model came without data.
+          ConfigError: the model came without data; no number.
         """
+        num = int(number("num", num, 1, integer=True))
         data = self.data("it has no held-out images")
         # A batch of `num` is all of them.
         return next(held_out.batches(data, "test", num, num))

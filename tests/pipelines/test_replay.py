@@ -149,3 +149,9 @@ def test_a_run_that_a_file_names_is_opened_or_refused(zeros, change, tmp_path, m
     with pytest.raises(ConfigError) as error:
         reopened(zeros.origin._replace(run=dict(zeros.origin.run) | change))
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", [None, 5, ["x.png"], "~nobody-of-that-name/x.png"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises(ConfigError, match="is no path"):
+        dj.read_request(path)

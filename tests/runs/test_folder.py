@@ -274,6 +274,25 @@ def test_texts_and_classes_are_those_of_the_page(folders):
     assert batch["image"].shape == (4, 8, 8, 1) and batch["tokens"].shape == (4, 3) and batch["image"].min() >= -1
 
 
+def test_a_text_alone_is_one_and_no_letters(folders):
+    run = open_run(folders.text)
+    np.testing.assert_array_equal(run.tokens("a three"), run.tokens(["a three"]))
+
+
+@pytest.mark.parametrize("prompts", [[], (), [3], 3, None, b"a", {"a"}, [["a"]]])
+def test_what_is_no_text_has_no_tokens(folders, prompts):
+    with pytest.raises(ConfigError, match="prompts are a text, or a list of several: got"):
+        open_run(folders.text).tokens(prompts)
+
+
+@pytest.mark.parametrize("num", [0, -1, 2.5, float("nan"), "a", None, True])
+def test_held_out_pictures_and_captions_are_counted(folders, num):
+    run = open_run(folders.text)
+    for call in (run.held_out, run.captions):
+        with pytest.raises(ConfigError, match="num is "):
+            call(num)
+
+
 def test_class_names_are_those_of_the_checkpoint_where_it_has_any(folders, tmp_path):
     """A run may be opened where its data are not."""
     gone = page(LABEL) | {"data": page(LABEL)["data"] | {"train": {"name": "diffusion_jax.data.folder:Folder", "path": "gone"}}}
