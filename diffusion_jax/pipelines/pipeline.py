@@ -37,7 +37,7 @@ from diffusion_jax.pipelines.request import (
     check_numbers,
     check_whole,
 )
-from diffusion_jax.pipelines.samples import Job, Origin, Samples, recipe_fields
+from diffusion_jax.pipelines.samples import Job, Origin, Samples, contents, recipe_fields
 from diffusion_jax.pipelines.texts import Texts, repeated
 from diffusion_jax.runs.folder import Run, check_kind, open_run
 from diffusion_jax.tasks import kinds
@@ -318,7 +318,7 @@ class Pipeline:
         origin = Origin(
             request, num, seed, batch, recipe_fields(self.recipe), self.run.identity, helpers
         )
-        return origin._replace(classes=self.run.class_names)
+        return origin._replace(classes=self.run.class_names, contents=contents(request))
 
 
 def pipeline(

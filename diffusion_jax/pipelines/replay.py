@@ -19,7 +19,7 @@ from diffusion_jax.pipelines.lora import again
 from diffusion_jax.pipelines.pipeline import Pipeline, upsampler
 from diffusion_jax.pipelines.recipe import Recipe
 from diffusion_jax.pipelines.request import MOST, Request, check_numbers, check_whole
-from diffusion_jax.pipelines.samples import Origin, Samples
+from diffusion_jax.pipelines.samples import Origin, Samples, contents
 from diffusion_jax.runs.folder import Run, open_run
 from diffusion_jax.tasks import kinds
 
@@ -27,7 +27,7 @@ HELPERS = ("classifier", "weak", "rerank", "candidates", "prior", "upsamplers")
 """What `Pipeline.origin` names beside the run."""
 OF_FILE = (
     *("request", "num", "seed", "batch", "recipe", "run", "helpers", "rounding"),
-    *("versions", "classes"),
+    *("versions", "classes", "contents"),
 )
 OF_PICTURE = ("index", "prompt", "label", "class", "file_name")
 """Keys of what a file says of itself, and, where it has many pictures, of one of them."""
@@ -63,8 +63,19 @@ class Replay(NamedTuple):
         return reopened(self.origin)
 
     def make(self) -> Samples:
-        """All pictures of that call again."""
+        """All pictures of that call again.
+
+        Raises:
+          ConfigError: what `pipeline` refuses, or a file of pictures that has changed since.
+        """
         origin = self.origin
+        now = contents(origin.request)
+        for name, digest in (origin.contents or {}).items():
+            if now.get(name) != digest:
+                raise ConfigError(
+                    f"{getattr(origin.request, name)} ({name}) holds other pictures than those "
+                    "that these were made from, or none: put them back"
+                )
         job = self.pipeline().start(origin.request, origin.num, origin.seed, origin.batch)
         return job.rounded(origin.rounding).samples()
 
@@ -175,13 +186,16 @@ def origin_in(path: str | Path) -> tuple[Origin, int | None]:
         rounding = meta.get("rounding", "nearest")
         if rounding not in ("nearest", "down"):
             raise unknown("rounding", str(rounding), ("nearest", "down"))
+        digests = dict(meta.get("contents", {}))
+        if not {*digests} <= {"low_res", "complete"}:
+            raise unknown("file of pictures", str(next(iter(digests))), ("low_res", "complete"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path} says nothing of how it was made that reads: {error}") from None
     if arrays:
         raise ConfigError(
             f"{path} was made from an array, {arrays[0]}, which no file holds: ask again with it"
         )
-    return Origin(request, num, seed, batch, recipe, run, helpers, rounding), index
+    return Origin(request, num, seed, batch, recipe, run, helpers, rounding, contents=digests), index
 
 
 def _is_array(value: Any) -> bool:

@@ -9,6 +9,7 @@ pipelines/replay.py reads it.
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -46,6 +47,8 @@ class Origin(NamedTuple):
       helpers: folders of what helped: classifier, weak, prior, upsamplers, rerank.
       rounding: how they became bytes, nearest or down.
       classes: the names of the run's classes; None where it has none.
+      contents: digests of the files of pictures that the request names, by its field; None where
+        nobody says.
     """
 
     request: Request
@@ -57,6 +60,7 @@ class Origin(NamedTuple):
     helpers: Mapping[str, Any]
     rounding: str = "nearest"
     classes: tuple[str, ...] | None = None
+    contents: Mapping[str, str] | None = None
 
     def class_of(self, label: int) -> str:
         """The name of a class, its number where it has none."""
@@ -219,6 +223,26 @@ def save_folder(
     return pictures.save_folder(folder, batches, labels, meta, text, origin.file_part)
 
 
+def contents(request: Request) -> dict[str, str]:
+    """Digests of the files of pictures that a request names, by its field; what is not there has
+    none."""
+    named = {name: getattr(request, name) for name in ("low_res", "complete")}
+    paths = {
+        name: Path(value).expanduser()
+        for name, value in named.items()
+        if isinstance(value, (str, Path))
+    }
+    return {name: _digest(path) for name, path in paths.items() if path.exists()}
+
+
+def _digest(path: Path) -> str:
+    """Of a file, or of the pictures in a folder by name."""
+    total = hashlib.sha256()
+    for file in images_in(path) if path.is_dir() else [path]:
+        total.update(file.read_bytes())
+    return total.hexdigest()
+
+
 def meta_of(
     origin: Origin,
     index: int | None = None,
@@ -241,6 +265,8 @@ def meta_of(
         "helpers": dict(origin.helpers),
         "versions": versions(PACKAGES),
     }
+    if origin.contents:
+        meta["contents"] = dict(origin.contents)
     if origin.rounding != "nearest":
         meta["rounding"] = origin.rounding
     if index is not None:

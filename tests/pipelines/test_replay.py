@@ -72,6 +72,23 @@ def test_small_images_of_a_file_are_read_again(folders, zeros, tmp_path):
         dj.read_request(array.save(tmp_path / "y.png"))
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_other_small_images_under_the_same_name_are_refused(folders, zeros, tmp_path, kind):
+    place = tmp_path / ("small.npz" if kind == "file" else "small/")
+    small = zeros.save(f"{place}/" if kind == "folder" else place)
+    replay = dj.read_request(pipeline(folders.upsampler)(Request(low_res=small), num=2).save(tmp_path / "x.png"))
+    replay.make()
+    if kind == "file":
+        save_npz(place, 255 - zeros.images)
+    else:
+        save_png(next(place.glob("*.png")), 255 - zeros.images[0])
+    with pytest.raises(ConfigError, match="small.* .low_res. holds other pictures than those"):
+        replay.make()
+    shutil.rmtree(place) if kind == "folder" else place.unlink()
+    with pytest.raises(ConfigError, match="or none: put them back"):
+        replay.make()
+
+
 def test_other_weights_in_the_folder_are_refused(folders, tmp_path):
     run = shutil.copytree(folders.label, tmp_path / "run")
     picture = pipeline(run)(3).save(tmp_path / "x.png")
@@ -107,7 +124,7 @@ META = {"request": {"label": [3]}, "num": 1, "seed": 0, "batch": 4, "recipe": {}
     {**META, "seed": 2**32}, {**META, "seed": 2**63}, {**META, "seed": -1}, {**META, "seed": "7"}, {**META, "seed": [1]},
     {**META, "batch": 0}, {**META, "batch": "4"}, {**META, "index": "../../x"}, {**META, "index": -1}, {**META, "rounding": "up"},
     {**META, "rounding": ["nearest"]}, {**META, "name": "diffusion_jax.files:whole"}, {**META, "helpers": "x"},
-    {**META, "run": 3},
+    {**META, "run": 3}, {**META, "contents": 3}, {**META, "contents": {"truncate": ""}},
     {**META, "request": {"label": {"name": "diffusion_jax.files:whole", "path": "x"}}}, {**META, "request": {"prompt": 3}},
     {**META, "request": {"low_res": 3}}, {**META, "request": {"truncate": "yes"}}, {**META, "request": ["label"]},
     {**META, "request": {"name": "diffusion_jax.files:whole"}}], ids=lambda meta: str(meta)[:90])
