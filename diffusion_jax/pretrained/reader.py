@@ -50,9 +50,11 @@ def content(path: str | Path) -> dict[str, Any]:
     """All that a weights file holds: one state dict, or several and their options; tensors as arrays on the host.
 
     Raises:
-      ConfigError: there is no such file, it is damaged, it holds code, or torch or onnx, which it needs, is not installed.
+      ConfigError: there is no such file, it is a folder, is damaged or holds code, or torch or onnx, which it needs, is missing.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder: give the file of weights in it")
     if path.suffix not in READERS:
         raise unknown("kind of weights file", path.suffix or path.name, READERS)
     if not path.is_file():

@@ -132,6 +132,13 @@ def test_without_its_package_the_extra_is_named(tmp_path, monkeypatch, package, 
         read(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["empty", "model.safetensors"])
+def test_a_folder_is_no_file_of_weights(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match="is a folder: give the file of weights in it"):
+        read(tmp_path / name)
+
+
 @pytest.mark.parametrize("name, message", [("w.gguf", "unknown kind of weights file '.gguf'"), ("w.npz", "there is no file")])
 def test_other_files_are_refused(tmp_path, name, message):
     with pytest.raises(ConfigError, match=message):
