@@ -61,12 +61,18 @@ def keep_compiled(folder: str | None) -> None:
 
     Args:
       folder: where; '' for nowhere, None for `own_cache`. JAX_COMPILATION_CACHE_DIR goes before it.
+
+    Raises:
+      ConfigError: a file is there, or one of the folders around it is a file.
     """
+    if folder:
+        folder = os.path.expanduser(folder)
+        _check_folder(Path(folder))
     replace_damaged()
     config = jax.config
     if config.values["jax_compilation_cache_dir"]:
         return
-    folder = own_cache() if folder is None else os.path.expanduser(folder)
+    folder = own_cache() if folder is None else folder
     if not folder:
         return
     config.update("jax_compilation_cache_dir", folder)
@@ -75,6 +81,13 @@ def keep_compiled(folder: str | None) -> None:
     if config.values["jax_compilation_cache_max_size"] == UNBOUNDED:
         config.update("jax_compilation_cache_max_size", LARGEST)
         _date(Path(folder))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises ConfigError where programs cannot be kept in a folder: JAX alone would keep none, without a word."""
+    there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if there.is_file():
+        raise ConfigError(f"--compiled {folder} cannot be made: {there} is a file, give a folder")
 
 
 def own_cache() -> str:

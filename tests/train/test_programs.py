@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from diffusion_jax.build import ConfigError
 from diffusion_jax.train import process
 
 OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_min_entry_size_bytes",
@@ -74,6 +75,17 @@ def test_none_and_jax_s_own_go_before(tmp_path):
     jax.config.update("jax_compilation_cache_dir", "/jax/says")
     process.keep_compiled(str(tmp_path / "other"))
     assert folder() == "/jax/says"
+
+
+@pytest.mark.parametrize("named", ["file", "file/in/it", "~/file"])
+def test_a_file_is_no_folder_for_programs(tmp_path, named, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for before in (None, "/jax/says"):
+        jax.config.update("jax_compilation_cache_dir", before)
+        with pytest.raises(ConfigError, match=r"--compiled .*file.* cannot be made: .*file is a file, give a folder"):
+            process.keep_compiled(named)
+        assert folder() == before
 
 
 def test_a_bound_of_the_user_s_own_stays(tmp_path):
