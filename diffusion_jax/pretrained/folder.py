@@ -44,6 +44,8 @@ def read_json(file: Path) -> dict[str, Any]:
         if file.stat().st_size > LARGEST_JSON:
             raise ConfigError(f"{file} is too large for a file of options: {file.stat().st_size:,} bytes")
         content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no {file}: check the name, or get it") from None
     # A deep nest of brackets ends Python's stack, and numbers of thousands of digits are ValueErrors.
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigError):

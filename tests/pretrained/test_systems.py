@@ -76,10 +76,12 @@ def test_an_unknown_system_names_the_nearest(call):
 
 @pytest.mark.parametrize("name, content, message", [
     ("dit", "{", "o.json does not read as JSON"), ("dit", "[1]", "o.json holds a list, not a mapping of options"),
+    ("dit", None, "there is no .*o.json: check the name"),
     ("perceptual", "{}", "--official is not for perceptual: its weights say everything"),
 ])
 def test_official_options_that_cannot_be_used_are_refused(tmp_path, name, content, message):
-    (tmp_path / "o.json").write_text(content)
+    if content is not None:
+        (tmp_path / "o.json").write_text(content)
     with pytest.raises(ConfigError, match=message) as error:
         systems.load(name, tmp_path / "x.npz", tmp_path / "o.json")
     assert "\n" not in str(error.value)
