@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.train import notes
 from diffusion_jax.train.log import first_line
 
 NAMES = {number: name for name, number in (
@@ -40,6 +41,8 @@ GRACE = 5.0
 POLL = 0.5
 """Seconds between two looks at whether another process failed."""
 KEY = "diffusion_jax/failed"
+BECAUSE = " ends because process "
+"""In what a process says that ends for another one's reason."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -249,7 +252,7 @@ def together() -> Iterator[None]:
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        client = _client()
+        client = notes.client()
         if client is None:
             raise
         # Of a sum over all devices that another process left, that process has the reason: it may be telling it just now.
@@ -277,7 +280,7 @@ def tell(client: Any, says: str, code: int) -> None:
 
 
 def _listen() -> None:
-    while (client := _client()) is not None:
+    while (client := notes.client()) is not None:
         time.sleep(POLL)
         _heed_others(client)
 
@@ -292,17 +295,6 @@ def _heed_others(client: Any) -> None:
         return
     index = jax.process_index()
     if note["process"] != index:
-        print(f"process {index} ends because process {note['process']} does: {note['says']}", file=sys.stderr, flush=True)
+        print(f"process {index}{BECAUSE}{note['process']} does: {note['says']}", file=sys.stderr, flush=True)
         time.sleep(0 if index else 5 * POLL)               # the first leads the others: it goes last
         leave(note["code"])
-
-
-def _client() -> Any:
-    """What the processes of a run share notes by; None where there is one process.
-
-    JAX shows it nowhere in public: in a version that keeps it elsewhere, processes end by their missing heartbeats.
-    """
-    from jax._src import distributed
-
-    client = getattr(getattr(distributed, "global_state", None), "client", None)
-    return client if hasattr(client, "key_value_try_get") else None

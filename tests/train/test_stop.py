@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 
 from diffusion_jax.build import ConfigError
-from diffusion_jax.train import stop
+from diffusion_jax.train import notes, stop
 from diffusion_jax.train.stop import Later, Saved, Stopped
 
 ROOT = Path(__file__).parents[2]
@@ -256,7 +256,7 @@ def client(monkeypatch):
 
     shared = Client()
     monkeypatch.setattr(stop, "POLL", 0.001)
-    monkeypatch.setattr(stop, "_client", lambda: shared)
+    monkeypatch.setattr(notes, "client", lambda: shared)
     monkeypatch.setattr(stop, "leave", leave)
     return shared
 
@@ -284,6 +284,6 @@ def test_a_good_end_tells_nobody(client, error):
 
 
 def test_one_process_alone_has_nobody_to_tell(monkeypatch):
-    assert stop._client() is None
+    assert notes.client() is None
     with pytest.raises(ConfigError), stop.together():
         raise ConfigError("a mistake")
