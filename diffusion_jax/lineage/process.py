@@ -2,16 +2,18 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.extend import backend
 from tqdm import tqdm
+
+from diffusion_jax.train import stop
 
 POLL = 1.0
 """Seconds between two looks at a process."""
@@ -21,45 +23,103 @@ TRIES, PAUSE = 10, 3.0
 """How often such a folder is tried, and the seconds in between."""
 
 
-def command(arguments: Sequence[str], log: Path, beat: Callable[[float], None]) -> str:
+def command(
+    arguments: Sequence[str],
+    log: Path,
+    beat: Callable[[float], None],
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Runs a command of this package to its end.
 
     Args:
       arguments: of the command line.
       log: what it prints goes to the end of this file.
       beat: gets the seconds so far, every `POLL`.
+      environment: of the process; None for this one's own.
 
     Returns:
       '' where it went well, else its error, or its last line.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    compiled = jax.config.values["jax_compilation_cache_dir"] or ""
-    line = [sys.executable, "-m", "diffusion_jax.lineage.child", *arguments, "--compiled", compiled]
+
+    def attempt() -> str:
+        start = time.monotonic()
+        with Child(arguments, log, environment) as child:
+            while child.runs():
+                beat(time.monotonic() - start)
+        return child.error
+
+    return tried(attempt)
+
+
+def tried(attempt: Callable[[], str]) -> str:
+    """The error of an attempt, which is made again while another process holds its folder."""
     error = ""
     for _ in range(TRIES):
-        with log.open("ab") as out:
-            begun = out.tell()
-            code = _waited(line, out, beat)
-        error = "" if code == 0 else _last(log, begun) or f"it ended with code {code}"
+        error = attempt()
         if BUSY not in error:
             break
         time.sleep(PAUSE)
     return error
 
 
-def _waited(line: Sequence[str], out: Any, beat: Callable[[float], None]) -> int:
-    """The exit code of a process, which saves and ends when this one is stopped."""
-    start = time.monotonic()
-    process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT)
-    assert process.stdin is not None
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(POLL)
-            beat(time.monotonic() - start)
-    finally:
-        process.stdin.close()  # at which it ends, see child.py
-        process.wait()
+class Child:
+    """A command of this package in a process of its own, which saves and ends when this one is
+    stopped. A context manager.
+
+    Args:
+      arguments, log, environment: see `command`.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        compiled = jax.config.values["jax_compilation_cache_dir"] or ""
+        module = [sys.executable, "-m", "diffusion_jax.lineage.child"]
+        self._log = log
+        with log.open("ab") as out:
+            self._begun = out.tell()
+            self._process = subprocess.Popen(
+                [*module, *arguments, "--compiled", compiled],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    def runs(self) -> bool:
+        """Whether it still runs, after `POLL` at the most."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(POLL)
+        return self._process.returncode is None
+
+    def end(self, within: float) -> None:
+        """Waits for its end, and kills it where that takes longer than `within` seconds."""
+        try:
+            self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    @property
+    def error(self) -> str:
+        """Of one that has ended: '' where it went well, else the signal that ended it, its error, or
+        its last line."""
+        code = self._process.returncode
+        if code == 0:
+            return ""
+        if code < 0:
+            return f"{signal.Signals(-code).name} ended it"
+        return _last(self._log, self._begun) or f"it ended with code {code}"
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()  # at which it ends, see child.py
+        # Not for longer: a signal ends this process in stop.GRACE, and others may have to hear it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(stop.GRACE / 2)
 
 
 def _last(log: Path, begun: int) -> str:

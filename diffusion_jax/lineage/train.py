@@ -44,6 +44,8 @@ SEED_APART = 1000
 DECODED = ("train", "test", "decode")
 COUNTED = ("model", "task", "data", "batch")
 """Sections of a page on which the operations of a step depend."""
+Command = Callable[[Sequence[str], Path, Callable[[float], None]], str]
+"""(arguments, log, what gets the seconds so far) -> '' or the error, as `process.command`."""
 
 
 class Job(NamedTuple):
@@ -95,7 +97,10 @@ def key_of(stage: str, seed: int) -> str:
 
 
 def train(
-    lineage: Lineage, workdir: str, tell: Callable[[str], None] = print
+    lineage: Lineage,
+    workdir: str,
+    tell: Callable[[str], None] = print,
+    run: Command | None = None,
 ) -> tuple[Trained, ...]:
     """Trains what is missing.
 
@@ -103,6 +108,7 @@ def train(
       lineage: checked.
       workdir: its folder, which this process holds.
       tell: gets a line for each stage.
+      run: runs a command; `process.command` by default.
 
     Returns:
       A row for each stage and seed, in the order of training; of the networks that measure one.
@@ -120,7 +126,8 @@ def train(
             needed = [rows[key, seed] for key in stage.needs.values() if (key, seed) in rows]
             row = blank(plans, stage, seed, workdir, needed)
             if stage.page and not row.error:
-                row = one(Job(plans[stage.key], seed, workdir), functools.partial(bar.at, number))
+                job = Job(plans[stage.key], seed, workdir)
+                row = one(job, functools.partial(bar.at, number), run or command)
             bar.at(number, 1.0, before=True)
             rows[stage.key, seed] = row
             tell(line_of(row))
@@ -147,12 +154,16 @@ def blank(
       stage, seed, workdir: which.
       needed: the rows of what it needs, one of which may have failed.
     """
-    key = stage.needs.get("run", stage.key)
-    plan = plans[key]
+    plan = plans[stage.needs.get("run", stage.key)]
     failed = [row.stage.name for row in needed if row.error]
     error = f"it needs {failed[0]}, which failed" if failed else ""
-    folder = str(Path(workdir, key_of(key, seed)))
+    folder = folder_of(stage, seed, workdir)
     return Trained(stage, seed, folder, plan.steps, plan.flops, plan.pictures, 0.0, error)
+
+
+def folder_of(stage: Stage, seed: int, workdir: str) -> str:
+    """The folder of a stage's run; of one that samples the run of another, that one's."""
+    return str(Path(workdir, key_of(stage.needs.get("run", stage.key), seed)))
 
 
 def line_of(row: Trained) -> str:
@@ -170,6 +181,32 @@ def write(workdir: str, rows: Sequence[Trained]) -> None:
     entries = [{**row._asdict(), "stage": row.stage._asdict()} for row in rows]
     with whole(Path(workdir, TRAINED)) as file:
         file.write_text(json.dumps(entries, indent=1))
+
+
+def read(lineage: Lineage, workdir: str) -> tuple[Trained, ...]:
+    """The rows of trained.json.
+
+    Args:
+      lineage: of which they are to be, all stages and seeds.
+      workdir: its folder.
+
+    Raises:
+      ConfigError: they are not there, or of other stages.
+    """
+    file = Path(workdir, TRAINED)
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        entries = []
+    todo = list(runs_of(lineage))
+    stages = [json.loads(json.dumps([stage._asdict(), seed])) for stage, seed in todo]
+    if [[entry["stage"], entry["seed"]] for entry in entries] != stages:
+        raise ConfigError(f"{file} has not these stages: train them first, without --compare")
+    # Not the folders that they had then: a lineage may be moved.
+    return tuple(
+        Trained(**{**entry, "stage": stage, "folder": folder_of(stage, seed, workdir)})
+        for entry, (stage, seed) in zip(entries, todo, strict=True)
+    )
 
 
 # Operations ---------------------------------------------------------------------------------------
@@ -209,12 +246,13 @@ def _read(file: Path) -> dict[str, Any]:
 # One stage ----------------------------------------------------------------------------------------
 
 
-def one(job: Job, at: Callable[..., None]) -> Trained:
+def one(job: Job, at: Callable[..., None], run: Command) -> Trained:
     """Trains one stage to its end, unless that was done.
 
     Args:
       job: which; what it needs is trained.
       at: gets the share of it that is done, its name, and whether that was done before.
+      run: runs a command.
     """
     plan = job.plan
     row = Trained(
@@ -234,7 +272,7 @@ def one(job: Job, at: Callable[..., None]) -> Trained:
             _note(job, about | {"seconds": seconds + time.monotonic() - start})
             at(_step(job.folder) / plan.steps, job.key)
 
-        error = _encoded(job) or command(
+        error = _encoded(job, run) or run(
             ["--config", _paged(job), "--workdir", str(job.folder)], _log(job), beat
         )
         error = error or _unfinished(job)
@@ -315,7 +353,7 @@ def _log(job: Job) -> Path:
     return Path(job.workdir, "logs", f"{job.key}.log")
 
 
-def _encoded(job: Job) -> str:
+def _encoded(job: Job, run: Command) -> str:
     """Makes the latents that a stage is trained in, where they are not there; the error, or ''."""
     if LATENTS not in job.plan.stage.needs:
         return ""
@@ -323,7 +361,7 @@ def _encoded(job: Job) -> str:
     # latents.json is written last.
     if (coder / LATENTS / ABOUT).exists():
         return ""
-    return command(
+    return run(
         ["--mode", "encode", "--workdir", str(coder), "--out", str(coder / LATENTS)],
         _log(job),
         lambda elapsed: None,

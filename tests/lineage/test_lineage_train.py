@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion_jax.build import ConfigError
 from diffusion_jax.data.latents import ABOUT
 from diffusion_jax.lineage import child, process, stages, train
 from diffusion_jax.runs import pages
@@ -161,6 +162,29 @@ def test_a_run_that_ends_early_is_not_done(commands, tmp_path, monkeypatch):
     assert available(tmp_path / "dit") == [3]
 
 
+def test_what_is_trained_reads_back_also_elsewhere(commands, tmp_path):
+    path = lineage("dvae", "dalle", "dit", "cads", seeds=2)
+    rows = train.train(path, str(tmp_path / "a"), lambda line: None)
+    assert train.read(path, str(tmp_path / "a")) == rows
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert [row.folder for row in train.read(path, str(tmp_path / "b"))] == [row.folder.replace("/a/", "/b/") for row in rows]
+
+
+@pytest.mark.parametrize("keys", [("dit",), ("dvae", "dit", "cads")])
+def test_rows_of_other_stages_are_refused(commands, tmp_path, keys):
+    with pytest.raises(ConfigError, match="without --compare"):
+        train.read(lineage("dit", "cads"), str(tmp_path))
+    train.train(lineage("dit", "cads"), str(tmp_path), lambda line: None)
+    with pytest.raises(ConfigError, match="without --compare"):
+        train.read(lineage(*keys), str(tmp_path))
+
+
+def test_what_runs_commands_may_be_another(commands, tmp_path):
+    other = Commands()
+    assert not errors(train.train(lineage("vae", "ldm"), str(tmp_path), lambda line: None, other))
+    assert other.trained == ["measure", "vae", "ldm"] and not commands.lines
+
+
 def test_operations_are_counted_once(commands, tmp_path, monkeypatch):
     path = lineage("dit")
     first = train.flops_of(path, str(tmp_path))
@@ -193,6 +217,11 @@ def test_a_command_says_its_error(program):
 
 def test_a_command_without_an_error_says_its_last_line(program):
     assert process.command([], program("1 / 0"), lambda seconds: None) == "ZeroDivisionError: division by zero"
+
+
+def test_a_command_that_is_killed_says_by_what(program):
+    log = program("import os, signal; print('step 3'); os.kill(os.getpid(), signal.SIGKILL)")
+    assert process.command([], log, lambda seconds: None) == "SIGKILL ended it"
 
 
 def test_a_command_that_goes_well_says_nothing_and_is_watched(program, monkeypatch):
