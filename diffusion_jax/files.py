@@ -119,6 +119,16 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def half_letter(text: str) -> bool:
+    """Whether a text holds half of a pair of surrogates, which is no letter in any encoding: a
+    terminal of another encoding than UTF-8 makes such texts, and so does JSON.
+
+    Example:
+      half_letter("caf" + chr(0xdce9))            # True
+    """
+    return not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def json_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """(number from 1 on, text) of the lines of a file of JSON lines that are not blank.
 

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.files import half_letter
 
 Record = dict[str, Any]
 LARGEST_LABEL = 2**31 - 1
@@ -291,7 +292,7 @@ def texts(values: Sequence[Any], at: Callable[[int], str]) -> list[str]:
         if not isinstance(value, str):
             raise ConfigError(f"{at(i)}: caption {str(value)[:40]!r}: captions must be one string each; "
                               "mend it, or choose another caption column")
-        if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        if half_letter(value):
             raise ConfigError(f"{at(i)}: caption {value[:40]!a} holds half a letter (a lone surrogate); mend it")
     return [str(value) for value in values]
 

@@ -280,8 +280,7 @@ class Pipeline:
         if request.complete is not None:
             raise ConfigError("completed pictures are not ranked: leave --rerank or --complete out")
         num = origin.num
-        if num * self.candidates < 2:
-            raise ConfigError("a judge (--rerank) chooses among candidates: give --candidates too")
+        rerank.check_several(num * self.candidates)
         if self.makes_tokens and request.prompts is None:
             # A caption for each picture, within which its candidates compete; cut as in training.
             request = replace(request, prompt=tuple(self.run.captions(num)), truncate=True)
@@ -384,12 +383,8 @@ def _opened(
     if isinstance(folder, Run):
         check_kind(folder.task, kind, f"{flag}{folder.folder}")
         return folder
-    if not isinstance(which, str):
-        raise ConfigError(f"which (--which) is the name of weights: got {short(which)}")
     if step is not None:
         check_whole("step", step, 0, MOST_STEP)
-    if not isinstance(folder, (str, os.PathLike)):
-        raise ConfigError(f"{flag}a run is a folder, or one that is open: got {short(folder)}")
     return open_run(folder, kind, which, step, flag)
 
 

@@ -28,6 +28,15 @@ def check(judge: Run, shape: tuple[int, int, int]) -> None:
         )
 
 
+def check_several(count: int) -> None:
+    """Raises ConfigError for pictures that leave a judge nothing to choose."""
+    if count < 2:
+        raise ConfigError(
+            f"a judge (--rerank) chooses among candidates, and here is {count}: give candidates "
+            "(--candidates), 2 or more"
+        )
+
+
 def goals(
     judge: Run,
     maker: Run,

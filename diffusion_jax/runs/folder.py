@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, build, number, short
+from diffusion_jax.files import half_letter
 from diffusion_jax.nn.lora import merged
 from diffusion_jax.runs import held_out, page
 from diffusion_jax.tasks.lora import adapted
@@ -142,6 +143,12 @@ class Run(NamedTuple):
         listed = isinstance(several, (list, tuple)) and len(several) > 0
         if not listed or not all(isinstance(prompt, str) for prompt in several):
             raise ConfigError(f"prompts are a text, or a list of several: got {short(prompts)}")
+        broken = next(filter(half_letter, several), None)
+        if broken is not None:
+            raise ConfigError(
+                f"the prompt {short(broken)} holds half a letter (a lone surrogate): write it in "
+                "UTF-8"
+            )
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise ConfigError(
@@ -213,8 +220,16 @@ def open_run(
       flag: what the command line calls the folder, for errors: '--classifier '.
 
     Raises:
-      ConfigError: no such folder, step or weights, a damaged checkpoint, or another kind of model.
+      ConfigError: no such folder, step or weights, a damaged checkpoint, or another kind of model;
+        what is no folder, no name of weights or no kind.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        name = flag.strip().removeprefix("--")
+        what = f"{name} ({flag.strip()})" if name else "a run"
+        raise ConfigError(f"{what} is a folder, or a run that is open: got {short(folder)}")
+    if not isinstance(which, str):
+        raise ConfigError(f"which (--which) is the name of weights: got {short(which)}")
+    _check_kinds(kind)
     folder = Path(folder).expanduser()
 
     def read(root: Path, step: int) -> Run:
@@ -241,6 +256,18 @@ def open_run(
 
     # The run may be training on, and remove what is read here.
     return newest(folder, step, read)
+
+
+def _check_kinds(kind: Any) -> None:
+    """Raises ConfigError for what is neither None nor one of tasks/kinds.py, or several."""
+    several = kind if isinstance(kind, tuple) else (kind,)
+    named = [isinstance(one, type) and hasattr(one, "noun") for one in several]
+    if kind is None or (named and all(named)):
+        return
+    raise ConfigError(
+        "kind is a class of diffusion_jax.tasks.kinds, kinds.Pictures for example, or a tuple of "
+        f"them: got {short(kind)}"
+    )
 
 
 def _whole(home: Path, config: Mapping[str, Any], task: Any, chosen: Weights) -> Weights:

@@ -268,8 +268,16 @@ def test_a_judge_wants_a_prompt_or_a_label(folders):
 
 
 def test_a_judge_wants_several_to_choose_among(folders):
-    with pytest.raises(ConfigError, match="a judge .--rerank. chooses among candidates: give --candidates too"):
-        pipeline(folders.label, rerank=folders.classifier)(3)
+    for options in ({}, {"candidates": 1}):
+        with pytest.raises(ConfigError, match="among candidates, and here is 1: give candidates .--candidates., 2 or more"):
+            pipeline(folders.label, rerank=folders.classifier, **options)(3)
+
+
+@pytest.mark.parametrize("name", ["classifier", "weak", "rerank"])
+def test_a_helper_that_is_no_folder_is_named_as_python_and_flags_do(folders, name):
+    with pytest.raises(ConfigError) as error:
+        pipeline(folders.label, **{name: 3})
+    assert str(error.value) == f"{name} (--{name}) is a folder, or a run that is open: got 3"
 
 
 def test_a_judge_cuts_a_prompt_only_where_one_says_so(folders, monkeypatch):

@@ -11,13 +11,15 @@ from pipelines.toy_task import LABEL, TEXT, Brightness, classifier_page, make, m
 from pipelines.unclip_task import AR, DECODER, EMBEDDER, PRIOR
 
 from diffusion_jax.build import ConfigError
+from diffusion_jax.data.clip_bpe import ClipBPE
 from diffusion_jax.data.digits import Digits
+from diffusion_jax.data.glide_bpe import GlideBPE
 from diffusion_jax.diffusion.process import DDPM
 from diffusion_jax.models.dalle import DALLE
 from diffusion_jax.models.dvae import DVAE
 from diffusion_jax.models.vae import KL
 from diffusion_jax.pipelines.unclip import own_upsampler
-from diffusion_jax.runs.folder import FIRST, check_kind, holds_run, open_run, save_start
+from diffusion_jax.runs.folder import FIRST, Run, check_kind, holds_run, open_run, save_start
 from diffusion_jax.tasks import kinds
 from diffusion_jax.tasks.autoencoder import Autoencoder
 from diffusion_jax.tasks.autoregressive import Autoregressive
@@ -283,6 +285,32 @@ def test_a_text_alone_is_one_and_no_letters(folders):
 def test_what_is_no_text_has_no_tokens(folders, prompts):
     with pytest.raises(ConfigError, match="prompts are a text, or a list of several: got"):
         open_run(folders.text).tokens(prompts)
+
+
+@pytest.mark.parametrize("tokenizer", [GlideBPE(merges="", context=32), ClipBPE(merges="")], ids=["glide", "clip"])
+@pytest.mark.parametrize("prompt", ["caf\udce9", "\ud800", ["a three", "a \udfff"]])
+def test_half_a_letter_is_refused_whatever_the_tokenizer(folders, monkeypatch, tokenizer, prompt):
+    """Some tokenizers put another sign in its place, others fail."""
+    monkeypatch.setattr(Run, "tokenizer", tokenizer)
+    run = open_run(folders.text)
+    with pytest.raises(ConfigError, match="holds half a letter .a lone surrogate.: write it in UTF-8") as error:
+        run.tokens(prompt)
+    str(error.value).encode()
+    assert run.tokens("caf\u00e9").shape[0] == 1
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (dict(kind="text"), "kind is a class of diffusion_jax.tasks.kinds, .* got 'text'"),
+    (dict(kind=int), "kind is a class"), (dict(kind=()), "kind is a class"), (dict(kind=[kinds.Pictures]), "kind is a class"),
+    (dict(kind=(kinds.Pictures, "text")), "kind is a class"),
+    (dict(which=3), "which .--which. is the name of weights: got 3"),
+    (dict(folder=3), "a run is a folder, or a run that is open: got 3"), (dict(folder=None), "got None"),
+    (dict(folder=3, flag="--prior "), "^prior .--prior. is a folder, or a run that is open: got 3"),
+])
+def test_arguments_of_another_type_are_one_line(folders, options, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        open_run(**{"folder": folders.label, **options})
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("num", [0, -1, 2.5, float("nan"), "a", None, True])
