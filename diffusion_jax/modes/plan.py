@@ -66,7 +66,7 @@ class Options:
         "data,fsdp,tensor and 'use' to gather by layers; may be given again, the best by default",
     )
     per_chip: int | None = option(
-        None, "Examples on each chip, in place of the page's batch", least=1
+        None, "Examples on each chip, in place of the page's batch", least=1, most=MOST
     )
     machine_code: bool = option(
         False,
@@ -102,6 +102,10 @@ def run(options: Options, workdir: str) -> None:
     gpus = [machine.name for machine in machines if not machine.chip.axes]
     if options.machine_code and gpus:
         raise ConfigError(f"--machine_code is of TPUs, {gpus[0]} are GPUs: leave it out")
+    if options.per_chip is not None:
+        most = max(machine.chips for machine in machines)
+        batch_of_all = options.per_chip * most
+        number(f"--per_chip on {most} chips, the batch,", batch_of_all, most=MOST, integer=True)
     layouts = [layout_of(text, machines) for text in options.layout]
     path = unused(Path(workdir, "plan.json"))
     writable(path)

@@ -40,6 +40,8 @@ def test_the_best_layout_is_told_for_gpus_too(tmp_path, capsys):
         ({"topology": ("v5e:4x4", "h100:8"), "machine_code": True}, "--machine_code is of TPUs, h100:8 are GPUs"),
         ({"program": "estimate", "machine_code": True}, "--program estimate compiles none"),
         ({"num": 3}, "--num belongs to modes"),
+        ({"per_chip": 10**12}, "per_chip is 1 ... 2147483647, got 1000000000000"),
+        ({"per_chip": 2**31 - 1}, "--per_chip on 16 chips, the batch, is 2147483647 or less, got 34359738352"),
     ],
 )
 def test_mistakes(options, says, tmp_path):
