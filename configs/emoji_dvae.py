@@ -3,10 +3,10 @@
     python -m diffusion_jax.main --config configs/emoji_dvae.py:../shared/data/emoji --workdir runs/emoji_dvae
     python -m diffusion_jax.main --workdir runs/emoji_dvae --mode likelihood
 
-reads emoji64.npz and captions.json in the folder that is the page's argument. As in digits_dvae.py the density of pixels gives way
-to L2 and the rising beta to `balance`: many pixels are exactly white, where a density is worth more than any shape, and with the
-paper's loss all but a few codes die (docs/experiments.md). Where `pip install 'diffusion_jax[lpips]'` has its weights, LPIPS is in
-the loss too, at a weight of 0.2.
+reads emoji64.npz and captions.json in the folder that is the page's argument. As in digits_dvae.py the density of pixels gives
+way to L2 and the rising beta to `balance`: many pixels are exactly white, where a density is worth more than any shape, and with
+the paper's loss all but a few codes die (docs/experiments.md). Where `pip install 'diffusion_jax[lpips]'` has its weights, LPIPS
+is in the loss too, at a weight of 0.2.
 
 Hardware: 2 CPU cores, 15 minutes on one of them. Expect, with LPIPS, on the 354 held-out emoji mean squared error 0.073 in
 [-1, 1], perplexity 161 of 256 codes, LPIPS 0.31 (vgg) and 0.09 (alex).

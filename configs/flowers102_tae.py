@@ -7,8 +7,8 @@
 
 weights/ holds taef2_encoder.pth and taef2_decoder.pth of github.com/madebyollin/taesd (MIT, 5 MB each). The second command reads
 images128.zip and labels.json in the folder behind the colon, or oxford_flowers102 from TFDS where there is none, and writes each
-flower and its mirror image as 8x8x32 numbers, of mean 0 and deviation 1 in each channel. For 128x128 and latents of 16x16x32, from
-the network of 64x64, which has the same size and sees as many flowers in a quarter of the time:
+flower and its mirror image as 8x8x32 numbers, of mean 0 and deviation 1 in each channel. For 128x128 and latents of 16x16x32,
+from the network of 64x64, which has the same size and saw as many flowers in a quarter of the time:
 
     python -m diffusion_jax.main --mode encode --workdir runs/tae --config configs/flowers102_dit.py:../shared/data/flowers102 \\
         --config.data.decode.size=128 --out runs/flowers_tae128
