@@ -197,14 +197,29 @@ def points_of(options: Options, workdir: str) -> list[Point]:
     """One for each value.
 
     Raises:
-      ConfigError: a value that is no number where a number belongs.
+      ConfigError: a value that is no number where a number belongs, or one that comes again.
     """
     weights = options.weights
     # What is swept may change nothing at one of its values, guidance at 1 for example: no mistake.
     swept = options.over.partition(".")[0]
     measured = options.for_evaluation(swept)
     base = Point("", workdir, weights.which, weights.step, measured, weights.loras)
-    return [changed(base._replace(value=value), options.over) for value in split(options.values)]
+    points = [changed(base._replace(value=value), options.over) for value in split(options.values)]
+    check_different(points)
+    return points
+
+
+def check_different(points: list[Point]) -> None:
+    """Raises ConfigError for a value that is measured already, perhaps in another spelling."""
+    values: dict[str, Point] = {}
+    for point in points:
+        place = point._replace(value="")
+        again = next((value for value, earlier in values.items() if earlier == place), None)
+        if again is not None:
+            raise ConfigError(
+                f"--values has {again} twice, the second as {point.value}: give each value once"
+            )
+        values[point.value] = place
 
 
 def split(values: str) -> list[str]:

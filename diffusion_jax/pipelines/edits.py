@@ -329,6 +329,11 @@ class Edits:
                 "another num (--num)"
             )
         second = self._conditions(other, count // other.rows, seed)
+        same = raw.keys() == second.keys()
+        if same and all(np.array_equal(raw[name], second[name]) for name in raw):
+            raise ConfigError(
+                f"op {over} goes from one condition to another: these are the same, give others"
+            )
         return self._swept(over, values, raw, seed, Inputs(second=second))
 
     def _swept(

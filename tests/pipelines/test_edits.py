@@ -158,6 +158,8 @@ def test_values_that_are_whole_are_ints():
     (lambda e: e.mix(3, 7, values=[2.0]), "a value of mix .--values. is 0 ... 1, got 2.0"),
     (lambda e: e.mix(3, 17, values=[0.5]), "label 17 is outside 0 ... 9"),
     (lambda e: e.mix(3, [1, 2, 3], values=[0.5], num=4), "4 pictures do not divide among 3 second conditions"),
+    (lambda e: e.switch(3, 3, values=[0, 2]), "op switch goes from one condition to another: these are the same, give others"),
+    (lambda e: e.mix([3, 4], [3, 4], values=[0.5]), "op mix goes from one condition to another: these are the same"),
     (lambda e: e.guidance("a three"), "this model reads no text"),
     (lambda e: e.strength(np.zeros((1, 4, 4, 1), np.uint8)), r"--images has pictures of \(4, 4, 1\), this model makes"),
     (lambda e: e.strength("nowhere.png"), "there is no nowhere.png"),
@@ -174,8 +176,8 @@ def test_values_that_are_whole_are_ints():
     (lambda e: e.inpaint("/dev/null", [[0, 0, 4, 4]]), "/dev/null is no file"),
     (lambda e: e.invert(DIGITS, 3, seed=1), "op invert draws nothing: leave seed"),
     (lambda e: e.strength(DIGITS / 255, 3), "are pictures, uint8"),
-], ids=["no values", "half a step", "share", "label", "divide", "text", "shape", "file", "rect", "variations", "components",
-        "steps", "num", "seed", "complete", "pictures", "labels", "images", "device", "no draw", "floats"])
+], ids=["no values", "half a step", "share", "label", "divide", "same", "same two", "text", "shape", "file", "rect", "variations",
+        "components", "steps", "num", "seed", "complete", "pictures", "labels", "images", "device", "no draw", "floats"])
 def test_edits_that_make_no_sense_are_one_line(pipe, edit, says):
     with pytest.raises(ConfigError, match=says) as error:
         edit(pipe.edit)
