@@ -91,7 +91,6 @@ def first(argv: Sequence[str]) -> tuple[str, list[str]]:
     values.set_gnu_getopt()  # flags may stand behind values that belong to a flag not yet known
     flags.DEFINE_enum("mode", DEFAULT, MODES, "", flag_values=values)
     rest = values(argv, known_only=True)
-    pages.check_once(values, ["mode"])
     return values.mode, rest
 
 
@@ -101,19 +100,16 @@ def parsed(kind: type, argv: Sequence[str]) -> tuple[Start, Any]:
     What they allow is allowed from here on.
 
     Raises:
-      ConfigError: what is no flag of this mode, is given twice, has no such value, or does not go
-        together.
+      ConfigError: what is no flag of this mode, or has no such value, or does not go together.
     """
     values = flags.FlagValues()
     values.set_gnu_getopt()
-    own = leaves(Start) | leaves(kind)
-    for name, leaf in own.items():
+    for name, leaf in (leaves(Start) | leaves(kind)).items():
         define(values, name, leaf.types)
     for name in OF_ABSL:
         values[name] = flags.FLAGS[name]
     # What is unknown so far may be --config.<key>=<value>, which the page itself defines.
     rest = values(argv, known_only=True)
-    pages.check_once(values, own)
     # Before a page is read and Options are built, which may name what is allowed.
     allow(*(values["allow"].value or ()))
     of_mode = {name: values[name].value for name in leaves(kind)}

@@ -66,31 +66,6 @@ def test_packages_are_allowed_before_options_are_built(monkeypatch):
         parsed(module_of("sample").Options, ["main", "--workdir", "run", "--allow", "subprocess"])
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    (("--num", "1", "--num", "2"), "--num is given twice and has one value: leave one of them out"),
-    (("--num=1", "--num=1"), "--num is given twice"),
-    (("--workdir=other",), "--workdir is given twice"),
-    (("--truncate", "--notruncate"), "--truncate is given twice"),
-    (("--guidance=1", "--guidance=2"), "--guidance is given twice"),
-    (("--mode", "edit"), "--mode is given twice"),
-])
-def test_a_flag_that_has_one_value_is_given_once(arguments, says):
-    argv = ["main", "--mode", "sample", "--workdir", "run", *arguments]
-    with pytest.raises(build.ConfigError, match=says):
-        mode, rest = first(argv)
-        parsed(module_of(mode).Options, rest)
-
-
-@pytest.mark.parametrize("key", ["batch", "model.depth", "sample.sampler", "keyword"])
-def test_a_key_of_a_page_is_changed_once(tmp_path, key):
-    page = tmp_path / "page.py"
-    digits = f"runpy.run_path({DIGITS[:-5]!r})['get_config']('tiny')"
-    page.write_text(f"import runpy\ndef get_config(keyword=1):\n    return {digits}\n")
-    once = ["main", "--workdir", "run", f"--config={page}", f"--config.{key}=3"]
-    with pytest.raises(build.ConfigError, match=f"--config.{key} is given twice and has one value: leave one of them out"):
-        parsed(module_of("train").Options, [*once, f"--config.{key}=4"])
-
-
 def test_the_mode_is_read_first_wherever_it_stands():
     assert first(["main", "--out", "x.png", "--mode", "sample", "--num=3"]) == ("sample", ["main", "--out", "x.png", "--num=3"])
     assert first(["main", "--config", "digits"]) == ("train", ["main", "--config", "digits"])

@@ -15,7 +15,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -89,7 +89,6 @@ def changed(text: str | None, argv: list[str]) -> tuple[ConfigDict | None, list[
             sys_argv=argv,
         )
         rest = values(argv, known_only=True)
-        check_once(values, values)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"--config.<key>=<value>: {error}") from None
     return cast(ConfigDict, values["config"].value), rest
@@ -144,8 +143,7 @@ def _keywords_of(opened: Opened, argv: Sequence[str]) -> tuple[dict[str, Any], l
     """(the keywords of get_config on a command line, what is left of that).
 
     Raises:
-      ConfigError: one without a value, or given twice; of a page that takes keywords, a name that
-        is nearly one.
+      ConfigError: one without a value; of a page that takes keywords, a name that is nearly one.
     """
     names = opened.keywords
     keywords: dict[str, Any] = {}
@@ -154,8 +152,6 @@ def _keywords_of(opened: Opened, argv: Sequence[str]) -> tuple[dict[str, Any], l
     for argument in arguments:
         change = _CHANGE.fullmatch(argument)
         name, value = change.groups() if change else ("", None)
-        if name in keywords:
-            raise _twice(f"config.{name}")
         if name not in names:
             if name and difflib.get_close_matches(name, names) and not _is_section(name):
                 raise unknown("keyword of this page", name, names)
@@ -167,19 +163,6 @@ def _keywords_of(opened: Opened, argv: Sequence[str]) -> tuple[dict[str, Any], l
             raise ConfigError(f"--config.{name} has no value: write --config.{name}=<value>")
         keywords[name] = _value(name, value)
     return keywords, rest
-
-
-def check_once(values: flags.FlagValues, names: Iterable[str]) -> None:
-    """Raises ConfigError for a flag, of these, that was given twice and holds one value."""
-    # absl lets the last one hold; a flag that may be given again keeps all of them.
-    for name in names:
-        flag = values[name]
-        if flag.present > 1 and not isinstance(flag, flags.MultiFlag):
-            raise _twice(name)
-
-
-def _twice(name: str) -> ConfigError:
-    return ConfigError(f"--{name} is given twice and has one value: leave one of them out")
 
 
 def _add_sections(page: ConfigDict, argv: Sequence[str]) -> None:
