@@ -248,7 +248,7 @@ def test_using_gives_another_pipeline(pipe):
     ("label", dict(rerank="classifier", candidates="3"), "candidates is a whole number, 1 ... 10000000: got '3'"),
     ("label", dict(rerank="classifier", candidates=0), "candidates is 1 ... 10000000, got 0"),
     ("label", dict(upsamplers="runs/up"), "upsamplers are a list of folders: got 'runs/up'"),
-    ("label", dict(upsamplers=[3]), "--upsampler a run is a folder, or one that is open: got 3"),
+    ("label", dict(upsamplers=[3]), r"upsampler .--upsampler. is a folder, or a run that is open: got 3"),
     ("upsampler", dict(rerank="classifier"), r"judges images of \(8, 8, 1\), this model makes \(16, 16, 1\)"),
 ], ids=str)
 def test_folders_of_another_kind_are_refused(folders, name, parts, says):
