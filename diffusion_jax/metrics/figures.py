@@ -132,7 +132,10 @@ def of_classes(
         return {}
     voters = KNeighborsClassifier(NEIGHBOURS, weights="distance", metric="cosine").fit(reals, classes)
     name = f"accuracy[{label}], nearest"
-    return {name: float(np.mean(voters.predict(fakes) == asked)), f"{name}, of the reference": float(voters.score(None, classes))}
+    return {
+        name: float(np.mean(voters.predict(fakes) == asked)),
+        f"{name}, of the reference": float(voters.score(None, classes)),
+    }
 
 
 def warnings(fake: Found, real: Reference) -> list[str]:

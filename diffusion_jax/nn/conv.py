@@ -95,9 +95,13 @@ def of_windows(stride: int, padding: tuple[int, int], x: Array, kernel: Array) -
 
 
 def _by_xla(
-    stride: int, padding: tuple[int, int], x: Array, kernel: Array, axes: tuple[str, str, str] = ("NHWC", "HWIO", "NHWC")
+    stride: int,
+    padding: tuple[int, int],
+    x: Array,
+    kernel: Array,
+    axes: tuple[str, str, str] = ("NHWC", "HWIO", "NHWC"),
 ) -> Array:
-    """(1) of arrays whose axes are ordered so; those of y too."""
+    """(1); the axes of x, of the kernel and of y are in the order of `axes`."""
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), (padding, padding), dimension_numbers=axes)
 
 
