@@ -11,6 +11,7 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.runs import first_stage, lpips
 from diffusion_jax.runs.folder import FIRST, holds_run
 from diffusion_jax.tasks import kinds
+from diffusion_jax.tasks.autoencoder import Perceptual
 from diffusion_jax.train.checkpoint import config_of
 from diffusion_jax.train.state import plain, task_of
 from diffusion_jax.types import Params, Raw
@@ -32,7 +33,7 @@ def with_first_stage(
       of: the page of the first stage, in place of the folder.
 
     Raises:
-      ConfigError: a first stage that is neither an autoencoder nor a CLIP.
+      ConfigError: a first stage that is neither an autoencoder, a CLIP nor LPIPS.
     """
     changes: dict[str, Any] = {}
     folder = "the first stage"
@@ -57,8 +58,8 @@ def _spec(page: dict[str, Any], where: str) -> dict[str, Any]:
     first = task_of(page)
     if isinstance(first, kinds.TwoTowers):
         return first_stage.embedder_spec(page, COMPONENTS)
-    if not isinstance(first, kinds.Encoding | kinds.Discrete):
-        known = "plans know autoencoders and CLIPs as first stages"
+    if not isinstance(first, kinds.Encoding | kinds.Discrete | Perceptual):
+        known = "plans know autoencoders, CLIPs and LPIPS as first stages"
         raise ConfigError(f"{known}: {where} holds {first.noun}")
     return page["task"] | ({"model": page["model"]} if "model" in page else {})
 
@@ -73,5 +74,7 @@ def frozen_of(task: Any, batch: Raw) -> Params:
     first = getattr(task, FIRST, None)
     if first is None:
         return None
+    if isinstance(first, Perceptual):
+        return {FIRST: lpips.shapes(first.model.net, task.shape)[1]}
     key = jax.eval_shape(lambda: jax.random.key(0))
     return {FIRST: jax.eval_shape(first.init, key, batch)}

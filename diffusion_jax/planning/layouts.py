@@ -31,6 +31,7 @@ from diffusion_jax.cost.chips import Chip, Topology, collective_seconds
 from diffusion_jax.planning.frozen import frozen_of, with_first_stage
 from diffusion_jax.runs.filled import filled
 from diffusion_jax.runs.folder import FIRST
+from diffusion_jax.tasks.autoencoder import Perceptual
 from diffusion_jax.train import shard
 from diffusion_jax.train.state import create, task_of
 from diffusion_jax.types import Array, Params, Raw, Task, TrainState
@@ -126,8 +127,8 @@ def work_of(config: Mapping[str, Any], first: Mapping[str, Any] | None = None) -
       first: the page of its first stage, in place of the folder that `config` names.
 
     Raises:
-      ConfigError: a first stage that is no autoencoder and no CLIP, a LoRA, or what `build`
-        refuses.
+      ConfigError: a first stage that is no autoencoder, CLIP or LPIPS, or a CLIP that is not
+        there; a LoRA; what `build` refuses.
     """
     for part in ("lora", "teacher"):
         if config.get(part):
@@ -169,6 +170,9 @@ def batch_of(config: Mapping[str, Any], task: Any) -> Raw:
     """Shapes of a config's global batch: images, labels and tokens.
 
     Latents or codes stand in place of images where their first stage is not there.
+
+    Raises:
+      ConfigError: the network reads what a CLIP makes, which is not there.
     """
 
     def of(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -179,11 +183,16 @@ def batch_of(config: Mapping[str, Any], task: Any) -> Raw:
     if first is None and hasattr(task.model, "image_codes"):
         batch["codes"] = of(task.model.grid**2)
     else:
-        batch["image"] = of(*(task if first is None else first).shape, dtype=jnp.float32)
+        seen = task if first is None or isinstance(first, Perceptual) else first
+        batch["image"] = of(*seen.shape, dtype=jnp.float32)
     if "label" in task.needs or task.num_classes:
         batch["label"] = of()
     if {"tokens", "caption"} & set(task.needs):
         batch["tokens"] = of(_text_length(config, task))
+    lacking = sorted({"clip_image", "clip_text"} & set(task.needs))
+    if lacking:
+        raise ConfigError(f"the network reads {' and '.join(lacking)}, which a CLIP makes: name its "
+                          "folder in config.first_stage")
     return batch
 
 

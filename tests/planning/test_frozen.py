@@ -5,6 +5,7 @@ from pages import page
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.planning import frozen, layouts
+from diffusion_jax.pretrained import perceptual
 from diffusion_jax.train.state import plain
 
 
@@ -34,6 +35,25 @@ def test_a_first_stage_that_encodes_nothing_is_refused(monkeypatch):
     config = plain(page("digits_dalle")) | {"first_stage": {"folder": "runs/first"}}
     with pytest.raises(ConfigError, match="first stages: runs/first holds a noisy classifier"):
         layouts.work_of(config)
+
+
+@pytest.mark.parametrize("name", ["digits_unclip", "flowers102_features"])
+def test_what_a_clip_makes_is_not_there_without_it(name):
+    with pytest.raises(ConfigError, match="reads clip_image.*, which a CLIP makes: name its folder in config.first_stage"):
+        layouts.work_of(plain(page(name)) | {"first_stage": "runs/nowhere"})
+
+
+@pytest.mark.parametrize("first", ["lpips=vgg", "runs/first"])
+def test_lpips_is_planned_with_the_autoencoder_that_trains_by_it(monkeypatch, first):
+    """Of the package, which need not be installed, or of a folder: VGG-16's 14,714,688 weights and the 1,472 of its heads."""
+    monkeypatch.setattr(frozen, "holds_run", lambda folder: folder == "runs/first")
+    monkeypatch.setattr(frozen, "config_of", lambda folder: perceptual.page_of("vgg"))
+    config = plain(page("emoji_vae", "tiny")) | {"first_stage": first}
+    config["task"]["shape"] = (16, 16, 1)
+    config["task"]["losses"]["perceptual_weight"] = 1.0
+    work = layouts.work_of(config)
+    assert work.batch["image"].shape[1:] == (16, 16, 1)
+    assert sum(leaf.size for leaf in jax.tree.leaves(work.frozen)) == 14_714_688 + 1_472
 
 
 @pytest.mark.slow
