@@ -19,17 +19,22 @@ from diffusion_jax.build import ConfigError
 from diffusion_jax.runs import pages
 from diffusion_jax.runs.page import tiny
 from diffusion_jax.train.checkpoint import config_of
-from diffusion_jax.train.state import plain
+from diffusion_jax.train.state import plain, task_of
 
 LAYERS = r"^model/.*\b(q|k|v|out|qkv|kv|proj)/kernel$"
 
 
 def data_of(of_base: dict, pictures: str | None) -> dict:
-    """Pictures of one's own, read as the base reads them, or the base's."""
+    """Pictures of one's own, read as the base reads them, or the base's. Those of a base that was trained on stored latents are
+    encoded on the way."""
     if pictures is None:
         return of_base["data"]
     source = dict(name="diffusion_jax.data.folder:Folder", path=pictures)
     decode = of_base["data"]["decode"]
+    if decode["name"] == "diffusion_jax.data.latents:Draw":
+        height, _, channels = task_of(of_base).picture_shape
+        texts = {key: decode[key] for key in ("tokenizer",) if key in decode}
+        decode = dict(name="diffusion_jax.data.image:Decode", size=height, channels=channels, flip=True, **texts)
     return dict(train=source | {"split": "train"}, test=source | {"split": "test"}, decode=decode)
 
 

@@ -73,6 +73,20 @@ def is_alike(path, arg):
     return path.stem not in ONE_OF_EACH if not arg else FOLDER in arg or arg.startswith("img") or arg in tuple("ABCDEF")
 
 
+def test_a_lora_of_stored_latents_sees_pictures_of_the_size_that_they_were_made_of(monkeypatch):
+    module = load_page(Path(PAGES[0].parent, "lora.py"))
+    base = plain(load_page(Path(PAGES[0].parent, "flowers102_tae.py")).get_config("runs/latents,text"))
+    tae = dict(name="diffusion_jax.models.tae:TAE", latent=32)
+    base["task"]["first_stage"] = dict(name="diffusion_jax.tasks.autoencoder:Autoencoder", model=tae, shape=(256, 256, 3))
+    tokenizer = base["data"]["decode"]["tokenizer"]
+    monkeypatch.setattr(module, "config_of", lambda folder: base)
+    config = module.get_config("runs/base", pictures="photos")
+    decode = plain(config.data.decode)
+    assert decode == dict(name="diffusion_jax.data.image:Decode", size=64, channels=3, flip=True, tokenizer=tokenizer)
+    assert config.data.train.path == "photos"
+    assert plain(module.get_config("runs/base").data.decode) == base["data"]["decode"]
+
+
 def test_a_misspelt_variant_is_refused():
     wrong = {"digits": "tinny", "digits_glide": "inpant", "emoji_unclip": f"{FOLDER},priors", "digits_edm2": "H"}
     for name, arg in wrong.items():
