@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion_jax.build import unknown
+from diffusion_jax.data.image import from_pillow, to_pillow
 from diffusion_jax.nn.resample import bilinear
 from diffusion_jax.types import Array
 
@@ -142,5 +143,5 @@ def prepare_dinov2(images: Array | np.ndarray, resizer: str = "torch", size: int
 
 
 def bicubic_pil(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pillow's bicubic on the host: uint8 [h, w, 3] -> uint8 [height, width, 3]."""
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    """Pillow's bicubic on the host: uint8 [h, w, 1 or 3] -> uint8 [height, width, 1 or 3]."""
+    return from_pillow(to_pillow(image).resize((width, height), Image.Resampling.BICUBIC))

@@ -1,9 +1,10 @@
 """Metric `clip`: do samples show what their captions ask for, in a CLIP's eyes?
 
-    features      folder of a CLIP trained here
-    upsampler     folders of models that make the samples as large as that CLIP wants them
+    features      folder of a CLIP, which sees samples of any size as data/clip_image.py cuts them
     candidates    the best of n images for each caption, for n up to so many: rerank.png
                   (2112.10741, section 5.1)
+    rerank        folder of another CLIP, or of a classifier, that chooses the candidate which is
+                  then judged (2102.12092, section 2.6)
 
 Figures: the CLIP score of metrics/clip_score.py, and how often an image's own caption is the
 nearest of ten.
@@ -24,6 +25,7 @@ from diffusion_jax.evaluation.report import Gallery, Measured
 from diffusion_jax.files import unused, whole
 from diffusion_jax.metrics.clip_score import clip_score
 from diffusion_jax.metrics.retrieval import recall
+from diffusion_jax.pipelines import rerank
 from diffusion_jax.pipelines.conditions import conditions_of, held_out_conditions
 from diffusion_jax.pipelines.pipeline import Pipeline
 from diffusion_jax.pipelines.request import Request
@@ -56,11 +58,13 @@ class Judging(NamedTuple):
     Attributes:
       pipe: makes the samples.
       clip: the judge.
+      chooser: of the candidates, in the judge's place; None for the judge itself.
       prompts: captions of held-out images.
     """
 
     pipe: Pipeline
     clip: Run
+    chooser: Run | None
     prompts: list[str]
 
 
@@ -70,19 +74,26 @@ def measure(run: Run, options: Options) -> Measured:
     Raises:
       ConfigError: what `ready` refuses, or a model that reads no text and that no CLIP guides.
     """
-    pipe, clip, prompts = ready(run, options)
+    pipe, clip, chooser, prompts = ready(run, options)
     num = len(prompts)
     many = options.helpers.candidates or 1
     # Before the samples are made: these take hours.
     tokens = clip.tokens(prompts, truncate=True)
     texts = contrast.text_features(clip.model, tokens, options.size)
+    goals = None if chooser is None else rerank.goals(chooser, run, prompts, truncate=True)
     images = generated(pipe, prompts, many, options)
+    about = described(pipe, num)
+    if chooser is not None and goals is not None:
+        pool = images.reshape(num, many, *images.shape[1:])
+        images = rerank.best(pool, rerank.scores(chooser, goals, pool), 1)[:, 0]
+        about |= {"candidates": many, "chosen by": chooser.folder}
+        many = 1
     views = contrast.image_features(clip.model, images, options.size).reshape(num, many, -1)
     judged = judge(views, texts, prompts)
     if many > 1 and jax.process_index() == 0:
         draw(judged.figures["best of"], unused(Path(run.folder, "rerank.png")))
     best = images.reshape(num, many, *images.shape[1:])[np.arange(num), judged.best]
-    return Measured(described(pipe, num) | judged.figures, Gallery(best))
+    return Measured(about | judged.figures, Gallery(best))
 
 
 def check(run: Run, options: Options) -> None:
@@ -103,13 +114,16 @@ def ready(run: Run, options: Options) -> Judging:
     # As the run samples: config.evaluate.guidance is chosen for the page's own metric, FID mostly.
     pipe = samples.pipeline_of(run, options, page_guidance=False)
     samples.recipe_of(pipe).check(run.task, pipe.weak is not None)
-    if not isinstance(clip.task, kinds.TwoTowers) or clip.task.shape != pipe.picture_shape:
-        raise ConfigError(
-            f"--features {folder} is no CLIP of images of {pipe.picture_shape}: give the folder "
-            "of one"
-        )
+    if not isinstance(clip.task, kinds.TwoTowers):
+        raise ConfigError(f"--features {folder} is no CLIP: give the folder of one")
+    chooser = None
+    if options.helpers.rerank is not None:
+        samples.check_candidates(options)
+        chooser = open_run(options.helpers.rerank, kinds.Guide, flag="--rerank ")
+        rerank.check(chooser, pipe.picture_shape)
+        rerank.check_several(options.helpers.candidates or 1)
     run.data("the captions of metric clip are those of a run's own held-out images")
-    return Judging(pipe, clip, run.captions(options.batch.num or NUM))
+    return Judging(pipe, clip, chooser, run.captions(options.batch.num or NUM))
 
 
 def described(pipe: Pipeline, num: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, build
+from diffusion_jax.data import clip_image
 from diffusion_jax.data.image import to_unit
 from diffusion_jax.data.rows import filled
 from diffusion_jax.data.source import Record, Source
@@ -163,8 +164,8 @@ def check_tsne(run: Run, options: Options) -> None:
 
 
 def image_features(model: Model, images: np.ndarray, size: int = BATCH) -> np.ndarray:
-    """Unit vectors [N, F] of images uint8 [N, H, W, C], `size` at a time."""
-    return _batched(_encode_images, model, images, size)
+    """Unit vectors [N, F] of images uint8 [N, H, W, C] of any size, `size` at a time."""
+    return _batched(_encode_images, model, clip_image.views(images, model.task.shape), size)
 
 
 def text_features(model: Model, tokens: np.ndarray, size: int = BATCH) -> np.ndarray:

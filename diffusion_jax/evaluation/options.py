@@ -129,7 +129,7 @@ GUIDED = ("seed", "classifier", "weak", "weak_step", *RECIPE)
 CHOSEN = ("rerank", "candidates")
 CASCADE = ("upsampler", "prior", "prior_guidance", "prior_steps", "prior_best")
 SAMPLES = (*GUIDED, *CHOSEN, "rounding")
-CAPTIONS = (*GUIDED, *CASCADE, "features", "candidates", "rounding")
+CAPTIONS = (*GUIDED, *CHOSEN, *CASCADE, "features", "rounding")
 COMPARED = ("features", "resize", "reference", "blur")
 OF_SAMPLES = (*GUIDED, *CHOSEN, *CASCADE, "rounding")
 """Options that mean nothing where no samples are made."""

@@ -213,7 +213,7 @@ def check_candidates(options: Options) -> None:
     """Raises ConfigError where one of --rerank and --candidates is given without the other."""
     if (options.helpers.rerank is None) != (options.helpers.candidates is None):
         raise ConfigError(
-            "reranking needs both --rerank, a classifier's folder, and --candidates, how many to "
+            "reranking needs both --rerank, the folder of a judge, and --candidates, how many to "
             "choose from"
         )
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.build import ConfigError, build
+from diffusion_jax.data import clip_image
 from diffusion_jax.data.image import to_unit
 from diffusion_jax.runs.folder import Model, Run
 from diffusion_jax.tasks import kinds
@@ -20,8 +21,9 @@ from diffusion_jax.types import Array
 
 
 def check(judge: Run, shape: tuple[int, int, int]) -> None:
-    """Raises ConfigError where a judge sees images of another shape than `shape`."""
-    if judge.task.shape != shape:
+    """Raises ConfigError where a classifier sees images of another shape than `shape`; a CLIP sees
+    those of any, as its authors scale and cut them (data/clip_image.py)."""
+    if not isinstance(judge.task, kinds.TwoTowers) and judge.task.shape != shape:
         raise ConfigError(
             f"--rerank {judge.folder} judges images of {judge.task.shape}, this model makes "
             f"{shape}: choose another"
@@ -89,7 +91,7 @@ def scores(judge: Run, goals: np.ndarray, images: np.ndarray) -> np.ndarray:
     # Prompt by prompt, so that memory does not grow with their number.
     if isinstance(judge.task, kinds.TwoTowers):
         rows = [  # unit vectors, whose product is the cosine
-            _features(judge.model, to_unit(part)) @ text
+            _features(judge.model, to_unit(clip_image.views(part, judge.task.shape))) @ text
             for part, text in zip(images, goals, strict=True)
         ]
     else:

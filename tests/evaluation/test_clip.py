@@ -28,6 +28,22 @@ def test_the_best_candidate_is_judged():
     assert "best of" not in clip_metric.judge(views[:, :1], texts, prompts).figures
 
 
+def test_another_clip_chooses_what_is_judged(fresh, clip, monkeypatch):
+    """The judge sees one picture of each caption, which another CLIP has chosen: here that of candidate `chosen` of each."""
+    glide, seen = fresh("digits_glide"), []
+    pool = np.repeat(np.arange(6, dtype=np.uint8) * 40, 64).reshape(6, 8, 8, 1)                # 2 captions, 3 candidates
+    monkeypatch.setattr(clip_metric, "generated", lambda pipe, prompts, many, options: pool)
+    monkeypatch.setattr(clip_metric.rerank, "scores", lambda run, goals, images: np.eye(3)[[2, 0]])
+    features = clip_metric.contrast.image_features
+    monkeypatch.setattr(clip_metric.contrast, "image_features", lambda *a: seen.append(a[1]) or features(*a))
+    options = measuring(metric="clip", features=clip.folder, num=2, rerank=clip.folder, candidates=3, changes={"steps": 2})
+    measured = metrics.measured(glide, options)
+    np.testing.assert_array_equal(seen[0], pool[[2, 3]])
+    np.testing.assert_array_equal(measured.gallery.samples, pool[[2, 3]])
+    assert measured.figures["candidates"] == 3 and measured.figures["chosen by"] == clip.folder
+    assert "best of" not in measured.figures
+
+
 @pytest.mark.slow
 def test_more_candidates_are_nearer_to_their_captions(fresh, clip):
     glide = fresh("digits_glide")
@@ -43,10 +59,12 @@ def test_what_is_refused(fresh, clip):
     run = fresh("digits")
     for options, says in (
         (dict(), "needs --features, the folder of a CLIP"),
-        (dict(features=run.folder), "is no CLIP of images"),
+        (dict(features=run.folder), "is no CLIP: give"),
         (dict(features=clip.folder, num=2), "this model reads no text"),
         (dict(features=clip.folder, prior="text"), "a prior .--prior. is for a decoder of unCLIP"),
-        (dict(features=clip.folder, rerank="x"), "--rerank is for metric pixels or features, not for clip"),
+        (dict(features=clip.folder, rerank=clip.folder), "needs both --rerank, .* and --candidates"),
+        (dict(features=clip.folder, rerank=clip.folder, candidates=1), "chooses among candidates, and here is 1"),
+        (dict(features=clip.folder, rerank=run.folder, candidates=2), "give the folder of a noisy classifier or a CLIP"),
     ):
         with pytest.raises(ConfigError, match=says):
             metrics.measured(run, measuring(metric="clip", **options))

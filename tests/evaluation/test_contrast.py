@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pages import measuring, page
+from PIL import Image
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.data.image import read
@@ -27,6 +28,13 @@ def test_features_do_not_depend_on_the_batch(clip):
     tokens = clip.tokens(["a handwritten three"] * 5)
     np.testing.assert_allclose(contrast.text_features(clip.model, tokens, 2)[4], contrast.text_features(clip.model, tokens)[0],
                                atol=1e-5)
+
+
+def test_pictures_of_another_size_are_seen_as_pillow_scales_them(clip):
+    large = np.random.default_rng(1).integers(0, 256, (2, 12, 20, 1), np.uint8)
+    small = [np.asarray(Image.fromarray(x[..., 0]).resize((13, 8), Image.Resampling.BICUBIC))[:, 2:10, None] for x in large]
+    np.testing.assert_allclose(contrast.image_features(clip.model, large), contrast.image_features(clip.model, np.stack(small)),
+                               atol=1e-6)
 
 
 def test_images_find_texts_and_texts_images(clip):

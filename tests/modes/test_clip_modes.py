@@ -80,5 +80,5 @@ def test_an_inpainter_is_fine_tuned_and_edits_with_text(runs, tmp_path):
 def test_what_is_refused(tiny_run):
     with pytest.raises(ConfigError, match="needs --features, the folder of a CLIP"):
         measured(tiny_run, metric="clip")
-    with pytest.raises(ConfigError, match="is no CLIP of images"):
+    with pytest.raises(ConfigError, match="is no CLIP: give"):
         measured(tiny_run, metric="clip", features=str(tiny_run))

@@ -61,7 +61,7 @@ def test_a_dit_is_imported_and_sampled_from_the_command_line(cli, tmp_path):
     with np.load(out) as found:
         assert found["arr_0"].shape == (2, *task.shape)
     for options, says in (((), "give --features and a --reference"), (("--metric", "bpd"), "of a run's own held-out images"),
-                          (("--metric", "clip", "--features", run), "is no CLIP of images")):
+                          (("--metric", "clip", "--features", run), "is no CLIP: give")):
         done = cli("--workdir", run, "--mode", "evaluate", *options)
         assert done.code == 2 and says in done.err and done.err.count("\n") == 1, done.err
 

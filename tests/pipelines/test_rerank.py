@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from diffusion_jax.build import ConfigError
 from diffusion_jax.pipelines import rerank
@@ -87,13 +88,23 @@ def test_a_clip_reads_a_text_whole_or_says_so():
     np.testing.assert_allclose(cut, [[np.cos(0.4), np.sin(0.4)]], atol=1e-6)     # tokens: a, a, handwritten
 
 
-def test_a_clip_wants_a_text_and_every_judge_pictures_of_its_size():
+def test_a_clip_wants_a_text_and_a_classifier_pictures_of_its_size():
     with pytest.raises(ConfigError, match="a CLIP judges images by a text: give a prompt"):
         rerank.goals(CLIP, MAKER, None, [3, 9])
     with pytest.raises(ConfigError, match="--rerank runs/judge knows 10 classes, not label 12: choose another"):
         rerank.goals(CLASSIFIER, MAKER, None, [3, 12])
     with pytest.raises(ConfigError, match="--rerank runs/judge knows 10 classes, not label -1: choose another"):
         rerank.goals(CLASSIFIER, MAKER, None, [-1, 3])
-    rerank.check(CLIP, (8, 8, 1))
-    with pytest.raises(ConfigError, match=r"--rerank runs/clip judges images of \(8, 8, 1\), this model makes \(16, 16, 1\)"):
-        rerank.check(CLIP, (16, 16, 1))
+    rerank.check(CLASSIFIER, (8, 8, 1))
+    with pytest.raises(ConfigError, match=r"--rerank runs/judge judges images of \(8, 8, 1\), this model makes \(16, 16, 1\)"):
+        rerank.check(CLASSIFIER, (16, 16, 1))
+
+
+def test_a_clip_judges_pictures_of_any_size_as_pillow_scales_them():
+    large = np.random.default_rng(1).integers(0, 255, (2, 3, 20, 12, 1), np.uint8)
+    rerank.check(CLIP, large.shape[2:])
+    scaled = [[Image.fromarray(x[..., 0]).resize((8, 13), Image.Resampling.BICUBIC) for x in row] for row in large]
+    small = [[np.asarray(x)[2:10] for x in row] for row in scaled]
+    goals = rerank.goals(CLIP, MAKER, TEXTS)
+    expected = rerank.scores(CLIP, goals, np.array(small)[..., None])
+    np.testing.assert_allclose(rerank.scores(CLIP, goals, large), expected, atol=1e-6)
