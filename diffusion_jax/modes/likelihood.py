@@ -6,6 +6,10 @@
     discrete VAE   -ln p of the reconstruction, per pixel and channel; mean squared error; usage and
                    perplexity of the codebook over the whole set
 
+A first stage is measured on its own held-out images, or on those of a page:
+
+    --workdir runs/tae --config configs/emoji_vae.py:emoji/ --config.data.decode.size=64
+
 Prints a table and writes likelihood.json and, of a first stage, reconstructions.png: images above
 what is left of them. Both are of the newest; the folder `reports` keeps all. With `--lora` they are
 of the weights that it changes, and say so.
@@ -13,16 +17,21 @@ of the weights that it changes, and say so.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from diffusion_jax.build import check_options, option
+from diffusion_jax.build import ConfigError, build, check_options, option
 from diffusion_jax.data.pictures import save_png
 from diffusion_jax.evaluation import likelihood, report
 from diffusion_jax.files import writable
-from diffusion_jax.modes.options import Weights, group
+from diffusion_jax.modes.options import PAGE_HELP, Page, Weights, group
 from diffusion_jax.pipelines.lora import listed, opened
-from diffusion_jax.runs import held_out
+from diffusion_jax.runs import held_out, page
+from diffusion_jax.runs.folder import Run
+from diffusion_jax.tasks import kinds
+from diffusion_jax.train.state import plain
 
 WRITTEN = {".json": "likelihood.json", ".png": "reconstructions.png"}
 """The files of the newest, by their suffix."""
@@ -30,8 +39,9 @@ WRITTEN = {".json": "likelihood.json", ".png": "reconstructions.png"}
 
 @dataclass(frozen=True)
 class Options:
-    """Of how many images."""
+    """Of which images, and how many."""
 
+    config: Page | None = option(None, f"Of a first stage, whose held-out images. {PAGE_HELP}")
     num: int | None = option(
         None, "Held-out images at most, spread over them; all by default", least=1
     )
@@ -43,20 +53,27 @@ class Options:
 
 
 def run(options: Options, workdir: str) -> None:
-    """Measures a checkpoint on its own held-out data.
+    """Measures a checkpoint on its own held-out data, or on those of a page.
 
     Args:
-      options: of how many images.
+      options: of which images, and how many.
       workdir: the run's folder.
 
     Raises:
-      ConfigError: what `opened` refuses, or a run without data.
+      ConfigError: what `opened` refuses, a run without data, or a page for a transformer or with
+        other images than a first stage sees.
     """
     weights = options.weights
     # Another kind of model is refused with the names of these.
-    kinds = tuple(likelihood.BY_KIND)
-    measured_run = opened(workdir, kinds, weights.which, weights.step, weights.loras)
-    data = measured_run.data("likelihood is of a run's own held-out images")
+    known = tuple(likelihood.BY_KIND)
+    measured_run = opened(workdir, known, weights.which, weights.step, weights.loras)
+    about: dict[str, Any] = {}
+    if options.config is None:
+        data = measured_run.data("give a --config that says what to measure it on")
+    else:
+        data = page.data_of(plain(options.config), "give another --config")
+        check_data(measured_run, data)
+        about = {"data": data["test"].get("path", data["test"]["name"])}
     newest = {suffix: Path(workdir, name) for suffix, name in WRITTEN.items()}
     for path in newest.values():
         writable(path)
@@ -66,9 +83,10 @@ def run(options: Options, workdir: str) -> None:
     figures, picture = likelihood.measured(measured_run.model, batches)
     loras = {"lora": listed(measured_run.identity)} if measured_run.loras else {}
     count = sum(len(batch["image"]) for batch in batches)
-    lines = {**loras, "images": count, **figures}
+    lines = {**about, **loras, "images": count, **figures}
     text = json.dumps(lines, indent=2) + "\n"
-    options_set = {} if options.num is None else {"num": options.num}
+    options_set: dict[str, Any] = {} if options.num is None else {"num": options.num}
+    options_set |= about
     which = {"step": measured_run.step, "weights": measured_run.which}
     name = report.name_of("likelihood", options_set | loras, **which)
     history = report.place_of(Path(workdir, report.KEPT), name, text)
@@ -79,3 +97,24 @@ def run(options: Options, workdir: str) -> None:
             save_png(path, picture)
     for name, value in lines.items():
         print(f"{name:40} {value:.4g}" if isinstance(value, float) else f"{name:40} {value}")
+
+
+def check_data(run: Run, data: Mapping[str, Any]) -> None:
+    """Raises ConfigError for held-out images that a first stage cannot read, and for a transformer,
+    whose captions a page would spell otherwise."""
+    if isinstance(run.task, kinds.Tokens):
+        raise ConfigError(
+            f"--config is for a first stage: {run.task.noun} is measured on its own held-out images"
+        )
+    if "test" not in data:
+        raise ConfigError("mode likelihood needs data.test: add it to the --config")
+    if not len(build(data["test"])):
+        raise ConfigError("data.test has no images: there is nothing to measure")
+    shape = build(data["decode"])(build(data["test"])[0])["image"].shape
+    seen = run.task.shape
+    # The codes of a discrete VAE are of a grid, an autoencoder's latents of any.
+    if shape[-1] != seen[-1] or (isinstance(run.task, kinds.Discrete) and shape != seen):
+        raise ConfigError(
+            f"{run.task.noun} of images of {seen}, data.decode gives {shape}: choose another "
+            "--config"
+        )

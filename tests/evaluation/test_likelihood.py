@@ -58,15 +58,17 @@ def test_lpips_is_the_mean_over_images_as_files_have_them(installed):
     real, images = np.random.default_rng(0).uniform(-1, 1, (2, perceptual.PAIRS + 3, 32, 32, 1)).astype(np.float32)
     gap = np.mean(np.abs(np.float64(real) - np.clip(2 * images, -1, 1)))
     figures = likelihood.distances(real, 2 * images)
-    assert list(figures) == ["LPIPS (vgg)", "LPIPS (alex)"]
-    assert list(figures.values()) == pytest.approx([gap, 3 * gap], rel=1e-5)
+    assert list(figures) == ["SSIM", "LPIPS (vgg)", "LPIPS (alex)"]
+    assert list(figures.values())[1:] == pytest.approx([gap, 3 * gap], rel=1e-5)
+    assert list(likelihood.distances(real, real).values()) == pytest.approx([1, 0, 0])
 
 
-@pytest.mark.parametrize(("shape", "nets"), [((8, 8, 1), []), ((32, 32, 4), []), ((32, 16, 3), ["LPIPS (vgg)"])])
+@pytest.mark.parametrize(("shape", "nets"), [
+    ((8, 8, 1), []), ((32, 32, 4), ["SSIM"]), ((32, 16, 3), ["SSIM", "LPIPS (vgg)"])])
 def test_images_that_a_network_cannot_take_have_no_figure_of_it(installed, shape, nets):
     assert list(likelihood.distances(*np.zeros((2, 1, *shape), np.float32))) == nets
 
 
 def test_without_the_package_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(perceptual, "installed", lambda net: None)
-    assert likelihood.distances(*np.zeros((2, 1, 32, 32, 3), np.float32)) == {}
+    assert likelihood.distances(*np.zeros((2, 1, 32, 32, 3), np.float32)) == {"SSIM": 1}

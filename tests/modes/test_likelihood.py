@@ -31,8 +31,35 @@ def test_likelihood_of_both_stages(token_runs, cli, tiny_run):
 def test_likelihood_needs_data(tmp_path, monkeypatch):
     model = without_data("digits_vae", tmp_path)
     monkeypatch.setattr(likelihood, "opened", lambda *_: model)
-    with pytest.raises(ConfigError, match="without data: likelihood is of"):
+    with pytest.raises(ConfigError, match="without data: give a --config"):
         ask("likelihood", tmp_path)
+
+
+def test_a_first_stage_without_data_is_measured_on_those_of_a_page(tmp_path, monkeypatch):
+    """Images of the digits, 8x8: all that is seen of the network here is what it is given."""
+    model = without_data("digits_vae", tmp_path)
+    monkeypatch.setattr(likelihood, "opened", lambda *_: model)
+    seen = []
+    monkeypatch.setattr(likelihood.likelihood, "measured", lambda model, batches: seen.extend(batches) or Likelihood({"sum": 1}))
+    ask("likelihood", tmp_path, num=4, config=page("digits"))
+    assert seen[0]["image"].shape == (4, 8, 8, 1)
+    report = json.loads((tmp_path / "likelihood.json").read_text())
+    assert report == {"data": "diffusion_jax.data.digits:Digits", "images": 4, "sum": 1}
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"test": None}, "needs data.test"), ({"decode": {"channels": 3}}, r"images of \(8, 8, 1\), data.decode gives \(8, 8, 3\)")])
+def test_pages_that_a_first_stage_cannot_be_measured_on(tmp_path, monkeypatch, changes, says):
+    model = without_data("digits_vae", tmp_path)
+    monkeypatch.setattr(likelihood, "opened", lambda *_: model)
+    config = page("digits").to_dict()
+    for part, change in changes.items():
+        if change is None:
+            del config["data"][part]
+        else:
+            config["data"][part] |= change
+    with pytest.raises(ConfigError, match=says):
+        ask("likelihood", tmp_path, config=config)
 
 
 def factors(kernel, path):
