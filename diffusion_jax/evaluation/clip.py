@@ -121,7 +121,6 @@ def ready(run: Run, options: Options) -> Judging:
         samples.check_candidates(options)
         chooser = open_run(options.helpers.rerank, kinds.Guide, flag="--rerank ")
         rerank.check(chooser, pipe.picture_shape)
-        rerank.check_several(options.helpers.candidates or 1)
     run.data("the captions of metric clip are those of a run's own held-out images")
     return Judging(pipe, clip, chooser, run.captions(options.batch.num or NUM))
 

@@ -210,12 +210,16 @@ def best_of(samples: Samples, judge: Run, candidates: int) -> Best:
 
 
 def check_candidates(options: Options) -> None:
-    """Raises ConfigError where one of --rerank and --candidates is given without the other."""
+    """Raises ConfigError where one of --rerank and --candidates is given without the other, or a
+    single candidate."""
     if (options.helpers.rerank is None) != (options.helpers.candidates is None):
         raise ConfigError(
             "reranking needs both --rerank, the folder of a judge, and --candidates, how many to "
             "choose from"
         )
+    # A sweep begins at one, where nothing is chosen.
+    if options.helpers.candidates is not None and options.swept != "candidates":
+        rerank.check_several(options.helpers.candidates)
 
 
 def check_classes(task: Any, num: int, classes: int) -> None:
