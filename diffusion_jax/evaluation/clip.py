@@ -12,6 +12,7 @@ nearest of ten.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,9 +112,12 @@ def ready(run: Run, options: Options) -> Judging:
     if folder is None:
         raise ConfigError("metric clip needs --features, the folder of a CLIP")
     clip = open_run(folder)
-    # As the run samples: config.evaluate.guidance is chosen for the page's own metric, FID mostly.
-    pipe = samples.pipeline_of(run, options, page_guidance=False)
-    samples.recipe_of(pipe).check(run.task, pipe.weak is not None)
+    if isinstance(run.task, kinds.Tokens):
+        pipe = samples.token_pipeline(run, options)
+    else:
+        # As it samples: config.evaluate.guidance is chosen for the page's own metric, FID mostly.
+        pipe = samples.pipeline_of(run, options, page_guidance=False)
+        samples.recipe_of(pipe).check(run.task, pipe.weak is not None)
     if not isinstance(clip.task, kinds.TwoTowers):
         raise ConfigError(f"--features {folder} is no CLIP: give the folder of one")
     chooser = None
@@ -127,27 +131,29 @@ def ready(run: Run, options: Options) -> Judging:
 
 def described(pipe: Pipeline, num: int) -> dict[str, Any]:
     """How many captions there are, and how a pipeline samples."""
-    figures = samples.described(pipe)
+    figures = asdict(pipe.recipe) if pipe.makes_tokens else samples.described(pipe)
     return {"captions": num} | {name: figures[name] for name in figures if name != "sampler"}
 
 
 def generated(pipe: Pipeline, prompts: Sequence[str], many: int, options: Options) -> np.ndarray:
     """Samples of a pipeline, `many` of each prompt in a row: uint8 [P * many, H, W, C]."""
     total = len(prompts) * many
-    raw = _raw(pipe, prompts, total, options.batch.seed or 0)
+    request = Request(prompt=tuple(prompts), truncate=True)  # captions are cut as in training
+    if pipe.makes_tokens:
+        return pipe(request, many, options.seed, options.size).images
+    raw = _raw(pipe, request, total, options.batch.seed or 0)
     made = pipe.images(raw, total, options.seed, options.size)
     rounding = options.measure.rounding or "nearest"
     return np.concatenate([to_pixels(batch, rounding) for batch in made])
 
 
-def _raw(pipe: Pipeline, prompts: Sequence[str], total: int, seed: int) -> Raw:
+def _raw(pipe: Pipeline, request: Request, total: int, seed: int) -> Raw:
     """The conditions of `total` samples; the seed is that of a prior."""
     task = pipe.run.task
     # What is made of an image, a mask or a small copy, is made of held-out ones; what unCLIP's
     # decoder reads comes from its prior.
     derived = bool(task.cond.derived) and task.embedder is None
     extra = held_out_conditions(pipe.run, total) if derived else None
-    request = Request(prompt=tuple(prompts), truncate=True)  # captions are cut as in training
     return conditions_of(pipe.run, request, total, seed, pipe.guide, pipe.prior, extra)
 
 

@@ -48,7 +48,7 @@ class Metric(NamedTuple):
     """One line of the table.
 
     Attributes:
-      kind: of the models that have it, one of tasks/kinds.py.
+      kind: of the models that have it, of tasks/kinds.py, one or several.
       measure: (run, options) -> what was measured; calls `check` first.
       check: (run, options), raises ConfigError for what would be refused, before anything is made.
       takes: the options that it looks at, by the names of their flags, beside `options.RUN`.
@@ -255,7 +255,7 @@ METRICS = {
         kinds.Pictures, compare.of_run, compare.check, (*flags.SAMPLES, *flags.COMPARED)
     ),
     "bpd": Metric(kinds.Pictures, bits, check_bits, ("seed", "steps")),
-    "clip": Metric(kinds.Pictures, clip.measure, clip.check, flags.CAPTIONS),
+    "clip": Metric((kinds.Pictures, kinds.Tokens), clip.measure, clip.check, flags.CAPTIONS),
     "accuracy": Metric(kinds.Classifier, accuracy, check_accuracy, ("seed",)),
     "retrieval": Metric(kinds.TwoTowers, contrast.retrieval, contrast.check_retrieval),
     "zero_shot": Metric(
@@ -297,7 +297,7 @@ def _changed(options: Options) -> dict[str, Any]:
 
 
 def metrics_of(task: Task) -> tuple[str, ...]:
-    """The metrics of a model, the default one first; none of an autoencoder or of tokens."""
+    """The metrics of a model, the default one first; none of an autoencoder."""
     return tuple(name for name, metric in METRICS.items() if isinstance(task, metric.kind))
 
 
@@ -377,6 +377,11 @@ def ready(task: Task, config: Mapping[str, Any], numbers: Sequence[int], classes
     network = section.get("features") or None
     if network is not None:
         features.network_of(network, section.get("resize") or None)
+    elif isinstance(task, kinds.Tokens):
+        raise ConfigError(
+            f"samples of {task.noun} are judged by a CLIP: give config.evaluate.features, its "
+            "folder, or set evaluate.num, and evaluate.every, to 0"
+        )
     if section.get("reference"):
         existing(section["reference"])
     if not isinstance(task, kinds.Pictures):

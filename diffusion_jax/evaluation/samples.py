@@ -277,3 +277,14 @@ def pipeline_of(run: Run, options: Options, page_guidance: bool = True) -> Pipel
     if options.swept == "guidance" and not recipe.guides:
         return replace(pipe, weak=None)  # at the scale 1 of a sweep there is nothing to guide away
     return pipe
+
+
+def token_pipeline(run: Run, options: Options) -> Pipeline:
+    """What makes the samples of a transformer over tokens.
+
+    Raises:
+      ConfigError: a folder that helps diffusion models, an option that a `Draw` does not have, or a
+        value that it cannot have.
+    """
+    pipe = helped(run, replace(options.helpers, rerank=None, candidates=None))
+    return pipe.using(**options.changes)

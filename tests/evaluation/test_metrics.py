@@ -28,7 +28,7 @@ def empty(name, arg="tiny", **changes):
 @pytest.mark.parametrize(("name", "names"), [
     ("digits", ("pixels", "features", "bpd", "clip")), ("digits_glide", ("pixels", "features", "bpd", "clip")),
     ("digits_classifier", ("accuracy",)), ("digits_clip", ("retrieval", "zero_shot", "tsne")),
-    ("digits_vae", ()), ("digits_dvae", ()),
+    ("digits_dalle", ("clip",)), ("digits_vae", ()), ("digits_dvae", ()),
 ])
 def test_every_kind_has_its_metrics(name, names):
     assert metrics.metrics_of(task_of(plain(page(name)))) == names
@@ -91,6 +91,7 @@ def test_latents_are_no_pictures_to_compare_with(tmp_path):
 @pytest.mark.parametrize(("name", "section", "says"), [
     ("digits", dict(num=20), ""), ("digits_classifier", dict(num=20), ""), ("digits_dvae", dict(num=0), ""),
     ("digits_dvae", dict(num=20), "no metric of a discrete VAE: set evaluate.num"),
+    ("digits_dalle", dict(num=20), "a transformer over .* are judged by a CLIP: give config.evaluate.features"),
     ("digits", dict(num=5), "5 samples do not cover the 10 classes"),
     ("digits", dict(num=20, features="stub", reference="missing.npz"), "missing.npz: no such file"),
     ("digits", dict(num=20, features="nothing=x"), "unknown feature network"),

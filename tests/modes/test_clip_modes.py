@@ -1,5 +1,6 @@
 """A tiny CLIP and a tiny GLIDE from page to figures: retrieval, prompts, guidance by CLIP, the metric, editing with text."""
 import json
+import re
 
 import numpy as np
 import pytest
@@ -57,6 +58,21 @@ def test_prompts_guidance_and_the_metric(runs, tmp_path):
     report = measured(glide, metric="clip", features=clip, num=10, candidates=3, steps=2)
     best = list(report["best of"].values())
     assert list(report["best of"]) == ["1", "2", "3"] and best == sorted(best) and (glide / "rerank.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_clip_judges_a_transformer_over_tokens(token_runs, runs, cli):
+    """The more candidates the nearer to the captions, of pictures of 8x8 that are drawn token by token."""
+    dalle, clip = token_runs / "digits_dalle", str(runs / "digits_clip")
+    report = measured(dalle, metric="clip", features=clip, num=6, candidates=3, temperature=0.9)
+    best = list(report["best of"].values())
+    assert len(best) == 3 and best == sorted(best) and report["captions"] == 6 and report["temperature"] == 0.9
+    chosen = measured(dalle, metric="clip", features=clip, num=6, candidates=3, temperature=0.9, rerank=clip)
+    assert 100 * chosen["cosine"] == pytest.approx(best[-1], abs=1e-4)          # of one CLIP that chooses and judges
+    for flags, says in ((("--features", clip, "--steps", 3), "unknown .* 'steps'"), ((), "needs --features"),
+                        (("--features", clip, "--prior", "text"), "prior .--prior. is for diffusion models")):
+        done = cli("--workdir", dalle, "--mode", "evaluate", *flags)
+        assert done.code == 2 and re.search(says, done.err) and done.err.count("\n") == 1, done.err
 
 
 @pytest.mark.slow
