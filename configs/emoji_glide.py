@@ -57,9 +57,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = dict(
         train=source(folder, "train"), test=source(folder, "val"), decode=dict(name="diffusion_jax.data.image:Decode", size=size),
     )
-    config.batch = 64
+    config.batch = 16 if size == 64 else 64
     config.accumulate = 1
-    config.steps = dict(inpaint=200, upsample=600, upsample64=600).get(part, 1000)
+    config.steps = dict(inpaint=200, upsample=600, upsample64=800).get(part, 1600)
     if part == "inpaint":
         config.init = "runs/emoji_glide"
     config.optim = dict(

@@ -68,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.first_stage = "runs/emoji_clip"
     config.batch = 64 if name in ("prior", "ar") else 16 if large else 32
     config.accumulate = 1
-    config.steps = dict(prior=1500, ar=800).get(name, 700)
+    config.steps = 700 if large else dict(prior=1500, ar=800).get(name, 1400)
     config.optim = dict(
         name="diffusion_jax.train.optim:optimizer", method="adamw", lr=1e-3, schedule="cosine", warmup=100, steps=config.steps,
         clip=1.0, weight_decay=6e-2 if name in ("prior", "ar") else 0.0,

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffusion_jax.build import ConfigError, build, check_options, option
 from diffusion_jax.data.pictures import save_png
 from diffusion_jax.evaluation import likelihood, report
@@ -110,7 +112,8 @@ def check_data(run: Run, data: Mapping[str, Any]) -> None:
         raise ConfigError("mode likelihood needs data.test: add it to the --config")
     if not len(build(data["test"])):
         raise ConfigError("data.test has no images: there is nothing to measure")
-    shape = build(data["decode"])(build(data["test"])[0])["image"].shape
+    record = build(data["test"])[0]
+    shape = build(data["decode"])(record, np.random.default_rng(0))["image"].shape
     seen = run.task.shape
     # The codes of a discrete VAE are of a grid, an autoencoder's latents of any.
     if shape[-1] != seen[-1] or (isinstance(run.task, kinds.Discrete) and shape != seen):
