@@ -14,9 +14,12 @@ of configs/emoji_clip.py, whose `,noised` CLIP guides: --classifier runs/emoji_c
     python -m diffusion_jax.main --workdir runs/emoji_glide --mode evaluate --metric clip --features runs/emoji_clip \\
         --upsampler runs/emoji_up --guidance 3 --classifier runs/emoji_clip_noised --classifier_scale 2
 
-Hardware: 2 CPU cores, an hour. Expect that of 100 held-out captions 0.54, 0.65 and 0.72 are the first of ten in the eyes of that
-CLIP (chance is 0.1), and CLIP scores of 45, 53 and 56, without guidance, with --guidance 3, and with both (--steps 15);
-docs/experiments.md has all scales. Inpainting (--op inpaint) changes nothing outside its rectangles.
+Hardware: 2 CPU cores; on one of them the base takes 46 minutes, `,upsample64` 20. Expect a loss on held-out emoji of 0.142 and
+0.066. In the eyes of the judge of configs/emoji_clip.py, 0.82 of 50 captions that were trained on are the first of ten at
+64x64 and 0.36 of held-out ones, and to the eye faces and people are what they should be (docs/gallery.md). After 1,000 steps,
+of 100 held-out captions 0.54, 0.65 and 0.72 are the first of ten in the eyes of runs/emoji_clip (chance is 0.1), and CLIP
+scores of 45, 53 and 56, without guidance, with --guidance 3, and with both (--steps 15); docs/experiments.md has all scales.
+Inpainting (--op inpaint) changes nothing outside its rectangles.
 """
 from ml_collections import ConfigDict
 

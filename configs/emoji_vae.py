@@ -9,8 +9,8 @@ discriminator. At a weight of 1 the gradient of the pixels in the parameters as 
 LPIPS (8 emoji).
 
 Hardware: 2 CPU cores, five minutes on one of them, twelve with LPIPS. Expect on the 354 held-out pictures (--mode likelihood)
-PSNR 19.6 dB, SSIM 0.68 and LPIPS (vgg) 0.16 with LPIPS, without it 19.8 dB (another run 20.5), 0.70 and 0.27; per batch without it
-17.0 dB when the discriminator starts, 18.7 while its weight rises, 19.5 at the end.
+PSNR 19.6 dB, SSIM 0.68 and LPIPS (vgg) 0.16 with LPIPS, without it 19.8 dB (another run 20.5), 0.70 and 0.27; per batch
+without it 17.0 dB when the discriminator starts, 18.7 while its weight rises, 19.5 at the end.
 """
 from ml_collections import ConfigDict
 
