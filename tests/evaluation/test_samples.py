@@ -84,7 +84,8 @@ def test_a_killed_evaluation_goes_on(run, stub, monkeypatch):
 @pytest.mark.slow
 def test_the_best_of_several_candidates_are_surer(run, judge):
     def sureness(**options):
-        images = samples.sampled(run, measuring(num=20, changes={"steps": "2"}, **options)).images
+        sweep = dataclasses.replace(measuring(num=20, changes={"steps": "2"}, **options), swept="candidates")  # from 1 on
+        images = samples.sampled(run, sweep).images
         batch = rows(images, 20)
         return rerank.sureness(judge.model, to_unit(batch["image"]), batch["label"]), batch["label"]
 
@@ -97,6 +98,7 @@ def test_the_best_of_several_candidates_are_surer(run, judge):
 @pytest.mark.parametrize(("options", "says"), [
     (dict(candidates=2), "needs both --rerank"),
     (dict(rerank="x"), "needs both --rerank"),
+    (dict(rerank="x", candidates=1), "chooses among candidates, and here is 1"),
     (dict(weak_step=2), "--weak_step is a step of the run --weak"),
     (dict(changes={"classifier_scale": 2.0}), "--classifier_scale needs a --classifier"),
     (dict(changes={"phi": 0.5}), "phi .* is of guidance, which is 1 here"),
