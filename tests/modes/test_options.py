@@ -166,7 +166,7 @@ def test_space_around_a_number_is_none_of_it():
     assert (options.num, options.sampling.changes, options.seed) == (3, {"guidance": 2.0}, 7)
 
 
-READ_PAGES = ("train", "plan", "reference", "encode", "page", "lineage")
+READ_PAGES = ("train", "plan", "reference", "encode", "likelihood", "page", "lineage")
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in READ_PAGES])

@@ -115,7 +115,7 @@ def home(tmp_path_factory):
     for name in ("before", "after"):
         told(classes(root / name / "photos", each=1))
     latents(root / "after" / "runs" / "photos_latents")
-    for name in ("digits", "photos"):
+    for name in ("digits", "photos", "flowers64"):
         save_start(root / "after" / "runs" / name, plain(pages.read("digits")), {"a": np.zeros(1)})
     return root
 
