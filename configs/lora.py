@@ -33,8 +33,8 @@ def data_of(of_base: dict, pictures: str | None) -> dict:
     decode = of_base["data"]["decode"]
     if decode["name"] == "diffusion_jax.data.latents:Draw":
         height, _, channels = task_of(of_base).picture_shape
-        texts = {key: decode[key] for key in ("tokenizer",) if key in decode}
-        decode = dict(name="diffusion_jax.data.image:Decode", size=height, channels=channels, flip=True, **texts)
+        pixels = dict(name="diffusion_jax.data.image:Decode", size=height, channels=channels, flip=True)
+        decode = pixels | ({"tokenizer": decode["tokenizer"]} if "tokenizer" in decode else {})
     return dict(train=source | {"split": "train"}, test=source | {"split": "test"}, decode=decode)
 
 

@@ -283,8 +283,10 @@ def token_pipeline(run: Run, options: Options) -> Pipeline:
     """What makes the samples of a transformer over tokens.
 
     Raises:
-      ConfigError: a folder that helps diffusion models, an option that a `Draw` does not have, or a
-        value that it cannot have.
+      ConfigError: a folder or an option that is for diffusion models, or a value that it cannot
+        have.
     """
+    if options.measure.rounding is not None:
+        raise ConfigError("--rounding is for diffusion models: pictures of tokens are rounded once")
     pipe = helped(run, replace(options.helpers, rerank=None, candidates=None))
     return pipe.using(**options.changes)

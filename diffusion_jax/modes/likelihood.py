@@ -67,8 +67,8 @@ def run(options: Options, workdir: str) -> None:
     """
     weights = options.weights
     # Another kind of model is refused with the names of these.
-    known = tuple(likelihood.BY_KIND)
-    measured_run = opened(workdir, known, weights.which, weights.step, weights.loras)
+    measurable = tuple(likelihood.BY_KIND)
+    measured_run = opened(workdir, measurable, weights.which, weights.step, weights.loras)
     about: dict[str, Any] = {}
     if options.config is None:
         data = measured_run.data("give a --config that says what to measure it on")
@@ -114,10 +114,10 @@ def check_data(run: Run, data: Mapping[str, Any]) -> None:
         raise ConfigError("data.test has no images: there is nothing to measure")
     record = build(data["test"])[0]
     shape = build(data["decode"])(record, np.random.default_rng(0))["image"].shape
-    seen = run.task.shape
+    own = run.task.shape
     # The codes of a discrete VAE are of a grid, an autoencoder's latents of any.
-    if shape[-1] != seen[-1] or (isinstance(run.task, kinds.Discrete) and shape != seen):
+    if shape[-1] != own[-1] or (isinstance(run.task, kinds.Discrete) and shape != own):
         raise ConfigError(
-            f"{run.task.noun} of images of {seen}, data.decode gives {shape}: choose another "
+            f"{run.task.noun} of images of {own}, data.decode gives {shape}: choose another "
             "--config"
         )

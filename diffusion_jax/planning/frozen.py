@@ -59,8 +59,10 @@ def _spec(page: dict[str, Any], where: str) -> dict[str, Any]:
     if isinstance(first, kinds.TwoTowers):
         return first_stage.embedder_spec(page, COMPONENTS)
     if not isinstance(first, kinds.Encoding | kinds.Discrete | Perceptual):
-        known = "plans know autoencoders, CLIPs and LPIPS as first stages"
-        raise ConfigError(f"{known}: {where} holds {first.noun}")
+        raise ConfigError(
+            "plans know autoencoders, CLIPs and LPIPS as first stages: "
+            f"{where} holds {first.noun}"
+        )
     return page["task"] | ({"model": page["model"]} if "model" in page else {})
 
 

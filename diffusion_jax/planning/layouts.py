@@ -183,8 +183,8 @@ def batch_of(config: Mapping[str, Any], task: Any) -> Raw:
     if first is None and hasattr(task.model, "image_codes"):
         batch["codes"] = of(task.model.grid**2)
     else:
-        seen = task if first is None or isinstance(first, Perceptual) else first
-        batch["image"] = of(*seen.shape, dtype=jnp.float32)
+        reader = task if first is None or isinstance(first, Perceptual) else first
+        batch["image"] = of(*reader.shape, dtype=jnp.float32)
     if "label" in task.needs or task.num_classes:
         batch["label"] = of()
     if {"tokens", "caption"} & set(task.needs):

@@ -30,15 +30,15 @@ def test_the_best_candidate_is_judged():
 
 def test_another_clip_chooses_what_is_judged(fresh, clip, monkeypatch):
     """The judge sees one picture of each caption, which another CLIP has chosen: here that of candidate `chosen` of each."""
-    glide, seen = fresh("digits_glide"), []
+    glide, judged = fresh("digits_glide"), []
     pool = np.repeat(np.arange(6, dtype=np.uint8) * 40, 64).reshape(6, 8, 8, 1)                # 2 captions, 3 candidates
     monkeypatch.setattr(clip_metric, "generated", lambda pipe, prompts, many, options: pool)
     monkeypatch.setattr(clip_metric.rerank, "scores", lambda run, goals, images: np.eye(3)[[2, 0]])
     features = clip_metric.contrast.image_features
-    monkeypatch.setattr(clip_metric.contrast, "image_features", lambda *a: seen.append(a[1]) or features(*a))
+    monkeypatch.setattr(clip_metric.contrast, "image_features", lambda *a: judged.append(a[1]) or features(*a))
     options = measuring(metric="clip", features=clip.folder, num=2, rerank=clip.folder, candidates=3, changes={"steps": 2})
     measured = metrics.measured(glide, options)
-    np.testing.assert_array_equal(seen[0], pool[[2, 3]])
+    np.testing.assert_array_equal(judged[0], pool[[2, 3]])
     np.testing.assert_array_equal(measured.gallery.samples, pool[[2, 3]])
     assert measured.figures["candidates"] == 3 and measured.figures["chosen by"] == clip.folder
     assert "best of" not in measured.figures

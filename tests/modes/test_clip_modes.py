@@ -70,6 +70,7 @@ def test_a_clip_judges_a_transformer_over_tokens(token_runs, runs, cli):
     chosen = measured(dalle, metric="clip", features=clip, num=6, candidates=3, temperature=0.9, rerank=clip)
     assert 100 * chosen["cosine"] == pytest.approx(best[-1], abs=1e-4)          # of one CLIP that chooses and judges
     for flags, says in ((("--features", clip, "--steps", 3), "unknown .* 'steps'"), ((), "needs --features"),
+                        (("--features", clip, "--rounding", "down"), "--rounding is for diffusion models"),
                         (("--features", clip, "--prior", "text"), "prior .--prior. is for diffusion models")):
         done = cli("--workdir", dalle, "--mode", "evaluate", *flags)
         assert done.code == 2 and re.search(says, done.err) and done.err.count("\n") == 1, done.err

@@ -39,10 +39,10 @@ def test_a_first_stage_without_data_is_measured_on_those_of_a_page(tmp_path, mon
     """Images of the digits, 8x8: all that is seen of the network here is what it is given."""
     model = without_data("digits_vae", tmp_path)
     monkeypatch.setattr(likelihood, "opened", lambda *_: model)
-    seen = []
-    monkeypatch.setattr(likelihood.likelihood, "measured", lambda model, batches: seen.extend(batches) or Likelihood({"sum": 1}))
+    given = []
+    monkeypatch.setattr(likelihood.likelihood, "measured", lambda model, batches: given.extend(batches) or Likelihood({"sum": 1}))
     ask("likelihood", tmp_path, num=4, config=page("digits"))
-    assert seen[0]["image"].shape == (4, 8, 8, 1)
+    assert given[0]["image"].shape == (4, 8, 8, 1)
     report = json.loads((tmp_path / "likelihood.json").read_text())
     assert report == {"data": "diffusion_jax.data.digits:Digits", "images": 4, "sum": 1}
 
